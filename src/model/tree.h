@@ -1,0 +1,275 @@
+/* The process tree as plain data: everything an image says except the pages.
+ *
+ * A tree is filled by the capture half of the resources, crosses the wire (wire/tree_codec), and is
+ * read by the rebuild half. It holds no descriptor and makes no system call. All of it lives in one
+ * arena: tree_free() frees everything. Arrays are (pointer, n). Pids are as the host's pid namespace
+ * shows them. A uint64_t named *_va is an address in the task. */
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include "base/arena.h"
+
+enum { TREE_NSIG = 64 };
+
+/* ---- memory ---- */
+
+enum vma_kind {
+	VMA_ANON = 1,	  /* private anonymous, heap and stack included */
+	VMA_SHARED_OBJ,	  /* shared anonymous or memfd: contents in a shared object */
+	VMA_FILE_PRIVATE, /* private mapping of a file (or of a memfd: then object is set) */
+	VMA_FILE_SHARED,  /* shared mapping of a regular file: contents in the file */
+	VMA_VDSO,	  /* vdso and its data pages: mapped by the kernel, never copied */
+	VMA_VSYSCALL,
+};
+
+enum vma_flag { /* from the VmFlags line of smaps, proc_pid_smaps(5) */
+	VMA_F_GROWSDOWN = 1 << 0, /* gd */
+	VMA_F_DONTFORK = 1 << 1,  /* dc */
+	VMA_F_DONTDUMP = 1 << 2,  /* dd */
+	VMA_F_HUGEPAGE = 1 << 3,  /* hg */
+	VMA_F_NOHUGEPAGE = 1 << 4,/* nh */
+	VMA_F_MERGEABLE = 1 << 5, /* mg */
+	VMA_F_NORESERVE = 1 << 6, /* nr */
+	VMA_F_WIPEONFORK = 1 << 7,/* wf */
+	VMA_F_SEQ = 1 << 8,	  /* sr */
+	VMA_F_RAND = 1 << 9,	  /* rr */
+	VMA_F_LOCKED = 1 << 10,	  /* lo */
+	VMA_F_GUARD = 1 << 11,	  /* gu: may hold guard pages, 6.14+ */
+};
+
+struct vma {
+	uint64_t start, end, offset; /* bytes; page aligned */
+	uint32_t prot;		     /* PROT_READ|WRITE|EXEC */
+	enum vma_kind kind;
+	uint32_t flags; /* enum vma_flag */
+	uint32_t file;	/* index into tree.mapped_files, for FILE_*; UINT32_MAX if none */
+	uint32_t object; /* index into tree.objects, for SHARED_OBJ; UINT32_MAX if none */
+	const char *name; /* [heap], [stack], [anon:…] name without brackets' "anon:" prefix kept, or NULL */
+	uint64_t ino;	/* identity as seen at the source, for telling remaps apart */
+	uint64_t dev;
+};
+
+struct mapped_file { /* a regular file that is mapped or is an executable */
+	const char *path;
+	uint64_t size, ino, dev, mtime_ns;
+	bool writable; /* some shared mapping of it may be written: open read-write */
+	uint8_t build_id[20];
+	uint8_t build_id_len; /* 0: not an ELF file with a note */
+};
+
+enum object_kind { OBJ_SHARED_ANON = 1, OBJ_MEMFD };
+
+struct shared_object { /* memory shared by several mappings, or by a mapping and a descriptor */
+	enum object_kind kind;
+	const char *name; /* memfd: name given to memfd_create */
+	uint64_t size;	  /* bytes */
+	uint32_t seals;	  /* F_SEAL_* */
+	uint64_t ino, dev;
+};
+
+struct mm { /* one address space */
+	struct vma *vmas;
+	size_t n_vmas;
+	uint64_t start_code, end_code, start_data, end_data, start_brk, brk, start_stack;
+	uint64_t arg_start, arg_end, env_start, env_end;
+	const uint8_t *auxv;
+	size_t auxv_len;
+	uint32_t exe_file; /* index into tree.mapped_files */
+	int dumpable;	   /* PR_GET_DUMPABLE */
+	bool thp_disable;
+	uint64_t layout_digest; /* of the raw maps text: equal means nothing to do */
+};
+
+/* ---- threads ---- */
+
+struct siginfo_rec { /* one queued signal, as the kernel hands it out: 128 bytes of siginfo_t */
+	uint8_t info[128];
+};
+
+struct thread {
+	pid_t tid;
+	char comm[16];
+	/* registers: NT_PRSTATUS (user_regs_struct, 27 u64) and NT_X86_XSTATE, as ptrace gives them;
+	 * already mended for an interrupted system call. Filled at the final stop only. */
+	const uint8_t *gpregs;
+	size_t gpregs_len;
+	const uint8_t *xstate;
+	size_t xstate_len;
+	uint64_t sigmask;
+	struct siginfo_rec *pending;
+	size_t n_pending;
+	uint64_t altstack_sp, altstack_size;
+	int32_t altstack_flags;
+	uint64_t clear_tid_va;
+	uint64_t robust_list_va, robust_list_len;
+	uint64_t rseq_va;
+	uint32_t rseq_len, rseq_sig, rseq_flags;
+	int sched_policy, sched_prio, nice;
+	uint64_t sched_runtime, sched_deadline, sched_period; /* SCHED_DEADLINE: refused */
+	uint32_t sched_flags;
+	const uint8_t *affinity; /* cpu mask bytes */
+	size_t affinity_len;
+	int pdeathsig;
+	uint64_t timer_slack_ns;
+	uint32_t io_prio;
+	bool no_new_privs;
+};
+
+/* ---- per-process attributes ---- */
+
+struct sigaction_rec { /* kernel's struct sigaction, rt_sigaction(2) */
+	uint64_t handler, flags, restorer, mask;
+};
+
+struct creds {
+	uint32_t uid, euid, suid, fsuid, gid, egid, sgid, fsgid;
+	uint32_t *groups;
+	size_t n_groups;
+	uint64_t cap_inh, cap_prm, cap_eff, cap_bnd, cap_amb;
+	uint32_t securebits;
+};
+
+struct rlimit_rec {
+	uint64_t cur, max;
+};
+
+struct itimer_rec { /* ITIMER_REAL, VIRTUAL, PROF: microseconds */
+	uint64_t interval_us, value_us;
+};
+
+struct posix_timer_rec { /* timer_create(2); remaining time at the stop */
+	int32_t id;
+	int32_t clockid;
+	int32_t notify; /* SIGEV_* */
+	int32_t signo;
+	pid_t notify_tid;
+	uint64_t sigval;
+	uint64_t interval_ns, value_ns;
+	int32_t overrun;
+};
+
+struct fd_entry {
+	int32_t fd;
+	uint32_t file; /* index into tree.files */
+	bool cloexec;
+};
+
+struct process {
+	pid_t pid, ppid, pgid, sid;
+	bool zombie;	    /* exited and not reaped: only pid, ids and exit_status are valid */
+	int32_t exit_status;/* as wait(2) will report */
+	uint32_t exit_signal;
+	struct thread *threads; /* [0] is the leader */
+	size_t n_threads;
+	struct mm mm;
+	struct sigaction_rec sigactions[TREE_NSIG]; /* [signo - 1] */
+	struct siginfo_rec *pending;		    /* process-directed */
+	size_t n_pending;
+	struct creds creds;
+	struct rlimit_rec rlimits[16];
+	struct itimer_rec itimers[3];
+	struct posix_timer_rec *timers;
+	size_t n_timers;
+	struct fd_entry *fds;
+	size_t n_fds;
+	const char *cwd, *root;
+	uint32_t umask;
+	int32_t oom_score_adj;
+	bool child_subreaper;
+	uint32_t personality;
+};
+
+/* ---- open file descriptions ---- */
+
+enum file_kind {
+	FILE_REGULAR = 1, /* and directories */
+	FILE_CHARDEV,
+	FILE_PIPE,
+	FILE_EVENTFD,
+	FILE_EPOLL,
+	FILE_TIMERFD,
+	FILE_SIGNALFD,
+	FILE_MEMFD,
+	FILE_TCP_LISTEN,
+	FILE_UNIX_LISTEN,
+};
+
+struct epoll_target {
+	int32_t fd;	/* number under which the target was added */
+	uint32_t file;	/* index into tree.files */
+	uint32_t events;
+	uint64_t data;
+};
+
+struct sockopt_rec {
+	int32_t level, name;
+	const uint8_t *value;
+	uint32_t len;
+};
+
+struct file { /* one open file description: what dup and fork share */
+	enum file_kind kind;
+	uint32_t flags; /* F_GETFL, with O_PATH, O_DIRECT etc. */
+	uint64_t pos;
+	int32_t owner_type, owner_pid, owner_sig; /* F_GETOWN_EX, F_GETSIG */
+	/* REGULAR, CHARDEV, UNIX_LISTEN */
+	const char *path;
+	uint64_t size, ino, dev, mtime_ns, rdev;
+	uint32_t mode;
+	/* PIPE: both ends carry the pipe's inode; the contents travel with the first file of it */
+	uint64_t pipe_ino;
+	bool pipe_has_data; /* this entry carries data and capacity */
+	const uint8_t *data;
+	size_t data_len;
+	uint32_t pipe_capacity; /* bytes */
+	bool pipe_packet;	/* O_DIRECT pipe */
+	/* EVENTFD */
+	uint64_t counter;
+	bool semaphore;
+	/* EPOLL */
+	struct epoll_target *targets;
+	size_t n_targets;
+	/* TIMERFD: remaining time at the stop, for relative; absolute clocks go on by themselves */
+	int32_t clockid;
+	uint32_t settime_flags;
+	uint64_t value_ns, interval_ns, ticks;
+	/* SIGNALFD */
+	uint64_t sigmask;
+	/* MEMFD */
+	uint32_t object; /* index into tree.objects */
+	/* TCP_LISTEN, UNIX_LISTEN */
+	int32_t sock_family, sock_type, sock_protocol, backlog;
+	const uint8_t *sockaddr;
+	uint32_t sockaddr_len;
+	struct sockopt_rec *opts;
+	size_t n_opts;
+};
+
+/* ---- the whole ---- */
+
+struct tree {
+	struct arena *arena;
+	pid_t root_pid;
+	struct process *procs; /* parents before children */
+	size_t n_procs;
+	struct file *files;
+	size_t n_files;
+	struct mapped_file *mapped_files;
+	size_t n_mapped_files;
+	struct shared_object *objects;
+	size_t n_objects;
+	uint64_t xfeatures; /* union of the xsave components that the tasks use or may use */
+	uint64_t xcr0;	    /* the source CPU's enabled features */
+	uint8_t vdso_digest[16];
+	uint64_t clock_monotonic_ns, clock_boottime_ns; /* as the tasks read them, at capture */
+	char kernel_release[65];
+	char hostname[65];
+};
+
+struct tree *tree_new(void);
+void tree_free(struct tree *t); /* takes NULL */
+
+/* NULL when absent. */
+struct process *tree_find_process(const struct tree *t, pid_t pid);
+struct thread *process_find_thread(const struct process *p, pid_t tid);

@@ -1,0 +1,107 @@
+/* Kinds of resources: each is one file with its capture and its rebuild.
+ *
+ * Capture runs at the source, several times: *ahead* while the tasks run (nothing is stopped; what only
+ * the task itself can tell is copied from the previous capture) and once *exact*, at the stop. Rebuild
+ * runs at the destination with the tree of the previous capture (`old`, NULL the first time) and
+ * the new one, and does only what differs.
+ *
+ * What a task must do itself is queued on its rtask; the caller runs all tasks' batches in parallel.
+ * The rules: a *_queue function only queues (and may use scratch memory), a *_collect function reads
+ * results; neither runs a batch. Other functions may run batches. */
+#pragma once
+#include <stdbool.h>
+#include "base/err.h"
+#include "model/refusal.h"
+#include "model/tree.h"
+#include "remote/batch.h"
+
+/* A process of the tree as the source sees it. */
+struct capture_proc {
+	struct process *p;	    /* being filled; pid, ids, threads' tids are set already */
+	const struct process *prev; /* the same process in the previous capture, or NULL */
+	int pidfd;		    /* owned by the caller */
+};
+
+struct capture {
+	struct tree *tree;	  /* being filled; allocate from tree->arena */
+	const struct tree *prev;  /* the previous capture, or NULL */
+	struct refusals *refused; /* what cannot move; never NULL */
+	bool exact;		  /* the tasks are stopped: everything must be as of now */
+	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
+};
+
+/* ---- attributes of processes and threads (resource/attrs*.c) ---- */
+
+/* From outside (/proc, syscalls on the pid): works on running and on stopped tasks. Fills everything of
+ * struct process / struct thread that is not memory, fds, cwd/root/umask, or told by attrs_query_*. */
+int attrs_capture(struct capture *c, struct cr_err *err) must_check;
+
+/* From inside, at a stop: sigaltstack, clear_tid address, pdeathsig per thread (every thread);
+ * sigactions, itimers, POSIX timers' values, dumpable, subreaper… (only when thread is the leader,
+ * i.e. th == &p->threads[0] or the first living thread). queue → caller runs → collect.
+ * prev copies: where no query is made (ahead), attrs_copy_inside() takes the fields over. */
+int attrs_query_queue(struct rtask *rt, const struct process *p, const struct thread *th, bool first,
+		      struct cr_err *err) must_check;
+int attrs_query_collect(struct rtask *rt, struct tree *t, struct process *p, struct thread *th,
+			bool first, struct cr_err *err) must_check;
+void attrs_copy_inside(struct tree *t, struct process *p, const struct process *prev);
+
+/* Destination preflight: scheduling, limits, credentials, cpu features that cannot be had here. */
+void attrs_check(const struct tree *t, struct refusals *refused);
+
+/* True if anything the functions below would queue differs between old and p (old != NULL). */
+bool attrs_process_differs(const struct process *old, const struct process *p);
+bool attrs_thread_differs(const struct thread *old, const struct thread *th);
+
+/* Rebuild, privileged part; old NULL: a fresh shell (root, all signals default and blocked). */
+int attrs_rebuild_process_queue(struct rtask *rt, const struct process *old, const struct process *p,
+				struct cr_err *err) must_check;
+int attrs_rebuild_thread_queue(struct rtask *rt, const struct process *p, const struct thread *old,
+			       const struct thread *th, struct cr_err *err) must_check;
+/* From the agent, for a task in a shell: oom_score_adj, affinity, scheduling, comm of threads and the
+ * like: what can be set from outside. */
+int attrs_rebuild_outside(pid_t tid, const struct process *p, const struct thread *th, bool leader,
+			  struct cr_err *err) must_check;
+
+/* Last, and irrevocable: credentials, then what a change of credentials resets (dumpable, pdeathsig),
+ * no_new_privs. attrs_needs_late: false for plain root with all capabilities and defaults. */
+bool attrs_needs_late(const struct process *p, const struct thread *th);
+int attrs_late_queue(struct rtask *rt, const struct process *p, const struct thread *th, bool leader,
+		     struct cr_err *err) must_check;
+
+/* Timers and pending signals, at the switch-over, inside the task. False: nothing to set. */
+bool attrs_needs_launch(const struct process *p, const struct thread *th, bool leader);
+int attrs_launch_queue(struct rtask *rt, const struct process *p, const struct thread *th, bool leader,
+		       struct cr_err *err) must_check;
+
+/* ---- open files, cwd, root, umask (resource/files.c and one file per kind) ---- */
+
+/* Fills tree->files, every process's fds, cwd, root, umask; shared descriptions told by kcmp(2).
+ * Index assignment is deterministic: processes in tree order, descriptors ascending.
+ * Kinds that cannot move go to c->refused by name, with pid and descriptor number and path. */
+int files_capture(struct capture *c, struct cr_err *err) must_check;
+/* At the stop, only if structure is unchanged (files_same_shape): positions, pipe contents, counters,
+ * timers are always re-read by files_capture with exact set. */
+
+/* Destination preflight: paths exist and agree, addresses can be bound, devices are there. */
+void files_check(const struct tree *t, struct refusals *refused);
+
+/* Same descriptors, same kinds, same static properties: only volatile state may differ. */
+bool files_same_shape(const struct tree *old, const struct tree *t);
+
+/* The descriptions that the destination agent holds, one descriptor of ours per tree->files entry. */
+struct fileset;
+struct fileset *fileset_new(void);
+void fileset_free(struct fileset *fs); /* closes all */
+/* Open everything anew (structure changed or first time). object_fds[i]: descriptor for tree->objects[i]. */
+int fileset_build(struct fileset *fs, const struct tree *t, const int *object_fds,
+		  struct cr_err *err) must_check;
+/* Volatile state of the final capture: positions, pipe contents, eventfd counters, timerfds. Runs in
+ * the agent on its own descriptors, tasks are not involved. */
+int fileset_settle(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
+/* Install process p's descriptors, cwd, root, umask. The shell's table then holds exactly p->fds plus
+ * agent_pidfd_slot. agent_pidfd_slot: descriptor number in the shell under which it holds a pidfd of
+ * this process (pidfd_getfd(2), 5.6). Runs batches. */
+int fileset_install(struct fileset *fs, struct rtask *rt, const struct tree *t, const struct process *p,
+		    int agent_pidfd_slot, struct cr_err *err) must_check;
+/* epoll targets are added once all of the process's descriptors are in place. Runs batches. */
