@@ -30,9 +30,12 @@ PROGS := $(B)/cr-agent $(B)/page-server $(B)/cr-migrate
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/test_*.c))
 WORKLOADS := $(patsubst tests/workload/%.c,$(B)/tests/workload/%,$(wildcard tests/workload/*.c))
 
-.PHONY: all help deps deps-check check unit e2e lint asan bench demo install clean workloads
+.PHONY: all lib help deps deps-check check unit e2e lint asan bench demo install clean workloads
 .SECONDARY:
 all: deps-check $(PROGS)
+# Everything that is there compiles, programs included where their sources are.
+lib: $(B)/libcr.a $(foreach p,agent:src/agent page-server:pageserver cr-migrate:migrate,\
+	$(if $(wildcard $(lastword $(subst :, ,$(p)))/*.c),$(B)/$(patsubst agent,cr-agent,$(firstword $(subst :, ,$(p))))))
 
 help:
 	@echo 'all unit e2e check demo bench lint asan install clean'
@@ -71,10 +74,10 @@ $(B)/proto/%.pb-c.c: proto/%.proto
 	$(Q)protoc-c --proto_path=proto --c_out=$(B)/proto $<
 
 # The blob: freestanding, position independent, one flat section, embedded as bytes.
-$(B)/pie/blob.elf: pie/blob.c pie/blob.lds $(wildcard pie/*.h pie/arch/*.h)
+$(B)/pie/blob.elf: pie/blob.c pie/arch/x86_64.S pie/blob.lds $(wildcard pie/*.h pie/arch/*.h)
 	@echo '  PIE     $@'
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(PIE_CFLAGS) -nostdlib -static -Wl,-T,pie/blob.lds -Wl,--build-id=none -Wl,-z,noexecstack -o $@ pie/blob.c
+	$(Q)$(CC) $(PIE_CFLAGS) -nostdlib -static -Wl,-T,pie/blob.lds -Wl,--build-id=none -Wl,-z,noexecstack -o $@ pie/blob.c pie/arch/x86_64.S
 $(B)/pie/blob.bin: $(B)/pie/blob.elf
 	$(Q)objcopy -O binary $< $@
 $(B)/src/remote/blob_image.o: src/remote/blob_image.S $(B)/pie/blob.bin
