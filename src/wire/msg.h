@@ -1,0 +1,321 @@
+/* Control and peer messages as plain data, to bytes and back (proto/control.proto).
+ *
+ * Who says what to whom, and in which state, is in proto/PROTOCOL.md; in short:
+ *
+ *   any connection      HELLO -> HELLO | ERROR
+ *   cr-migrate -> dest  RECEIVE -> RECEIVE_READY | ERROR; the link then stays open: its end undoes
+ *   cr-migrate -> src   MIGRATE -> EVENT*, ROUND*, WARNING*, REFUSED?, DONE; ABORT at any time
+ *   cr-migrate -> any   STATUS -> STATUS_LIST, RESOLVE -> RESOLVED | ERROR, QUERY -> STATE
+ *   src -> dest (peer)  TREE -> TREE_OK, RESET -> OK, CLOCK -> CLOCK_REPLY, VERIFY -> VERIFY_OK,
+ *                       PREPARE_COMMIT -> PREPARED, COMMIT -> RUNNING, ABORT -> ABORTED,
+ *                       QUERY -> STATE, PING -> PONG; each may be answered by ERROR instead
+ *
+ * Ownership: a message to be sent borrows all that it points to, and needs no msg_free(). A message
+ * that was received owns all that it points to, until msg_free(). Strings are never NULL in a
+ * received message; to be sent, NULL means "". Arrays are (pointer, n). */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include "base/arena.h"
+#include "base/err.h"
+#include "model/refusal.h"
+#include "wire/ident.h"
+
+enum {
+	MSG_VERSION = 1, /* a party talks to its own version and to the one before and after it */
+	MSG_BYTES = 1 << 20,       /* longest frame of any message … */
+	MSG_TREE_BYTES = 64 << 20, /* … but TREE */
+};
+
+enum msg_type { /* the field numbers of Envelope's body in control.proto */
+		MSG_HELLO = 1,
+		MSG_ERROR,
+		MSG_OK,
+		MSG_RECEIVE,
+		MSG_RECEIVE_READY,
+		MSG_MIGRATE,
+		MSG_EVENT,
+		MSG_ROUND,
+		MSG_REFUSED,
+		MSG_WARNING,
+		MSG_DONE,
+		MSG_STATUS,
+		MSG_STATUS_LIST,
+		MSG_RESOLVE,
+		MSG_RESOLVED,
+		MSG_ABORT,
+		MSG_ABORTED,
+		MSG_TREE,
+		MSG_TREE_OK,
+		MSG_RESET,
+		MSG_CLOCK,
+		MSG_CLOCK_REPLY,
+		MSG_VERIFY,
+		MSG_VERIFY_OK,
+		MSG_PREPARE_COMMIT,
+		MSG_PREPARED,
+		MSG_COMMIT,
+		MSG_RUNNING,
+		MSG_QUERY,
+		MSG_STATE,
+		MSG_PING,
+		MSG_PONG,
+		MSG_TYPE_END,
+};
+
+/* ---- options of a migration ---- */
+
+enum msg_compress { MSG_COMPRESS_AUTO, MSG_COMPRESS_LZ4, MSG_COMPRESS_NONE };
+enum msg_verify { MSG_VERIFY_STREAM, MSG_VERIFY_FULL };
+enum msg_launch { MSG_LAUNCH_REGSETS, MSG_LAUNCH_SIGRETURN };
+enum msg_freeze { MSG_FREEZE_AUTO, MSG_FREEZE_V1, MSG_FREEZE_V2, MSG_FREEZE_NONE };
+
+struct msg_opts {
+	uint64_t downtime_limit_us;
+	uint32_t max_rounds;
+	uint64_t max_bandwidth; /* bytes/s, 0: no limit */
+	uint32_t streams;       /* 1…16 */
+	enum msg_compress compress;
+	enum msg_verify verify;
+	enum msg_launch launch;
+	enum msg_freeze freeze;
+	bool leave_running; /* the source goes on as well: a copy, for tests */
+	bool rehearse;      /* up to PREPARED, then undone */
+	bool no_hw_breakpoints;
+};
+void msg_opts_default(struct msg_opts *o);
+
+/* ---- any connection ---- */
+
+enum msg_role { MSG_ROLE_MIGRATE = 1, MSG_ROLE_PEER, MSG_ROLE_QUERY, MSG_ROLE_AGENT /* answers */ };
+
+#define MSG_MAGIC "cr-migrate" /* in every HELLO; checked by msg_decode() */
+
+struct msg_hello {
+	uint32_t version; /* checked by msg_decode() against MSG_VERSION */
+	enum msg_role role;
+	struct mig_id id;       /* zero if none: role QUERY */
+	struct mig_token token; /* likewise */
+	const char *host;       /* what the speaker's host is called, for messages to the user */
+	uint64_t capabilities;  /* none defined yet */
+};
+
+/* ---- cr-migrate and the agents ---- */
+
+struct msg_receive {
+	struct mig_id id;
+	struct mig_token token;
+	const char *source_name; /* as the user called it */
+	struct msg_opts opts;
+};
+struct msg_receive_ready {
+	const char *peer_address;  /* "IP:PORT" or "unix:/PATH", for the source agent's peer link */
+	const char *pages_address; /* the same for its page streams */
+	const char *host;
+};
+struct msg_migrate {
+	struct mig_id id;
+	struct mig_token token;
+	const char *peer_address, *pages_address;
+	const char *dest_name;
+	pid_t pid;                 /* root of the tree; 0: the whole cgroup */
+	const char *cgroup;        /* "" if none */
+	const char *freeze_cgroup; /* "" if none */
+	struct msg_opts opts;
+};
+struct msg_event {
+	const char
+	    *name; /* of the phase: check, freeze, infect, pre-copy, switch-over, commit, undo … */
+	const char *text; /* for the user */
+};
+struct msg_round {
+	uint32_t round; /* from 1 */
+	uint64_t pages_written, pages_sent, bytes_wire, duration_us;
+	uint64_t rate; /* bytes/s on the wire */
+	uint64_t predicted_downtime_us;
+};
+struct msg_note { /* a refusal or a warning */
+	const char *host;
+	pid_t pid; /* 0: the host or the whole tree */
+	const char *what, *why;
+};
+struct msg_notes {
+	struct msg_note *v;
+	size_t n;
+};
+enum msg_outcome {
+	MSG_OUTCOME_MIGRATED = 1,
+	MSG_OUTCOME_FAILED, /* the source runs on as before */
+	MSG_OUTCOME_REFUSED,
+	MSG_OUTCOME_IN_DOUBT,
+	MSG_OUTCOME_REHEARSED,
+};
+struct msg_phases { /* of the downtime, microseconds */
+	uint64_t freeze, last_pages, capture, rebuild, launch, commit;
+};
+struct msg_done {
+	enum msg_outcome outcome;
+	uint64_t downtime_us, total_us;
+	struct msg_phases phases;
+	uint64_t memory_bytes; /* of the tasks, resident */
+	struct cr_err error;   /* kind NONE if there is none */
+	uint32_t stops;        /* of the tasks before the switch-over … */
+	uint64_t longest_stop_us;
+};
+
+struct msg_status { /* one migration that an agent knows */
+	struct mig_id id;
+	const char *role;  /* "source", "destination" */
+	const char *state; /* for the user */
+	const pid_t *pids; /* the processes' */
+	size_t n_pids;
+	const char *peer;   /* the other host */
+	uint64_t since_sec; /* CLOCK_REALTIME */
+};
+struct msg_status_list {
+	struct msg_status *v;
+	size_t n;
+};
+enum msg_action { MSG_ACTION_COMMIT = 1, MSG_ACTION_ABORT, MSG_ACTION_TAKE_OVER };
+struct msg_resolve {
+	struct mig_id id; /* zero: the only one that is in doubt */
+	enum msg_action action;
+};
+struct msg_resolved {
+	const char *text; /* what was done, for the user */
+};
+
+/* ---- source agent and destination agent ---- */
+
+enum msg_stage {
+	MSG_STAGE_CHECK = 1, /* the preflight: nothing is built */
+	MSG_STAGE_PREPARE,   /* build shells, mirror the layout */
+	MSG_STAGE_MEND,      /* the tree changed between rounds */
+	MSG_STAGE_FINAL,     /* of the stop: registers and all */
+};
+struct msg_digest {      /* of the pages of one process or one shared object, in any order */
+	pid_t pid;       /* process; 0: an object … */
+	uint32_t object; /* … by index into tree.objects; UINT32_MAX for a process */
+	uint64_t pages;
+	uint8_t digest[16];
+};
+struct msg_digests {
+	struct msg_digest *v;
+	size_t n;
+};
+struct msg_tree {
+	enum msg_stage stage;
+	const uint8_t *tree; /* of tree_encode() */
+	size_t tree_len;
+	struct msg_digests digests; /* FINAL, may be empty */
+};
+struct msg_target {      /* where on the page streams the pages of something go */
+	pid_t pid;       /* process; 0: an object … */
+	uint32_t object; /* … by index into tree.objects; UINT32_MAX for a process */
+	uint32_t target; /* its index on the page streams */
+};
+struct msg_tree_ok {
+	struct msg_notes refusals, warnings;
+	uint64_t hole_start, hole_end; /* addresses that the source must keep free; 0, 0: none */
+	struct msg_target *targets;
+	size_t n_targets;
+};
+struct msg_range {
+	uint64_t start, end; /* page aligned, start < end */
+};
+struct msg_reset { /* pages that the destination must forget: discarded, or unknown what they are */
+	pid_t pid; /* process; 0: an object … */
+	uint32_t
+	    object; /* … by index into tree.objects (ranges: offsets); UINT32_MAX for a process */
+	struct msg_range *ranges;
+	size_t n_ranges;
+};
+struct msg_clock_reply {
+	uint64_t monotonic_ns, boottime_ns;
+};
+struct msg_part {
+	const char *name;
+	uint64_t us;
+};
+struct msg_prepared {
+	struct msg_part *parts; /* of the time that it took */
+	size_t n_parts;
+};
+struct msg_running {
+	uint64_t us; /* from COMMIT's arrival to the last task's resuming */
+};
+enum msg_peer_state {
+	MSG_STATE_UNKNOWN = 1, /* never heard of it, or forgotten */
+	MSG_STATE_PREPARING,
+	MSG_STATE_PREPARED,
+	MSG_STATE_COMMITTED,
+	MSG_STATE_RUNNING, /* the tasks run at the destination */
+	MSG_STATE_ABORTED, /* undone: the source has them, running */
+};
+struct msg_query {
+	struct mig_id id;
+};
+struct msg_state {
+	enum msg_peer_state state;
+	const char *text; /* for the user, may be "" */
+};
+
+struct msg {
+	enum msg_type type;
+	union {
+		struct msg_hello hello;
+		struct cr_err error;
+		struct msg_receive receive;
+		struct msg_receive_ready receive_ready;
+		struct msg_migrate migrate;
+		struct msg_event event;
+		struct msg_round round;
+		struct msg_notes refused;
+		struct msg_notes warning;
+		struct msg_done done;
+		struct msg_status_list status_list;
+		struct msg_resolve resolve;
+		struct msg_resolved resolved;
+		struct msg_tree tree;
+		struct msg_tree_ok tree_ok;
+		struct msg_reset reset;
+		struct msg_clock_reply clock_reply;
+		struct msg_digests verify;
+		struct msg_prepared prepared;
+		struct msg_running running;
+		struct msg_query query;
+		struct msg_state state;
+		/* OK, STATUS, ABORT, ABORTED, CLOCK, VERIFY_OK, PREPARE_COMMIT, COMMIT, PING, PONG
+		 * say all by their type */
+	};
+	struct arena *arena; /* of a received message; NULL otherwise */
+};
+
+/* Releases what a received message holds and clears it; fine on a cleared or a borrowed one. */
+void msg_free(struct msg *m);
+
+const char *msg_type_name(enum msg_type t); /* "HELLO"; "?" */
+const char *msg_state_name(enum msg_peer_state s);
+const char *msg_outcome_name(enum msg_outcome o); /* as --json prints it */
+
+/* Bytes of m without the frame's length, malloc'ed. Errors: BUG (-EMSGSIZE too long, -EINVAL
+ * nonsense). */
+int msg_encode(const struct msg *m, uint8_t **ret, size_t *ret_len, struct cr_err *err) must_check;
+
+/* Checks everything that can be checked without knowing the state: limits, enums, ranges, pids.
+ * *ret is cleared on failure. Errors: PEER (-EPROTO, -EMSGSIZE). */
+int msg_decode(const uint8_t *data, size_t len, struct msg *ret, struct cr_err *err) must_check;
+
+/* Notes for a message, from a list that they borrow (host too); the caller frees ret->v. */
+int msg_notes_from(const struct refusal *list, size_t n, const char *host, struct msg_notes *ret,
+		   struct cr_err *err) must_check;
+/* Append the notes of a message to a list of ours. */
+void msg_notes_refuse(const struct msg_notes *notes, struct refusals *to);
+void msg_notes_warn(const struct msg_notes *notes, struct refusals *to);
+
+static inline struct msg msg_of(enum msg_type type)
+{
+	return (struct msg){.type = type};
+}
