@@ -68,9 +68,15 @@ struct shared_object { /* memory shared by several mappings, or by a mapping and
 	uint64_t ino, dev;
 };
 
+struct addr_range {
+	uint64_t start, end; /* page aligned */
+};
+
 struct mm { /* one address space */
 	struct vma *vmas;
 	size_t n_vmas;
+	struct addr_range *guards; /* MADV_GUARD_INSTALL, 6.13: ascending, disjoint */
+	size_t n_guards;
 	uint64_t start_code, end_code, start_data, end_data, start_brk, brk, start_stack;
 	uint64_t arg_start, arg_end, env_start, env_end;
 	const uint8_t *auxv;
