@@ -1,6 +1,9 @@
 /* Parsers for /proc. Each parser proper works on text, so that it can be tested and fuzzed without a
  * process; the read_* functions fetch the file first. Errors: -ESRCH when the task is gone (ENOENT,
- * ESRCH, and an empty maps of a task without mm all mean that), CR_ERR_KERNEL otherwise.
+ * ESRCH, and an empty maps of a task without mm all mean that), CR_ERR_KERNEL otherwise: -ENOENT when
+ * the task lives but has no such file, -EBADMSG for text that is not as the kernel writes it. A text that
+ * ends inside a line is an error; one that ends between two mappings cannot be told from a whole one.
+ * Parsers initialise *out; after a failure nothing is left to free (done is harmless).
  * Sources: proc(5) and Documentation/filesystems/proc.rst. */
 #pragma once
 #include <stdbool.h>
