@@ -114,7 +114,7 @@ struct thread {
 	int sched_policy, sched_prio, nice;
 	uint64_t sched_runtime, sched_deadline, sched_period; /* SCHED_DEADLINE: refused */
 	uint32_t sched_flags;
-	const uint8_t *affinity; /* cpu mask bytes */
+	const uint8_t *affinity; /* cpu mask bytes; none: not restricted */
 	size_t affinity_len;
 	int pdeathsig;
 	uint64_t timer_slack_ns;
@@ -141,10 +141,10 @@ struct rlimit_rec {
 };
 
 struct itimer_rec { /* ITIMER_REAL, VIRTUAL, PROF: microseconds */
-	uint64_t interval_us, value_us;
+	uint64_t interval_us, value_us; /* remaining at tree.clock_monotonic_ns; 0: disarmed */
 };
 
-struct posix_timer_rec { /* timer_create(2); remaining time at the stop */
+struct posix_timer_rec { /* timer_create(2); remaining time at tree.clock_monotonic_ns */
 	int32_t id;
 	int32_t clockid;
 	int32_t notify; /* SIGEV_* */

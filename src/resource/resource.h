@@ -30,49 +30,90 @@ struct capture {
 	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
 };
 
-/* ---- attributes of processes and threads (resource/attrs*.c) ---- */
+/* ---- attributes of processes and threads (resource/attrs*.c) ----
+ *
+ * At the source: attrs_capture, then per thread attrs_query_queue, run, attrs_query_collect (or, where
+ * nothing is stopped, attrs_copy_inside). At the destination, in this order:
+ *	attrs_rebuild_process_queue	leader, before or after threads exist; repeatable
+ *	attrs_rebuild_thread_queue	every thread, in itself; repeatable
+ *	attrs_rebuild_outside		every thread, by the agent; repeatable
+ *	attrs_timers_rebuild		leader, once all threads exist; repeatable
+ *	attrs_late_queue		every thread, once, irrevocable
+ *	attrs_launch_queue		every thread, once, all signals still blocked
+ * Registers, xstate, sigmask and rseq_* are read by the engine at the stop. */
 
 /* From outside (/proc, syscalls on the pid): works on running and on stopped tasks. Fills everything of
- * struct process / struct thread that is not memory, fds, cwd/root/umask, or told by attrs_query_*. */
+ * struct process / struct thread that is not memory, fds, cwd/root/umask, or told by attrs_query_*.
+ * exact: the tasks are ptrace-stopped by the calling thread. Only then are pending signals read, and
+ * of each thread only what may have changed is read again: what must not differ between threads
+ * (credentials, seccomp, personality) is compared ahead. A task that is gone is an error (-ESRCH) when
+ * exact, and skipped otherwise. */
 int attrs_capture(struct capture *c, struct cr_err *err) must_check;
 
-/* From inside, at a stop: sigaltstack, clear_tid address, pdeathsig per thread (every thread);
- * sigactions, itimers, POSIX timers' values, dumpable, subreaper… (only when thread is the leader,
- * i.e. th == &p->threads[0] or the first living thread). queue → caller runs → collect.
- * prev copies: where no query is made (ahead), attrs_copy_inside() takes the fields over. */
-int attrs_query_queue(struct rtask *rt, const struct process *p, const struct thread *th, bool first,
-		      struct cr_err *err) must_check;
-int attrs_query_collect(struct rtask *rt, struct tree *t, struct process *p, struct thread *th,
-			bool first, struct cr_err *err) must_check;
+/* From inside, at a stop: comm, sigaltstack, clear_tid address, pdeathsig, no_new_privs, timer slack
+ * (every thread); sigactions, itimers, POSIX timers' values, dumpable, subreaper, securebits, clocks
+ * (only when first: the leader). Comes after attrs_capture of the same tree, which says which
+ * actions and timers there are. queue → caller runs → collect with the same q, before anything else is
+ * queued. With more than 30 signal actions or many timers both run batches of their own. Needs 4 KiB of
+ * scratch. If tree->clock_monotonic_ns is 0, collect sets both clocks of the tree from the task;
+ * timers are as of that moment. */
+struct attrs_query {
+	void *out;	      /* in the scratch area */
+	struct rcall *ret[6]; /* calls that tell by return value */
+};
+int attrs_query_queue(struct rtask *rt, struct attrs_query *q, const struct process *p,
+		      const struct thread *th, bool first, struct cr_err *err) must_check;
+int attrs_query_collect(struct rtask *rt, const struct attrs_query *q, struct tree *t,
+			struct process *p, struct thread *th, bool first,
+			struct cr_err *err) must_check;
+/* Where no query is made (ahead): what only the query tells is taken over from the previous capture.
+ * prev NULL: defaults. */
 void attrs_copy_inside(struct tree *t, struct process *p, const struct process *prev);
 
-/* Destination preflight: scheduling, limits, credentials, cpu features that cannot be had here. */
+/* Destination preflight: scheduling, limits, credentials, clocks, cpu features that cannot be had here. */
 void attrs_check(const struct tree *t, struct refusals *refused);
 
-/* True if anything the functions below would queue differs between old and p (old != NULL). */
+/* True if anything the rebuild functions below would set differs between old and p (old != NULL).
+ * Not compared: what late, launch and the engine set. */
 bool attrs_process_differs(const struct process *old, const struct process *p);
 bool attrs_thread_differs(const struct thread *old, const struct thread *th);
 
-/* Rebuild, privileged part; old NULL: a fresh shell (root, all signals default and blocked). */
+/* Rebuild, privileged part; old NULL: a fresh shell (root, all signals default and blocked).
+ * Registers rseq if th->rseq_va is set: its memory must be mapped writable, and must be written by the
+ * last page pass afterwards. */
 int attrs_rebuild_process_queue(struct rtask *rt, const struct process *old, const struct process *p,
 				struct cr_err *err) must_check;
 int attrs_rebuild_thread_queue(struct rtask *rt, const struct process *p, const struct thread *old,
 			       const struct thread *th, struct cr_err *err) must_check;
-/* From the agent, for a task in a shell: oom_score_adj, affinity, scheduling, comm of threads and the
- * like: what can be set from outside. */
+/* From the agent, for a task in a shell: oom_score_adj, affinity, scheduling, timer slack, io priority:
+ * what can be set from outside. Also whenever the task's scheduling was changed meanwhile. */
 int attrs_rebuild_outside(pid_t tid, const struct process *p, const struct thread *th, bool leader,
 			  struct cr_err *err) must_check;
+/* POSIX timers are created, disarmed, with the ids that they had; on the leader once all threads exist
+ * (a timer may signal one of them). Runs batches. */
+int attrs_timers_rebuild(struct rtask *rt, const struct process *old, const struct process *p,
+			 struct cr_err *err) must_check;
 
-/* Last, and irrevocable: credentials, then what a change of credentials resets (dumpable, pdeathsig),
- * no_new_privs. attrs_needs_late: false for plain root with all capabilities and defaults. */
+/* Last, and irrevocable: tight limits, credentials, then what a change of credentials resets
+ * (dumpable, pdeathsig), no_new_privs. attrs_needs_late: false for a task with the credentials of this
+ * agent and defaults. Once any thread of a process needs it, all of them must run it. pdeathsig acts
+ * when the parent ends: the parent must be the final one. */
 bool attrs_needs_late(const struct process *p, const struct thread *th);
 int attrs_late_queue(struct rtask *rt, const struct process *p, const struct thread *th, bool leader,
 		     struct cr_err *err) must_check;
 
-/* Timers and pending signals, at the switch-over, inside the task. False: nothing to set. */
+/* Timers and pending signals, at the switch-over, inside the task. False: nothing to set.
+ * now_monotonic_ns: CLOCK_MONOTONIC as the task reads it now, for timers that are not armed at an
+ * absolute time; 0: unknown, they then go off late by the time since the capture. */
 bool attrs_needs_launch(const struct process *p, const struct thread *th, bool leader);
-int attrs_launch_queue(struct rtask *rt, const struct process *p, const struct thread *th, bool leader,
+int attrs_launch_queue(struct rtask *rt, const struct tree *t, const struct process *p,
+		       const struct thread *th, bool leader, uint64_t now_monotonic_ns,
 		       struct cr_err *err) must_check;
+
+/* A breakpoint trap resets an ignored or blocked SIGTRAP to default: true if p's action is another, and
+ * attrs_sigtrap_queue must be run after the last trap. */
+bool attrs_sigtrap_fragile(const struct process *p);
+int attrs_sigtrap_queue(struct rtask *rt, const struct process *p, struct cr_err *err) must_check;
 
 /* ---- open files, cwd, root, umask (resource/files.c and one file per kind) ---- */
 
