@@ -10,7 +10,7 @@ BUILD_PKGS := gcc make pkg-config libprotobuf-c-dev protobuf-c-compiler libuv1-d
 	libcap-dev libxxhash-dev libjansson-dev libssl-dev
 TEST_PKGS := libcmocka-dev libhiredis-dev redis-server redis-tools iperf3 iproute2 util-linux \
 	procps perl jq
-LINT_PKGS := clang-format clang-tidy cppcheck
+LINT_PKGS := clang-format cppcheck shellcheck
 LIBS := libprotobuf-c libuv liblz4 libcap libxxhash jansson libcrypto
 
 CFLAGS ?= -O2 -g
@@ -30,7 +30,7 @@ PROGS := $(B)/cr-agent $(B)/page-server $(B)/cr-migrate
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/test_*.c))
 WORKLOADS := $(patsubst tests/workload/%.c,$(B)/tests/workload/%,$(wildcard tests/workload/*.c))
 
-.PHONY: all lib help deps deps-check check unit e2e lint asan bench demo install clean workloads
+.PHONY: all lib help deps deps-check check unit e2e lint lint-deep asan bench demo install clean workloads
 .SECONDARY:
 all: deps-check $(PROGS)
 # Everything that is there compiles, programs included where their sources are.
@@ -38,7 +38,16 @@ lib: $(B)/libcr.a $(foreach p,agent:src/agent page-server:pageserver cr-migrate:
 	$(if $(wildcard $(lastword $(subst :, ,$(p)))/*.c),$(B)/$(patsubst agent,cr-agent,$(firstword $(subst :, ,$(p))))))
 
 help:
-	@echo 'all unit e2e check demo bench lint asan install clean'
+	@echo 'all        build (the default); says which Debian packages are missing'
+	@echo 'demo       as root: set up, build, migrate a Redis under load'
+	@echo 'check      as root: set up, build, all tests; what CI runs'
+	@echo 'unit       unit tests; no root'
+	@echo 'e2e        as root: end-to-end tests alone'
+	@echo 'bench      as root: measure; writes $(B)/bench.json'
+	@echo 'lint       format, layers, cppcheck, shellcheck; lint-deep: clang-tidy, gcc -fanalyzer'
+	@echo 'asan       unit tests with AddressSanitizer and UBSan'
+	@echo 'install    to $$DESTDIR$$PREFIX'
+	@echo 'clean'
 
 # `make` alone never installs: it says what is missing.
 deps-check:
@@ -93,10 +102,10 @@ WL_LIBS_redis_writer := -lhiredis
 workloads: $(WORKLOADS)
 
 unit: deps-check $(UNIT)
-	$(Q)prove -e '' $(UNIT)
+	$(Q)tools/run-tests $(UNIT)
 
 clean:
-	rm -rf $(B)
+	rm -rf $(B) $(B)-asan
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 include tests/tests.mk

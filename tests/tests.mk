@@ -1,6 +1,38 @@
 # Targets that run as root and need more than the build: set up what is missing, then run.
+E2E := $(wildcard tests/e2e/*.t tests/fault/*.t)
+TEST_PROGS := $(UNIT) $(WORKLOADS) $(B)/testbed-init
 
 $(B)/testbed-init: tools/testbed-init.c
 	@echo '  CC      $@'
 	@mkdir -p $(@D)
 	$(Q)$(CC) -D_GNU_SOURCE -std=gnu17 $(WARN) $(CFLAGS) -o $@ $<
+
+# Make has looked for sources and packages before deps installs the latter: build in a make of its own.
+check: deps
+	$(Q)tools/packages --install $(LINT_PKGS)
+	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(TEST_PROGS)
+	$(Q)tools/run-tests tests/lint.t $(UNIT) $(E2E) $(wildcard tests/demo.t)
+
+e2e: all $(TEST_PROGS)
+	$(Q)tools/run-tests $(E2E)
+
+demo: deps
+	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(TEST_PROGS)
+	$(Q)tools/demo
+
+lint:
+	$(Q)tools/lint
+lint-deep:
+	$(Q)tools/packages --install clang-tidy
+	$(Q)tools/lint tidy analyzer
+
+asan:
+	$(Q)UBSAN_OPTIONS=print_stacktrace=1 $(MAKE) --no-print-directory B=$(B)-asan \
+		CFLAGS='-O1 -g -fno-omit-frame-pointer' \
+		SAN='-fsanitize=address,undefined -fno-sanitize-recover=undefined' unit
+
+DOCS := $(wildcard README.md LICENSE src/ARCHITECTURE.md proto/PROTOCOL.md)
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/cr-migrate
+	install -m 755 $(PROGS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(DOCS) $(DESTDIR)$(PREFIX)/share/doc/cr-migrate
