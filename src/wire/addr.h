@@ -2,7 +2,9 @@
  * other. */
 #pragma once
 #include <stdint.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include "base/err.h"
 
 #define AGENT_LOCAL_SOCKET "/run/cr-agent/agent.sock"
@@ -27,7 +29,12 @@ int endpoint_parse(const char *text, struct endpoint *ret, struct cr_err *err) m
 
 /* A socket address: "IP:PORT", "[V6]:PORT", "unix:/PATH". No name is looked up. */
 struct addr {
-	struct sockaddr_storage sa;
+	union {
+		struct sockaddr sa;
+		struct sockaddr_in v4;
+		struct sockaddr_in6 v6;
+		struct sockaddr_un un;
+	};
 	socklen_t len;
 };
 enum { ADDR_TEXT = 128 };
