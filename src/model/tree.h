@@ -199,6 +199,8 @@ enum file_kind {
 	FILE_MEMFD,
 	FILE_TCP_LISTEN,
 	FILE_UNIX_LISTEN,
+	FILE_TCP_CLOSED, /* was connected: rebuilt as a connection that its peer has reset */
+	FILE_TCP_IDLE,	 /* neither listening nor connected, perhaps bound */
 };
 
 struct epoll_target {
@@ -236,20 +238,25 @@ struct file { /* one open file description: what dup and fork share */
 	/* EPOLL */
 	struct epoll_target *targets;
 	size_t n_targets;
-	/* TIMERFD: remaining time at the stop, for relative; absolute clocks go on by themselves */
+	/* TIMERFD: value_ns is the next expiry as a reading of clockid as the tasks see that clock
+	 * (their clocks go on across the move, so it holds there too); 0: disarmed */
 	int32_t clockid;
-	uint32_t settime_flags;
+	uint32_t settime_flags; /* TFD_TIMER_* */
 	uint64_t value_ns, interval_ns, ticks;
 	/* SIGNALFD */
 	uint64_t sigmask;
 	/* MEMFD */
 	uint32_t object; /* index into tree.objects */
-	/* TCP_LISTEN, UNIX_LISTEN */
+	/* TCP_*, UNIX_LISTEN */
 	int32_t sock_family, sock_type, sock_protocol, backlog;
 	const uint8_t *sockaddr;
 	uint32_t sockaddr_len;
 	struct sockopt_rec *opts;
 	size_t n_opts;
+	uint32_t uid, gid; /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
+	/* UNIX_LISTEN: what a client reads by SO_PEERCRED */
+	int32_t cred_pid;
+	uint32_t cred_uid, cred_gid;
 };
 
 /* ---- the whole ---- */
@@ -271,6 +278,8 @@ struct tree {
 	uint64_t clock_monotonic_ns, clock_boottime_ns; /* as the tasks read them, at capture */
 	char kernel_release[65];
 	char hostname[65];
+	char boot_id[37]; /* /proc/sys/kernel/random/boot_id: equal means one kernel, so (dev, ino) are
+			   * comparable; "": not known */
 };
 
 struct tree *tree_new(void);

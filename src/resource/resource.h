@@ -27,6 +27,8 @@ struct capture {
 	const struct tree *prev;  /* the previous capture, or NULL */
 	struct refusals *refused; /* what cannot move; never NULL */
 	bool exact;		  /* the tasks are stopped: everything must be as of now */
+	bool tcp_close;		  /* connected TCP sockets: true: the move closes them, the tasks see a reset
+				   * (callers set it for now); false: they are refused by name */
 	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
 };
 
@@ -115,34 +117,49 @@ int attrs_launch_queue(struct rtask *rt, const struct tree *t, const struct proc
 bool attrs_sigtrap_fragile(const struct process *p);
 int attrs_sigtrap_queue(struct rtask *rt, const struct process *p, struct cr_err *err) must_check;
 
-/* ---- open files, cwd, root, umask (resource/files.c and one file per kind) ---- */
+/* ---- open files, cwd, root, umask (resource/files*.c, fileset*.c and one file per kind) ---- */
 
-/* Fills tree->files, every process's fds, cwd, root, umask; shared descriptions told by kcmp(2).
- * Index assignment is deterministic: processes in tree order, descriptors ascending.
- * Kinds that cannot move go to c->refused by name, with pid and descriptor number and path. */
+/* Fills tree->files, every process's fds, cwd, root, umask, and tree->boot_id; shared descriptions are
+ * told by kcmp(2). Index assignment is deterministic: processes in tree order, descriptors ascending.
+ * A memfd that only a descriptor holds is appended to tree->objects, so that array may move.
+ * Kinds that cannot move go to c->refused by name, with pid and descriptor number and path; so do
+ * processes in other namespaces than the caller's (the time namespace excepted).
+ * Ahead, a descriptor that goes away meanwhile is left out; with exact set it is an error. Volatile
+ * state (positions, pipe contents, counters, timers) is read in exact captures and may be missing or
+ * stale in others. */
 int files_capture(struct capture *c, struct cr_err *err) must_check;
-/* At the stop, only if structure is unchanged (files_same_shape): positions, pipe contents, counters,
- * timers are always re-read by files_capture with exact set. */
 
 /* Destination preflight: paths exist and agree, addresses can be bound, devices are there. */
 void files_check(const struct tree *t, struct refusals *refused);
 
-/* Same descriptors, same kinds, same static properties: only volatile state may differ. */
+/* True if nothing differs but what fileset_settle sets: then neither fileset_build nor
+ * fileset_install is needed. */
 bool files_same_shape(const struct tree *old, const struct tree *t);
 
-/* The descriptions that the destination agent holds, one descriptor of ours per tree->files entry. */
+/* The descriptions that the destination agent holds, one descriptor of ours per tree->files entry.
+ * Our descriptors are references like any other: pipes see no end of file, ports stay taken, until
+ * fileset_free(), so call it as soon as the tasks run. */
 struct fileset;
-struct fileset *fileset_new(void);
-void fileset_free(struct fileset *fs); /* closes all */
-/* Open everything anew (structure changed or first time). object_fds[i]: descriptor for tree->objects[i]. */
+struct fileset *fileset_new(void); /* NULL when memory is out */
+/* Closes all and removes what fileset_build left in the file system (temporary socket names). */
+void fileset_free(struct fileset *fs);
+/* Open what t lists. Called again with a later tree, it opens only what is new and closes what is gone;
+ * then every process needs fileset_install again (which likewise does only what differs).
+ * object_fds[i]: descriptor for tree->objects[i], stays the caller's. The shells exist already, with
+ * their final pids (a description may be of a file below /proc/PID). */
 int fileset_build(struct fileset *fs, const struct tree *t, const int *object_fds,
 		  struct cr_err *err) must_check;
-/* Volatile state of the final capture: positions, pipe contents, eventfd counters, timerfds. Runs in
- * the agent on its own descriptors, tasks are not involved. */
-int fileset_settle(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
-/* Install process p's descriptors, cwd, root, umask. The shell's table then holds exactly p->fds plus
- * agent_pidfd_slot. agent_pidfd_slot: descriptor number in the shell under which it holds a pidfd of
- * this process (pidfd_getfd(2), 5.6). Runs batches. */
+/* Install process p's descriptors, cwd, umask and epoll targets. The shell's table then holds exactly
+ * p->fds plus *agent_pidfd_slot. Runs batches. Processes in tree order.
+ * *agent_pidfd_slot: descriptor number in the shell under which it holds a pidfd of this process
+ * (pidfd_getfd(2), 5.6); if p->fds needs that number, the pidfd is moved and the new number stored.
+ * The shell still has CAP_SYS_PTRACE: before attrs_late_queue(). The first call for a shell closes
+ * all that it inherited; numbers reach up to the highest in p->fds, so RLIMIT_NOFILE must allow them. */
 int fileset_install(struct fileset *fs, struct rtask *rt, const struct tree *t, const struct process *p,
-		    int agent_pidfd_slot, struct cr_err *err) must_check;
-/* epoll targets are added once all of the process's descriptors are in place. Runs batches. */
+		    int *agent_pidfd_slot, struct cr_err *err) must_check;
+/* Volatile state of the final capture: positions, pipe contents, eventfd counters, timerfds, status
+ * flags. Runs in the agent on its own descriptors, tasks are not involved. After build and install. */
+int fileset_settle(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
+/* At the point of no return, before the tasks run: what the outside can see. TCP sockets start to
+ * listen, unix sockets take over their path. Until then both are only reserved. */
+int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
