@@ -29,6 +29,13 @@ is() {
 	[ $st = 0 ] || diag "got: $1" "expected: $2"
 }
 
+isnt() {
+	local st=0
+	[ "$1" != "$2" ] || st=1
+	result $st "$3"
+	[ $st = 0 ] || diag "got: $1"
+}
+
 diag() {
 	printf '%s\n' "$@" | sed 's/^/# /'
 }

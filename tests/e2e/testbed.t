@@ -12,7 +12,8 @@ one=t1-$$
 two=t2-$$
 t1() { "$testbed" --name $one "$@"; }
 t2() { "$testbed" --name $two "$@"; }
-trap 't1 down; t2 down' EXIT
+bin=
+trap 't1 down; t2 down; [ -z "$bin" ] || rm -r "$bin"' EXIT
 
 # All that a testbed could leave behind on the machine, as far as it bears the testbeds' names; links,
 # mounts and the machine's network as a whole.
@@ -142,13 +143,39 @@ ok "down again" t1 down
 is "$(machine_state)" "$before" "no link, address, mount, cgroup or state is left"
 is "$(inhabited "$namespaces")" "" "no process and namespace is left"
 
+# Daemons: stand-ins that listen where they are told to, and write down how they were called.
+bin=$(mktemp -d /tmp/testbed-bin.XXXXXX)
+cat >"$bin/cr-agent" <<'PERL'
+#!/usr/bin/perl
+use IO::Socket::UNIX;
+my ($path) = "@ARGV" =~ /--control unix:(\S+)/;
+my $l = IO::Socket::UNIX->new(Local => $path, Listen => 1) or die "$path: $!";
+open my $f, '>>', "$path.called"; print $f "@ARGV\n"; close $f;
+close $_ while $_ = $l->accept;
+PERL
+cp "$bin/cr-agent" "$bin/page-server"
+chmod +x "$bin"/*
+t1 --bin "$bin" up alpha client >/dev/null
+is $? 0 "up with daemons"
+s=/run/testbed/$one/alpha
+is "$(cat $s/agent.sock.called)" "serve --name alpha --control unix:$s/agent.sock --peer-listen 10.77.0.1:7710 --page-server unix:$s/page-server.sock --state $s/state" "the agent's arguments"
+is "$(cat $s/page-server.sock.called)" "--listen 10.77.0.1:7711 --control unix:$s/page-server.sock" "the page-server's arguments"
+is "$(t1 status | grep -cE '(agent|page-server)=[0-9]+')" 1 "daemons run in alpha, not in client"
+pid=$(t1 agent alpha pid)
+is "$(t1 exec alpha ps -o ppid=,sid= -p "$pid" | xargs)" "1 $pid" "the agent is a child of pid 1 in a session of its own"
+is "$(cat "/proc/$(t1 pid alpha "$pid")/comm" 2>/dev/null)" cr-agent "pid translates to the machine's"
+t1 agent alpha kill
+is "$(t1 status | grep -o 'agent=[a-z]*' | head -n 1)" agent=dead "status tells a dead agent"
+ok "restart" t1 agent alpha restart
+isnt "$(t1 agent alpha pid)" "$pid" "it is another process"
+ok "restart of a living one" t1 page-server alpha restart
+ok "down" t1 down
+
 # A daemon that does not come up: said with its log, and nothing left.
-bin=$(mktemp -d /var/tmp/testbed-bin.XXXXXX)
 printf '#!/bin/sh\necho cannot listen on the moon >&2\nexit 1\n' | tee "$bin/cr-agent" >"$bin/page-server"
 chmod +x "$bin"/*
 out=$("$testbed" --name $one --bin "$bin" up alpha 2>&1)
 is $? 1 "up fails when a daemon dies"
 is "$(grep -c 'on the moon' <<<"$out")" 1 "its log is shown"
-rm -r "$bin"
 is "$(machine_state)" "$before" "nothing is left of the half-failed up"
 done_testing
