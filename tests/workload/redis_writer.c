@@ -250,7 +250,7 @@ static void check_reply(struct check *c, uint64_t number)
 	else
 		c->right++;
 	if (reply->type == REDIS_REPLY_NIL && c->missing == 1)
-		warnx("key %s:%" PRIu64 " is missing", c->prefix, number);
+		warnx("%s:%" PRIu64 " is missing", c->prefix, number);
 	freeReplyObject(reply);
 }
 
