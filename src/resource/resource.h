@@ -55,9 +55,9 @@ int attrs_capture(struct capture *c, struct cr_err *err) must_check;
 /* From inside, at a stop: comm, sigaltstack, clear_tid address, pdeathsig, no_new_privs, timer slack
  * (every thread); sigactions, itimers, POSIX timers' values, dumpable, subreaper, securebits, clocks
  * (only when first: the leader). Comes after attrs_capture of the same tree, which says which
- * actions and timers there are. queue → caller runs → collect with the same q, before anything else is
- * queued. With more than 30 signal actions or many timers both run batches of their own. Needs 4 KiB of
- * scratch. If tree->clock_monotonic_ns is 0, collect sets both clocks of the tree from the task;
+ * actions and timers there are. queue (with nothing queued before) → caller runs → collect with the same
+ * q, before anything else is queued. With more than 25 signal actions and timers the leader's queueing
+ * runs a batch by itself, and with more than 40 timers collecting does. Needs 4 KiB of scratch. If tree->clock_monotonic_ns is 0, collect sets both clocks of the tree from the task;
  * timers are as of that moment. */
 struct attrs_query {
 	void *out;	      /* in the scratch area */
@@ -75,7 +75,8 @@ void attrs_copy_inside(struct tree *t, struct process *p, const struct process *
 /* Destination preflight: scheduling, limits, credentials, clocks, cpu features that cannot be had here. */
 void attrs_check(const struct tree *t, struct refusals *refused);
 
-/* True if anything the rebuild functions below would set differs between old and p (old != NULL).
+/* True if anything the rebuild functions below would set differs between old and p (old != NULL): then
+ * call them again; for a process: _process_queue, _outside of the leader and _timers_rebuild.
  * Not compared: what late, launch and the engine set. */
 bool attrs_process_differs(const struct process *old, const struct process *p);
 bool attrs_thread_differs(const struct thread *old, const struct thread *th);

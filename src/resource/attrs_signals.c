@@ -1,0 +1,195 @@
+/* Signals: actions of a process, what is pending for it and for its threads. Masks and alternate
+ * stacks are elsewhere (the engine, attrs_query.c). */
+#include "resource/attrs_internal.h"
+
+#include <signal.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+_Static_assert(sizeof(struct siginfo_rec) == sizeof(siginfo_t), "as the kernel hands it out");
+_Static_assert(sizeof(struct sigaction_rec) == 32, "the kernel's struct sigaction on x86-64");
+
+#define SIGBIT(signo) (1ull << ((signo)-1))
+
+/* ---- pending signals ---- */
+
+struct peek_args { /* struct ptrace_peeksiginfo_args, ptrace(2), 3.10 */
+	uint64_t off;
+	uint32_t flags;
+	int32_t nr;
+};
+
+typedef VEC(struct siginfo_rec) siginfo_vec;
+
+/* Reads the queue; *seen: signals that have an entry. */
+static int peek_queue(pid_t tid, bool shared, siginfo_vec *out, uint64_t *seen, struct cr_err *err)
+{
+	siginfo_t buf[16];
+	struct peek_args args = {.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0,
+				 .nr = ARRAY_SIZE(buf)};
+
+	for (;;) {
+		long n = ptrace(PTRACE_PEEKSIGINFO, tid, &args, buf);
+
+		if (n < 0) {
+			err->pid = tid;
+			return cr_err_sys(err, "reading the pending signals of %d", tid);
+		}
+		for (long i = 0; i < n; i++) {
+			struct siginfo_rec *rec = vec_push(out);
+
+			if (!rec)
+				return cr_err_oom(err);
+			memcpy(rec, &buf[i], sizeof(*rec));
+			*seen |= SIGBIT(buf[i].si_signo);
+		}
+		args.off += (uint64_t)n;
+		if (n < (long)ARRAY_SIZE(buf))
+			return 0;
+	}
+}
+
+/* When the kernel had no memory or the limit was reached, a signal is a bit in the set and nothing
+ * else.
+ */
+static int add_bare(uint64_t bits, siginfo_vec *out, struct cr_err *err)
+{
+	for (int signo = 1; signo <= TREE_NSIG; signo++) {
+		siginfo_t si = {.si_signo = signo, .si_code = SI_USER};
+		struct siginfo_rec *rec;
+
+		if (!(bits & SIGBIT(signo)))
+			continue;
+		rec = vec_push(out);
+		if (!rec)
+			return cr_err_oom(err);
+		memcpy(rec, &si, sizeof(*rec));
+	}
+	return 0;
+}
+
+int attrs_pending_capture(struct capture *c, pid_t tid, bool shared, uint64_t bits,
+			  struct siginfo_rec **ret, size_t *ret_n, struct cr_err *err)
+{
+	siginfo_vec list = {0};
+	uint64_t seen = 0;
+
+	int r = peek_queue(tid, shared, &list, &seen, err);
+	if (!r)
+		r = add_bare(bits & ~seen & ~SIGBIT(SIGKILL), &list, err);
+	seen |= bits;
+	if (!r && seen & SIGBIT(SIGSTOP))
+		refuse(c->refused, tid, "pending SIGSTOP",
+		       "a task that is being stopped is not moved; send it SIGCONT");
+	*ret = NULL;
+	*ret_n = list.n;
+	if (!r && list.n) {
+		*ret = arena_memdup(c->tree->arena, list.v, list.n * sizeof(*list.v));
+		if (!*ret)
+			r = cr_err_oom(err);
+	}
+	vec_done(&list);
+	return r;
+}
+
+/* The kernel lets a task impersonate itself only: si_code >= 0 and SI_TKILL are for the own tid
+ * (rt_sigqueueinfo(2)), so every thread queues its own and the leader those of the process. All
+ * signals are blocked, and a blocked signal is kept even where its action is to ignore it. */
+static int queue_signals(struct rtask *rt, const struct process *p, pid_t tid,
+			 const struct siginfo_rec *list, size_t n, struct cr_err *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		uint64_t va;
+		int32_t signo;
+
+		memcpy(&signo, list[i].info, sizeof(signo));
+		if (signo == SIGKILL || signo == SIGSTOP)
+			continue; /* cannot be blocked; refused by the capture */
+		if (!attrs_scratch_copy(rt, &list[i], sizeof(list[i]), &va, err))
+			return -err->code;
+		if (tid)
+			rqueue(rt, "rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo, p->pid, tid, signo,
+			       va);
+		else
+			rqueue(rt, "rt_sigqueueinfo", SYS_rt_sigqueueinfo, p->pid, signo, va);
+	}
+	return 0;
+}
+
+int attrs_pending_queue(struct rtask *rt, const struct process *p, const struct thread *th,
+			bool leader, struct cr_err *err)
+{
+	int r = queue_signals(rt, p, th->tid, th->pending, th->n_pending, err);
+
+	if (!r && leader)
+		r = queue_signals(rt, p, 0, p->pending, p->n_pending, err);
+	return r;
+}
+
+/* ---- actions ---- */
+
+/* What status tells of the actions: enough to know which to ask the task for. */
+void attrs_actions_expect(struct process *p, uint64_t ignored, uint64_t caught)
+{
+	memset(p->sigactions, 0, sizeof(p->sigactions));
+	for (int signo = 1; signo <= TREE_NSIG; signo++) {
+		if (ignored & SIGBIT(signo))
+			p->sigactions[signo - 1].handler = (uint64_t)SIG_IGN;
+		else if (caught & SIGBIT(signo))
+			p->sigactions[signo - 1].handler = ATTRS_HANDLER_UNKNOWN;
+	}
+}
+
+/* SIGCHLD always: SA_NOCLDWAIT and SA_NOCLDSTOP matter with the default action too. */
+bool attrs_action_asked(const struct process *p, int signo)
+{
+	return signo == SIGCHLD || p->sigactions[signo - 1].handler;
+}
+
+static bool is_zero(const struct sigaction_rec *a)
+{
+	return !a->handler && !a->flags && !a->restorer && !a->mask;
+}
+
+static int queue_action(struct rtask *rt, const struct process *p, int signo, struct cr_err *err)
+{
+	const struct sigaction_rec *a = &p->sigactions[signo - 1];
+	uint64_t va;
+
+	if (a->handler == ATTRS_HANDLER_UNKNOWN)
+		return cr_err_set(err, CR_ERR_BUG, EINVAL,
+				  "the handler of signal %d of %d was never asked for", signo,
+				  p->pid);
+	if (!attrs_scratch_copy(rt, a, sizeof(*a), &va, err))
+		return -err->code;
+	rqueue(rt, "rt_sigaction", SYS_rt_sigaction, signo, va, 0, sizeof(a->mask));
+	return 0;
+}
+
+int attrs_actions_queue(struct rtask *rt, const struct process *old, const struct process *p,
+			struct cr_err *err)
+{
+	int r = 0;
+
+	for (int signo = 1; !r && signo <= TREE_NSIG; signo++) {
+		const struct sigaction_rec *a = &p->sigactions[signo - 1];
+
+		if (signo == SIGKILL || signo == SIGSTOP)
+			continue;
+		if (old ? !memcmp(a, &old->sigactions[signo - 1], sizeof(*a)) : is_zero(a))
+			continue;
+		r = queue_action(rt, p, signo, err);
+	}
+	return r;
+}
+
+bool attrs_sigtrap_fragile(const struct process *p)
+{
+	return !is_zero(&p->sigactions[SIGTRAP - 1]);
+}
+
+int attrs_sigtrap_queue(struct rtask *rt, const struct process *p, struct cr_err *err)
+{
+	return queue_action(rt, p, SIGTRAP, err);
+}
