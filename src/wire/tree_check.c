@@ -1,0 +1,316 @@
+/* What must hold of a tree, whoever made it: checked before it is sent and after it was received.
+ */
+#include "wire/tree_priv.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/vec.h"
+
+enum {
+	PID_MAX_LIMIT = 4 << 20, /* proc_sys_kernel(5), pid_max */
+	GPREGS_BYTES = 27 * 8,   /* struct user_regs_struct, x86-64 */
+	XSTATE_BYTES_MAX = 64 * 1024,
+	AUXV_BYTES_MAX = 4096,
+	AFFINITY_BYTES_MAX = 8192,
+	GROUPS_MAX = 65536,       /* credentials(7), NGROUPS_MAX */
+	SOCKADDR_BYTES_MAX = 128, /* struct sockaddr_storage */
+	SOCKOPT_BYTES_MAX = 65536,
+};
+/* User addresses end below this with five levels of page tables,
+ * Documentation/arch/x86/x86_64/5level-paging.rst */
+#define USER_END (1ull << 56)
+
+#define CHECK(cond, ...)                                                                           \
+	do {                                                                                       \
+		if (!(cond))                                                                       \
+			return tree_bad(err, __VA_ARGS__);                                         \
+	} while (0)
+
+static bool pid_ok(pid_t pid)
+{
+	return pid > 0 && pid <= PID_MAX_LIMIT;
+}
+
+/* 0: outside of the pid namespace, or none. */
+static bool pid_or_none(pid_t pid)
+{
+	return pid == 0 || pid_ok(pid);
+}
+
+static bool absolute(const char *path)
+{
+	return path && path[0] == '/' && strlen(path) < PATH_MAX;
+}
+
+/* ---- known kinds: the compiler says when one is missing here ---- */
+
+static bool vma_kind_known(enum vma_kind k)
+{
+	switch (k) {
+	case VMA_ANON:
+	case VMA_SHARED_OBJ:
+	case VMA_FILE_PRIVATE:
+	case VMA_FILE_SHARED:
+	case VMA_VDSO:
+	case VMA_VSYSCALL:
+		return true;
+	}
+	return false;
+}
+
+static bool file_kind_known(enum file_kind k)
+{
+	switch (k) {
+	case FILE_REGULAR:
+	case FILE_CHARDEV:
+	case FILE_PIPE:
+	case FILE_EVENTFD:
+	case FILE_EPOLL:
+	case FILE_TIMERFD:
+	case FILE_SIGNALFD:
+	case FILE_MEMFD:
+	case FILE_TCP_LISTEN:
+	case FILE_UNIX_LISTEN:
+		return true;
+	}
+	return false;
+}
+
+/* ---- memory ---- */
+
+static int check_vma(const struct tree *t, const struct vma *v, struct cr_err *err)
+{
+	unsigned long long at = v->start;
+	bool file = v->kind == VMA_FILE_PRIVATE || v->kind == VMA_FILE_SHARED;
+
+	CHECK(!((v->start | v->end | v->offset) % CR_PAGE_SIZE), "mapping %llx: not page aligned",
+	      at);
+	CHECK(v->start < v->end, "mapping %llx: empty", at);
+	CHECK(vma_kind_known(v->kind), "mapping %llx: unknown kind %u", at, v->kind);
+	CHECK(v->end <= USER_END || v->kind == VMA_VSYSCALL, "mapping %llx: not a user address",
+	      at);
+	CHECK(v->prot <= 7, "mapping %llx: protection %#x", at, v->prot);
+	if (file)
+		CHECK(v->file == UINT32_MAX || v->file < t->n_mapped_files,
+		      "mapping %llx: there is no file %u", at, v->file);
+	if (v->kind == VMA_FILE_SHARED)
+		CHECK(v->file != UINT32_MAX, "mapping %llx: no file", at);
+	if (v->kind == VMA_FILE_PRIVATE || v->kind == VMA_SHARED_OBJ)
+		CHECK(v->object == UINT32_MAX || v->object < t->n_objects,
+		      "mapping %llx: there is no shared object %u", at, v->object);
+	if (v->kind == VMA_SHARED_OBJ)
+		CHECK(v->object != UINT32_MAX, "mapping %llx: no shared object", at);
+	if (v->kind == VMA_FILE_PRIVATE)
+		CHECK(v->object != UINT32_MAX || v->file != UINT32_MAX, "mapping %llx: no file",
+		      at);
+	return 0;
+}
+
+static int check_mm(const struct tree *t, const struct mm *mm, struct cr_err *err)
+{
+	uint64_t end = 0;
+
+	for (size_t i = 0; i < mm->n_vmas; i++) {
+		CHECK(mm->vmas[i].start >= end, "mapping %llx: overlaps the one before",
+		      (unsigned long long)mm->vmas[i].start);
+		end = mm->vmas[i].end;
+		int r = check_vma(t, &mm->vmas[i], err);
+		if (r < 0)
+			return r;
+	}
+	end = 0;
+	for (size_t i = 0; i < mm->n_guards; i++) {
+		const struct addr_range *g = &mm->guards[i];
+
+		CHECK(!((g->start | g->end) % CR_PAGE_SIZE), "guard range %zu: not page aligned",
+		      i);
+		CHECK(g->start >= end && g->start < g->end && g->end <= USER_END,
+		      "guard range %zu: empty, or overlaps the one before", i);
+		end = g->end;
+	}
+	CHECK(mm->exe_file < t->n_mapped_files, "there is no file %u, the executable",
+	      mm->exe_file);
+	CHECK(mm->auxv_len <= AUXV_BYTES_MAX && !(mm->auxv_len % 16), "auxv of %zu bytes",
+	      mm->auxv_len);
+	return 0;
+}
+
+/* ---- processes ---- */
+
+static int check_thread(const struct thread *th, struct cr_err *err)
+{
+	CHECK(th->gpregs_len == 0 || th->gpregs_len == GPREGS_BYTES,
+	      "thread %d: registers of %zu bytes", th->tid, th->gpregs_len);
+	CHECK(th->xstate_len <= XSTATE_BYTES_MAX, "thread %d: xstate of %zu bytes", th->tid,
+	      th->xstate_len);
+	CHECK(th->affinity_len <= AFFINITY_BYTES_MAX, "thread %d: affinity of %zu bytes", th->tid,
+	      th->affinity_len);
+	CHECK(memchr(th->comm, 0, sizeof(th->comm)), "thread %d: name does not end", th->tid);
+	return 0;
+}
+
+static int check_fds(const struct tree *t, const struct process *p, struct cr_err *err)
+{
+	int32_t before = -1;
+
+	for (size_t i = 0; i < p->n_fds; i++) {
+		const struct fd_entry *e = &p->fds[i];
+
+		CHECK(e->fd > before, "process %d: descriptor %d is out of order", p->pid, e->fd);
+		CHECK(e->file < t->n_files, "process %d: descriptor %d: there is no file %u",
+		      p->pid, e->fd, e->file);
+		before = e->fd;
+	}
+	return 0;
+}
+
+static int check_process(const struct tree *t, const struct process *p, struct cr_err *err)
+{
+	int r;
+
+	CHECK(pid_or_none(p->ppid) && pid_or_none(p->pgid) && pid_or_none(p->sid),
+	      "process %d: parent %d, group %d, session %d", p->pid, p->ppid, p->pgid, p->sid);
+	if (p->zombie)
+		return 0;
+	CHECK(p->n_threads > 0, "process %d: no threads", p->pid);
+	CHECK(p->threads[0].tid == p->pid, "process %d: its first thread is %d", p->pid,
+	      p->threads[0].tid);
+	CHECK(absolute(p->cwd) && absolute(p->root), "process %d: no root or working directory",
+	      p->pid);
+	CHECK(p->creds.n_groups <= GROUPS_MAX, "process %d: %zu groups", p->pid, p->creds.n_groups);
+	for (size_t i = 0; i < p->n_threads; i++)
+		if ((r = check_thread(&p->threads[i], err)) < 0)
+			return r;
+	for (size_t i = 0; i < p->n_timers; i++)
+		CHECK(pid_or_none(p->timers[i].notify_tid), "process %d: timer %d for thread %d",
+		      p->pid, p->timers[i].id, p->timers[i].notify_tid);
+	if ((r = check_mm(t, &p->mm, err)) < 0)
+		return cr_err_ctx(err, "process %d", p->pid);
+	return check_fds(t, p, err);
+}
+
+/* ---- who is whose ---- */
+
+struct task_id {
+	pid_t tid;
+	size_t proc; /* index, and SIZE_MAX for threads that are not leaders */
+};
+typedef int (*compare_fn)(const void *, const void *);
+
+static int compare_ids(const struct task_id *a, const struct task_id *b)
+{
+	return (a->tid > b->tid) - (a->tid < b->tid);
+}
+
+static int check_ids_sorted(const struct tree *t, const struct task_id *ids, size_t n,
+			    struct cr_err *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		CHECK(pid_ok(ids[i].tid), "pid %d", ids[i].tid);
+		CHECK(!i || ids[i].tid != ids[i - 1].tid, "pid %d twice", ids[i].tid);
+	}
+	for (size_t i = 0; i < t->n_procs; i++) {
+		struct task_id key = {.tid = t->procs[i].ppid};
+		const struct task_id *parent =
+		    bsearch(&key, ids, n, sizeof(key), (compare_fn)compare_ids);
+
+		if (parent)
+			CHECK(parent->proc < i, "process %d comes before its parent %d",
+			      t->procs[i].pid, key.tid);
+	}
+	return 0;
+}
+
+/* All pids and tids sane and unique, parents before children. */
+static int check_ids(const struct tree *t, struct cr_err *err)
+{
+	VEC(struct task_id) ids = {0};
+	int r = 0;
+
+	for (size_t i = 0; i < t->n_procs && r == 0; i++) {
+		const struct process *p = &t->procs[i];
+		struct task_id *id = vec_push(&ids);
+
+		if (id)
+			*id = (struct task_id){p->pid, i};
+		for (size_t j = 1; id && j < (p->zombie ? 0 : p->n_threads); j++) {
+			id = vec_push(&ids);
+			if (id)
+				*id = (struct task_id){p->threads[j].tid, SIZE_MAX};
+		}
+		if (!id)
+			r = cr_err_oom(err);
+	}
+	if (ids.n)
+		qsort(ids.v, ids.n, sizeof(*ids.v), (compare_fn)compare_ids);
+	if (r == 0)
+		r = check_ids_sorted(t, ids.v, ids.n, err);
+	vec_done(&ids);
+	return r;
+}
+
+/* ---- open files ---- */
+
+static int check_file(const struct tree *t, const struct file *f, size_t i, struct cr_err *err)
+{
+	CHECK(file_kind_known(f->kind), "file %zu: unknown kind %u", i, f->kind);
+	if (f->kind == FILE_REGULAR || f->kind == FILE_CHARDEV)
+		CHECK(absolute(f->path), "file %zu: no path", i);
+	if (f->kind == FILE_MEMFD)
+		CHECK(f->object < t->n_objects, "file %zu: there is no shared object %u", i,
+		      f->object);
+	if (f->kind == FILE_TCP_LISTEN || f->kind == FILE_UNIX_LISTEN)
+		CHECK(f->sockaddr_len >= 2, "file %zu: no address", i);
+	CHECK(f->sockaddr_len <= SOCKADDR_BYTES_MAX, "file %zu: address of %u bytes", i,
+	      f->sockaddr_len);
+	for (size_t j = 0; j < f->n_targets; j++)
+		CHECK(f->targets[j].fd >= 0 && f->targets[j].file < t->n_files,
+		      "file %zu: target %d: there is no file %u", i, f->targets[j].fd,
+		      f->targets[j].file);
+	for (size_t j = 0; j < f->n_opts; j++)
+		CHECK(f->opts[j].len <= SOCKOPT_BYTES_MAX, "file %zu: option of %u bytes", i,
+		      f->opts[j].len);
+	return 0;
+}
+
+/* ---- the whole ---- */
+
+static int check_tables(const struct tree *t, struct cr_err *err)
+{
+	for (size_t i = 0; i < t->n_mapped_files; i++)
+		CHECK(absolute(t->mapped_files[i].path), "mapped file %zu: no path", i);
+	for (size_t i = 0; i < t->n_objects; i++) {
+		const struct shared_object *o = &t->objects[i];
+
+		CHECK(o->kind == OBJ_SHARED_ANON || o->kind == OBJ_MEMFD,
+		      "shared object %zu: unknown kind %u", i, o->kind);
+		CHECK(o->size <= INT64_MAX, "shared object %zu: size", i);
+		CHECK(o->kind != OBJ_MEMFD || o->name, "shared object %zu: no name", i);
+	}
+	for (size_t i = 0; i < t->n_files; i++) {
+		int r = check_file(t, &t->files[i], i, err);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+int tree_check(const struct tree *t, struct cr_err *err)
+{
+	int r;
+
+	CHECK(t->n_procs > 0, "no process");
+	if ((r = check_tables(t, err)) < 0)
+		return r;
+	for (size_t i = 0; i < t->n_procs; i++)
+		if ((r = check_process(t, &t->procs[i], err)) < 0)
+			return r;
+	if ((r = check_ids(t, err)) < 0)
+		return r;
+	CHECK(tree_find_process(t, t->root_pid), "the root, process %d, is not in the tree",
+	      t->root_pid);
+	return 0;
+}

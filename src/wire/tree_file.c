@@ -1,0 +1,115 @@
+/* Open file descriptions. */
+#include "wire/tree_priv.h"
+
+#define FILE_NUMBERS(X)                                                                            \
+	X(flags)                                                                                   \
+	X(pos)                                                                                     \
+	X(owner_type)                                                                              \
+	X(owner_pid) X(owner_sig) X(size) X(ino) X(dev) X(mtime_ns) X(rdev) X(mode) X(pipe_ino)    \
+	    X(pipe_has_data) X(pipe_capacity) X(pipe_packet) X(counter) X(semaphore) X(clockid)    \
+		X(settime_flags) X(value_ns) X(interval_ns) X(ticks) X(sigmask) X(sock_family)     \
+		    X(sock_type) X(sock_protocol) X(backlog)
+
+static bool put_targets(struct arena *a, const struct file *in, Tree__File *pb)
+{
+	pb->target_fd = arena_array(a, int32_t, in->n_targets);
+	pb->target_file = arena_array(a, uint32_t, in->n_targets);
+	pb->target_events = arena_array(a, uint32_t, in->n_targets);
+	pb->target_data = arena_array(a, uint64_t, in->n_targets);
+	if (!pb->target_fd || !pb->target_file || !pb->target_events || !pb->target_data)
+		return false;
+	for (size_t i = 0; i < in->n_targets; i++) {
+		pb->target_fd[i] = in->targets[i].fd;
+		pb->target_file[i] = tree_put_index(in->targets[i].file);
+		pb->target_events[i] = in->targets[i].events;
+		pb->target_data[i] = in->targets[i].data;
+	}
+	pb->n_target_fd = pb->n_target_file = in->n_targets;
+	pb->n_target_events = pb->n_target_data = in->n_targets;
+	return true;
+}
+
+static int get_targets(struct arena *a, const Tree__File *pb, struct file *out, struct cr_err *err)
+{
+	size_t n = pb->n_target_fd;
+
+	if (pb->n_target_file != n || pb->n_target_events != n || pb->n_target_data != n)
+		return tree_bad(err, "columns of an epoll's targets differ in length");
+	out->targets = arena_array(a, struct epoll_target, n);
+	if (!out->targets)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < n; i++)
+		out->targets[out->n_targets++] =
+		    (struct epoll_target){.fd = pb->target_fd[i],
+					  .file = tree_get_index(pb->target_file[i]),
+					  .events = pb->target_events[i],
+					  .data = pb->target_data[i]};
+	return 0;
+}
+
+static bool put_opts(struct arena *a, const struct file *in, Tree__File *pb)
+{
+	pb->opts = arena_array(a, Tree__Sockopt *, in->n_opts);
+	for (size_t i = 0; pb->opts && i < in->n_opts; i++) {
+		Tree__Sockopt *o = pb_new(a, &tree__sockopt__descriptor);
+
+		if (!o)
+			return false;
+		o->level = in->opts[i].level;
+		o->name = in->opts[i].name;
+		o->value = pb_bytes(in->opts[i].value, in->opts[i].len);
+		pb->opts[pb->n_opts++] = o;
+	}
+	return pb->opts;
+}
+
+static int get_opts(struct arena *a, const Tree__File *pb, struct file *out, struct cr_err *err)
+{
+	out->opts = arena_array(a, struct sockopt_rec, pb->n_opts);
+	if (!out->opts)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < pb->n_opts; i++) {
+		struct sockopt_rec *o = &out->opts[out->n_opts++];
+		size_t len = 0;
+		int r = tree_get_bytes(a, &pb->opts[i]->value, &o->value, &len, err);
+
+		if (r < 0)
+			return r;
+		o->level = pb->opts[i]->level;
+		o->name = pb->opts[i]->name;
+		o->len = (uint32_t)len;
+	}
+	return 0;
+}
+
+Tree__File *tree_put_file(struct arena *a, const struct file *in)
+{
+	Tree__File *pb = pb_new(a, &tree__file__descriptor);
+
+	if (!pb || !put_targets(a, in, pb) || !put_opts(a, in, pb))
+		return NULL;
+	FILE_NUMBERS(TREE_PUT)
+	pb->kind = in->kind;
+	pb->path = pb_string(in->path);
+	pb->data = pb_bytes(in->data, in->data_len);
+	pb->object = tree_put_index(in->object);
+	pb->sockaddr = pb_bytes(in->sockaddr, in->sockaddr_len);
+	return pb;
+}
+
+int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out, struct cr_err *err)
+{
+	size_t sockaddr_len = 0;
+	int r;
+
+	FILE_NUMBERS(TREE_GET)
+	out->kind = (enum file_kind)pb->kind;
+	out->object = out->kind == FILE_MEMFD ? tree_get_index(pb->object) : UINT32_MAX;
+	if ((r = tree_get_string(a, pb->path, &out->path, err)) < 0 ||
+	    (r = tree_get_bytes(a, &pb->data, &out->data, &out->data_len, err)) < 0 ||
+	    (r = tree_get_bytes(a, &pb->sockaddr, &out->sockaddr, &sockaddr_len, err)) < 0 ||
+	    (r = get_targets(a, pb, out, err)) < 0 || (r = get_opts(a, pb, out, err)) < 0)
+		return r;
+	out->sockaddr_len = (uint32_t)sockaddr_len;
+	return 0;
+}
