@@ -7,6 +7,9 @@ $(B)/testbed-init: tools/testbed-init.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) -D_GNU_SOURCE -std=gnu17 $(WARN) $(CFLAGS) -o $@ $<
 
+# The test runs the program beside it.
+$(B)/tests/unit/test_page_server: | $(B)/page-server
+
 # Make has looked for sources and packages before deps installs the latter: build in a make of its own.
 check: deps
 	$(Q)tools/packages --install $(LINT_PKGS)

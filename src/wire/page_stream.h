@@ -1,9 +1,9 @@
 /* The page stream's frames: pure functions between bytes and structs. Layout in proto/PAGES.md.
  *
  * A frame is a header of 32 bytes, then nruns runs of 32 bytes, then wire_bytes of payload.
- * Decoders check every number for itself and against the others of the frame, and fill *ret only
- * when all is well; what depends on the receiver's state (is the target known?) is the receiver's
- * to check. Errors of decoders are CR_ERR_PEER, EPROTO. */
+ * Decoders check every number for itself and against the others of the frame; *ret is only good to
+ * use when all is well. What depends on the receiver's state (is the target known?) is the
+ * receiver's to check. Errors of decoders are CR_ERR_PEER, EPROTO. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

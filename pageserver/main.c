@@ -1,0 +1,223 @@
+/* page-server: takes pages from the network and puts them where they belong. */
+#include <getopt.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include "base/log.h"
+#include "pageserver/server.h"
+#include "wire/addr.h"
+
+#ifndef CR_VERSION
+#define CR_VERSION "0.1"
+#endif
+
+struct options {
+	const char *listen, *control;
+	unsigned int max_connections;
+};
+
+static const char usage[] =
+    "usage: page-server --listen ADDR:PORT --control unix:PATH [--max-connections N]\n"
+    "\n"
+    "Takes memory pages of migrating processes from the network and puts them into the\n"
+    "processes being rebuilt on this host, as the local agent directs.\n"
+    "\n"
+    "  --listen ADDR:PORT     where page streams come in; [ADDR]:PORT for IPv6, port 0: any\n"
+    "  --control unix:PATH    socket for the agents of this host, made with mode 0600\n"
+    "  --max-connections N    page streams at most (default 64)\n"
+    "  --verbose              say more\n"
+    "  --version, --help\n";
+
+/* Returns -1 to go on, else the exit code. */
+static int parse_options(struct options *o, int argc, char **argv)
+{
+	static const struct option longopts[] = {
+	    {"listen", required_argument, NULL, 'l'},
+	    {"control", required_argument, NULL, 'c'},
+	    {"max-connections", required_argument, NULL, 'm'},
+	    {"verbose", no_argument, NULL, 'v'},
+	    {"version", no_argument, NULL, 'V'},
+	    {"help", no_argument, NULL, 'h'},
+	    {0},
+	};
+	char *end;
+	int c;
+
+	*o = (struct options){.max_connections = 64};
+	while ((c = getopt_long(argc, argv, "", longopts, NULL)) != -1) {
+		switch (c) {
+		case 'l':
+			o->listen = optarg;
+			break;
+		case 'c':
+			o->control = optarg;
+			break;
+		case 'm':
+			o->max_connections = (unsigned int)strtoul(optarg, &end, 10);
+			if (*end || !o->max_connections || o->max_connections > 4096) {
+				log_error("--max-connections %s: a number from 1 to 4096 is needed",
+					  optarg);
+				return 2;
+			}
+			break;
+		case 'v':
+			log_set_level(LOG_LVL_DEBUG);
+			break;
+		case 'V':
+			printf("page-server %s, page stream version %d\n", CR_VERSION,
+			       PAGE_STREAM_VERSION);
+			return 0;
+		case 'h':
+			fputs(usage, stdout);
+			return 0;
+		default:
+			fputs(usage, stderr);
+			return 2;
+		}
+	}
+	if (optind < argc || !o->listen || !o->control || strncmp(o->control, "unix:", 5)) {
+		fputs(usage, stderr);
+		return 2;
+	}
+	o->control += 5;
+	return -1;
+}
+
+static void close_any(uv_handle_t *h, void *arg)
+{
+	(void)arg;
+	if (!uv_is_closing(h))
+		uv_close(h, NULL);
+}
+
+static void server_stop(struct server *sv)
+{
+	if (sv->stopping)
+		return;
+	sv->stopping = true;
+	control_close_all(sv);
+	for (struct stream *st = sv->streams, *next; st; st = next) {
+		next = stream_next(st);
+		stream_close(st);
+	}
+	uv_close((uv_handle_t *)&sv->listener, NULL);
+	uv_close((uv_handle_t *)&sv->sigterm, NULL);
+	uv_close((uv_handle_t *)&sv->sigint, NULL);
+}
+
+static void on_signal(uv_signal_t *h, int signo)
+{
+	log_info("signal %d: closing", signo);
+	server_stop(h->data);
+}
+
+static int uv_failed(struct cr_err *err, int code, const char *what)
+{
+	return cr_err_set(err, CR_ERR_KERNEL, -code, "%s: %s", what, uv_strerror(code));
+}
+
+static int report_address(struct server *sv, struct cr_err *err)
+{
+	struct addr a = {.len = sizeof(a.un)};
+	char text[ADDR_TEXT];
+	int len = (int)a.len;
+	int r = uv_tcp_getsockname(&sv->listener, &a.sa, &len);
+
+	if (r)
+		return uv_failed(err, r, "address of the listener");
+	a.len = (socklen_t)len;
+	sv->info.port = ntohs(a.sa.sa_family == AF_INET6 ? a.v6.sin6_port : a.v4.sin_port);
+	sv->info.caps = PAGE_CAPS;
+	addr_format(&a, text);
+	snprintf(sv->info.listen, sizeof(sv->info.listen), "%.63s", text);
+	return 0;
+}
+
+static int listen_tcp(struct server *sv, const char *address, struct cr_err *err)
+{
+	struct addr a;
+	int r = addr_parse(address, &a, err);
+
+	if (r)
+		return r;
+	if (a.sa.sa_family == AF_UNIX)
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "listen on %s: not an IP:PORT",
+				  address);
+	r = uv_tcp_init(&sv->loop, &sv->listener);
+	if (!r)
+		r = uv_tcp_bind(&sv->listener, &a.sa, 0);
+	sv->listener.data = sv;
+	if (!r)
+		r = uv_listen((uv_stream_t *)&sv->listener, 64, stream_accept);
+	if (r)
+		return cr_err_set(err, CR_ERR_IO, -r, "listen on %s: %s", address, uv_strerror(r));
+	return report_address(sv, err);
+}
+
+static int watch_signals(struct server *sv, struct cr_err *err)
+{
+	signal(SIGPIPE, SIG_IGN);
+	sv->sigterm.data = sv->sigint.data = sv;
+	int r = uv_signal_init(&sv->loop, &sv->sigterm);
+	if (!r)
+		r = uv_signal_init(&sv->loop, &sv->sigint);
+	if (!r)
+		r = uv_signal_start(&sv->sigterm, on_signal, SIGTERM);
+	if (!r)
+		r = uv_signal_start(&sv->sigint, on_signal, SIGINT);
+	return r ? uv_failed(err, r, "signals") : 0;
+}
+
+static int server_start(struct server *sv, const struct options *o, struct cr_err *err)
+{
+	struct rlimit rl;
+
+	/* two descriptors for every process being rebuilt */
+	if (!getrlimit(RLIMIT_NOFILE, &rl)) {
+		rl.rlim_cur = rl.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &rl);
+	}
+	sv->max_connections = o->max_connections;
+	int r = watch_signals(sv, err);
+	if (!r)
+		r = listen_tcp(sv, o->listen, err);
+	if (!r)
+		r = control_listen(sv, o->control, err);
+	if (!r)
+		r = privilege_drop(err);
+	return r;
+}
+
+int main(int argc, char **argv)
+{
+	struct options o;
+	struct cr_err err = {0};
+	int r = parse_options(&o, argc, argv);
+
+	if (r >= 0)
+		return r;
+	/* zeroed by being mapped, so that the large working areas take memory only once they are
+	 * used */
+	struct server *sv =
+	    mmap(NULL, sizeof(*sv), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (sv == MAP_FAILED) {
+		log_error("out of memory");
+		return 1;
+	}
+	r = uv_loop_init(&sv->loop);
+	if (r) {
+		log_error("event loop: %s", uv_strerror(r));
+		return 1;
+	}
+	r = server_start(sv, &o, &err);
+	if (r) {
+		log_error("%s", err.msg);
+		control_close_all(sv);
+		uv_walk(&sv->loop, close_any, NULL);
+	} else {
+		log_info("page streams on %s, control on unix:%s", sv->info.listen, o.control);
+	}
+	uv_run(&sv->loop, UV_RUN_DEFAULT);
+	uv_loop_close(&sv->loop);
+	return r ? 1 : 0;
+}

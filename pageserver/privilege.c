@@ -1,0 +1,45 @@
+#include <sys/capability.h>
+#include <sys/prctl.h>
+#include "base/log.h"
+#include "pageserver/server.h"
+
+/* process_vm_writev() into tasks of any uid needs CAP_SYS_PTRACE (ptrace(2), access mode checks);
+ * nothing else that is done after the sockets are bound needs a capability. */
+static const cap_value_t kept = CAP_SYS_PTRACE;
+
+static void capsp_free(cap_t *c)
+{
+	if (*c)
+		cap_free(*c);
+}
+
+int privilege_drop(struct cr_err *err)
+{
+	_cleanup_(capsp_free) cap_t now = cap_get_proc();
+	_cleanup_(capsp_free) cap_t want = cap_init();
+	cap_flag_value_t have = CAP_CLEAR, may_bound = CAP_CLEAR;
+
+	if (!now || !want)
+		return cr_err_sys(err, "capabilities");
+	cap_get_flag(now, kept, CAP_PERMITTED, &have);
+	cap_get_flag(now, CAP_SETPCAP, CAP_EFFECTIVE, &may_bound);
+	/* first: giving up the bounding set takes CAP_SETPCAP */
+	for (cap_value_t c = 0; may_bound == CAP_SET && CAP_IS_SUPPORTED(c); c++)
+		if (cap_drop_bound(c) < 0)
+			return cr_err_sys(err, "drop capability %d from the bounding set", c);
+	if (cap_reset_ambient() < 0)
+		return cr_err_sys(err, "clear ambient capabilities");
+	if (have == CAP_SET && (cap_set_flag(want, CAP_PERMITTED, 1, &kept, CAP_SET) < 0 ||
+				cap_set_flag(want, CAP_EFFECTIVE, 1, &kept, CAP_SET) < 0))
+		return cr_err_sys(err, "capabilities");
+	if (cap_set_proc(want) < 0)
+		return cr_err_sys(err, "give up capabilities");
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return cr_err_sys(err, "PR_SET_NO_NEW_PRIVS");
+	/* other people's memory passes through here: none of it into core files */
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		return cr_err_sys(err, "PR_SET_DUMPABLE");
+	if (have != CAP_SET)
+		log_warn("no CAP_SYS_PTRACE: only processes of this user can be written to");
+	return 0;
+}

@@ -1,0 +1,81 @@
+/* What the rooms of the page-server share. One thread, one loop; handles are owned by the one
+ * struct that embeds them and freed only when their close callbacks have run. */
+#pragma once
+#include <uv.h>
+#include "pageserver/place.h"
+#include "wire/ps_msg.h"
+
+struct stream;
+struct control;
+
+enum {
+	SERVER_STREAMS_MOST = 48, /* that are past their HELLO: about 1.1 MiB of memory each */
+	SERVER_CONTROLS_MOST = 64,
+};
+
+/* One migration: what its control connection said. */
+struct session {
+	struct session *next;
+	uint8_t id[PAGE_ID_BYTES];
+	uint8_t token[PAGE_TOKEN_BYTES];
+	struct targets targets;
+	struct stream *streams;
+	unsigned int nstreams;
+	struct page_ack placed;   /* by streams that are gone */
+	struct cr_err last_error; /* of a stream */
+};
+
+struct server {
+	uv_loop_t loop;
+	uv_tcp_t listener;
+	struct control *control_listener;
+	uv_signal_t sigterm, sigint;
+	struct ps_session_info info;
+	const char *control_path;
+	struct session *sessions;
+	struct stream *streams; /* all TCP connections */
+	struct control *controls;
+	unsigned int nstreams, ngreeted, ncontrols, max_connections;
+	bool stopping;
+	/* used by one callback at a time */
+	struct page_rx_scratch rx_scratch;
+	struct place_scratch place_scratch;
+	char discard[64 * 1024];
+};
+
+/* session.c */
+
+/* NULL unless id and token are those of a session; takes the same time whatever the token is. */
+struct session *session_find(struct server *sv, const uint8_t *id, const uint8_t *token);
+int session_new(struct session **ret, struct server *sv, const struct ps_request *rq,
+		struct cr_err *err) must_check;
+/* Fails its streams with a text that says so. Takes NULL. */
+void session_end(struct server *sv, struct session *s);
+/* Keeps the count of a stream that leaves. */
+void session_add_placed(struct session *s, const struct page_ack *placed);
+void session_stats(const struct session *s, struct ps_stats *ret);
+/* Answers one request about targets; takes fd (may be -1). */
+int session_request(struct session *s, const struct ps_request *rq, int fd,
+		    struct cr_err *err) must_check;
+
+/* stream.c */
+
+/* A connection waits on the listener. */
+void stream_accept(uv_stream_t *listener, int status);
+/* Tells the peer why, lets go of the session and closes once the peer has read it, or after 2 s. */
+void stream_fail(struct stream *st, const struct cr_err *why);
+/* At once, with nothing said. */
+void stream_close(struct stream *st);
+const struct page_ack *stream_placed(const struct stream *st);
+struct stream *stream_next(const struct stream *st);            /* of the server */
+struct stream *stream_next_in_session(const struct stream *st); /* of its session */
+
+/* control.c */
+
+int control_listen(struct server *sv, const char *path, struct cr_err *err) must_check;
+void control_close_all(struct server *sv); /* the listener too; removes the socket's file */
+
+/* privilege.c */
+
+/* Keeps CAP_SYS_PTRACE, if it is there, and gives up every other capability for good. */
+int privilege_drop(struct cr_err *err) must_check;

@@ -1,0 +1,307 @@
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include "base/log.h"
+#include "pageserver/server.h"
+#include "wire/addr.h"
+
+enum {
+	HELLO_TIMEOUT_MS = 5000,
+	LINGER_MS = 2000,    /* for the peer to read why it failed */
+	DEAD_PEER_MS = 5000, /* unacknowledged for so long: the connection is lost */
+};
+
+struct stream {
+	uv_tcp_t tcp;
+	uv_timer_t timer; /* HELLO is due, or the end of the lingering */
+	unsigned int open_handles;
+	struct server *sv;
+	struct stream *prev, *next; /* of the server */
+	struct session *session;    /* NULL before HELLO and after the end */
+	struct stream *next_in_session;
+	uint16_t index;
+	bool greeted; /* counts in ngreeted */
+	bool over;    /* what still comes is thrown away */
+	bool closing;
+	char peer[64];
+	struct page_rx *rx;
+	struct page_ack placed;
+};
+
+const struct page_ack *stream_placed(const struct stream *st)
+{
+	return &st->placed;
+}
+
+struct stream *stream_next(const struct stream *st)
+{
+	return st->next;
+}
+
+struct stream *stream_next_in_session(const struct stream *st)
+{
+	return st->next_in_session;
+}
+
+/* ---- the end ---- */
+
+static void leave_session(struct stream *st)
+{
+	struct session *s = st->session;
+
+	if (!s)
+		return;
+	for (struct stream **p = &s->streams; *p; p = &(*p)->next_in_session) {
+		if (*p == st) {
+			*p = st->next_in_session;
+			break;
+		}
+	}
+	s->nstreams--;
+	session_add_placed(s, &st->placed);
+	st->session = NULL;
+	st->next_in_session = NULL;
+}
+
+static void on_closed(uv_handle_t *h)
+{
+	struct stream *st = h->data;
+
+	if (--st->open_handles)
+		return;
+	page_rx_free(st->rx);
+	free(st);
+}
+
+void stream_close(struct stream *st)
+{
+	if (st->closing)
+		return;
+	st->closing = true;
+	st->over = true;
+	leave_session(st);
+	if (st->prev)
+		st->prev->next = st->next;
+	else
+		st->sv->streams = st->next;
+	if (st->next)
+		st->next->prev = st->prev;
+	st->sv->nstreams--;
+	st->sv->ngreeted -= st->greeted;
+	uv_close((uv_handle_t *)&st->tcp, on_closed);
+	uv_close((uv_handle_t *)&st->timer, on_closed);
+}
+
+static void on_timeout(uv_timer_t *timer)
+{
+	struct stream *st = timer->data;
+
+	if (!st->over)
+		log_info("%s: said no HELLO within %d s, closed", st->peer,
+			 HELLO_TIMEOUT_MS / 1000);
+	stream_close(st);
+}
+
+/* All frames to the peer are small and few, each an answer that it waits for: what does not fit
+ * into the socket's buffer is for a peer that does not read, and nothing is queued for such. */
+static int answer(struct stream *st, uint8_t type, uint64_t seq, const uint8_t *body, size_t bytes)
+{
+	uint8_t out[PAGE_HDR_BYTES + PAGE_ERROR_MAX_BYTES];
+	struct page_frame f = {.type = type, .seq = seq, .wire_bytes = (uint32_t)bytes};
+
+	page_frame_encode(out, &f);
+	memcpy(out + PAGE_HDR_BYTES, body, bytes);
+	uv_buf_t buf = uv_buf_init((char *)out, (unsigned int)(PAGE_HDR_BYTES + bytes));
+	int n = uv_try_write((uv_stream_t *)&st->tcp, &buf, 1);
+	return n == (int)buf.len ? 0 : -EPIPE;
+}
+
+void stream_fail(struct stream *st, const struct cr_err *why)
+{
+	uint8_t body[PAGE_ERROR_MAX_BYTES];
+	int fd;
+
+	if (st->over)
+		return;
+	log_warn("%s: %s", st->peer, why->msg);
+	if (st->session)
+		st->session->last_error = *why;
+	leave_session(st);
+	st->over = true;
+	size_t n = page_error_encode(body, why);
+	if (answer(st, PAGE_FRAME_ERROR, 0, body, n) || uv_fileno((uv_handle_t *)&st->tcp, &fd) ||
+	    shutdown(fd, SHUT_WR) < 0 || uv_timer_start(&st->timer, on_timeout, LINGER_MS, 0)) {
+		stream_close(st);
+		return;
+	}
+	/* A close with bytes unread would be a reset, which can overtake the text: read on, drop
+	 * all. */
+}
+
+/* ---- frames ---- */
+
+static void replace_same_index(struct session *s, uint16_t index)
+{
+	for (struct stream *st = s->streams; st; st = st->next_in_session) {
+		if (st->index == index) {
+			log_info("%s: stream %u connected anew, old connection closed", st->peer,
+				 index);
+			stream_close(st);
+			return;
+		}
+	}
+}
+
+static int on_hello(void *arg, const struct page_hello *h, struct cr_err *err)
+{
+	struct stream *st = arg;
+	struct server *sv = st->sv;
+	struct page_hello_ok ok = {.version = PAGE_STREAM_VERSION, .caps = h->caps & PAGE_CAPS};
+	uint8_t body[PAGE_HELLO_OK_BYTES];
+
+	if (h->version_min > PAGE_STREAM_VERSION || h->version < PAGE_STREAM_VERSION_MIN)
+		return cr_err_set(err, CR_ERR_UNSUPPORTED, EPROTONOSUPPORT,
+				  "page stream versions %u to %u are not ours (%d to %d)",
+				  h->version_min, h->version, PAGE_STREAM_VERSION_MIN,
+				  PAGE_STREAM_VERSION);
+	if (h->version < ok.version)
+		ok.version = h->version;
+	struct session *s = session_find(sv, h->id, h->token);
+	if (!s)
+		return cr_err_set(err, CR_ERR_PEER, EACCES, "unknown migration or wrong token");
+	replace_same_index(s, h->stream);
+	if (s->nstreams >= PAGE_STREAMS_MAX || sv->ngreeted >= SERVER_STREAMS_MOST)
+		return cr_err_set(err, CR_ERR_PEER, EBUSY, "the page-server has %u streams already",
+				  sv->ngreeted);
+	if (answer(st, PAGE_FRAME_HELLO_OK, 0, body, page_hello_ok_encode(body, &ok)))
+		return cr_err_set(err, CR_ERR_IO, EPIPE, "cannot answer");
+	uv_timer_stop(&st->timer);
+	st->index = h->stream;
+	st->greeted = true;
+	sv->ngreeted++;
+	st->session = s;
+	st->next_in_session = s->streams;
+	s->streams = st;
+	s->nstreams++;
+	return 0;
+}
+
+static int on_batch(void *arg, const struct page_batch *b, struct cr_err *err)
+{
+	struct stream *st = arg;
+
+	return place_batch(&st->session->targets, b, &st->sv->place_scratch, &st->placed, err);
+}
+
+static int on_flush(void *arg, uint64_t seq, struct cr_err *err)
+{
+	struct stream *st = arg;
+	uint8_t body[PAGE_ACK_BYTES];
+
+	if (answer(st, PAGE_FRAME_ACK, seq, body, page_ack_encode(body, &st->placed)))
+		return cr_err_set(err, CR_ERR_IO, EPIPE, "cannot answer");
+	return 0;
+}
+
+static const struct page_rx_ops rx_ops = {.hello = on_hello, .batch = on_batch, .flush = on_flush};
+
+/* ---- bytes ---- */
+
+static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
+{
+	struct stream *st = h->data;
+	size_t len = sizeof(st->sv->discard);
+	char *p = st->sv->discard;
+
+	(void)suggested;
+	if (!st->over)
+		page_rx_room(st->rx, &p, &len);
+	*buf = uv_buf_init(p, (unsigned int)len);
+}
+
+static void on_read(uv_stream_t *h, ssize_t n, const uv_buf_t *buf)
+{
+	struct stream *st = h->data;
+	struct cr_err err = {0};
+
+	(void)buf;
+	if (n < 0) {
+		if (n != UV_EOF && !st->over && st->session)
+			log_warn("%s: %s", st->peer, uv_strerror((int)n));
+		stream_close(st);
+		return;
+	}
+	if (n > 0 && !st->over && page_rx_advance(st->rx, (size_t)n, &err) < 0)
+		stream_fail(st, &err);
+}
+
+static void name_peer(struct stream *st)
+{
+	struct addr a = {0};
+	char text[ADDR_TEXT] = "?";
+	int len = sizeof(a.un);
+
+	if (!uv_tcp_getpeername(&st->tcp, &a.sa, &len)) {
+		a.len = (socklen_t)len;
+		addr_format(&a, text);
+	}
+	snprintf(st->peer, sizeof(st->peer), "stream from %.48s", text);
+}
+
+static void set_options(struct stream *st)
+{
+	static const struct {
+		int name, value;
+	} options[] = {
+	    {TCP_NODELAY, 1},
+	    {TCP_KEEPIDLE, 1},
+	    {TCP_KEEPINTVL, 1},
+	    {TCP_KEEPCNT, 5},
+	    {TCP_USER_TIMEOUT, DEAD_PEER_MS},
+	};
+	int fd, one = 1;
+
+	/* none of these is needed for a right result, only for a soon one */
+	if (uv_fileno((uv_handle_t *)&st->tcp, &fd))
+		return;
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+	for (size_t i = 0; i < ARRAY_SIZE(options); i++)
+		setsockopt(fd, IPPROTO_TCP, options[i].name, &options[i].value, sizeof(int));
+}
+
+void stream_accept(uv_stream_t *listener, int status)
+{
+	struct server *sv = listener->data;
+	struct stream *st = status < 0 ? NULL : calloc(1, sizeof(*st));
+
+	if (!st) {
+		log_warn("accept: %s", status < 0 ? uv_strerror(status) : "out of memory");
+		return;
+	}
+	st->sv = sv;
+	st->open_handles = 2;
+	st->tcp.data = st->timer.data = st;
+	uv_timer_init(&sv->loop, &st->timer);
+	uv_tcp_init(&sv->loop, &st->tcp);
+	st->next = sv->streams;
+	if (st->next)
+		st->next->prev = st;
+	sv->streams = st;
+	sv->nstreams++;
+	st->rx = page_rx_new(&rx_ops, st, &sv->rx_scratch);
+	if (!st->rx || uv_accept(listener, (uv_stream_t *)&st->tcp)) {
+		stream_close(st);
+		return;
+	}
+	name_peer(st);
+	if (sv->nstreams > sv->max_connections) {
+		log_warn("%s: refused, %u connections are the limit", st->peer,
+			 sv->max_connections);
+		stream_close(st);
+		return;
+	}
+	set_options(st);
+	if (uv_timer_start(&st->timer, on_timeout, HELLO_TIMEOUT_MS, 0) ||
+	    uv_read_start((uv_stream_t *)&st->tcp, on_alloc, on_read))
+		stream_close(st);
+}
