@@ -73,6 +73,8 @@ static bool file_kind_known(enum file_kind k)
 	case FILE_MEMFD:
 	case FILE_TCP_LISTEN:
 	case FILE_UNIX_LISTEN:
+	case FILE_TCP_CLOSED:
+	case FILE_TCP_IDLE:
 		return true;
 	}
 	return false;
@@ -272,6 +274,7 @@ static int check_file(const struct tree *t, const struct file *f, size_t i, stru
 	for (size_t j = 0; j < f->n_opts; j++)
 		CHECK(f->opts[j].len <= SOCKOPT_BYTES_MAX, "file %zu: option of %u bytes", i,
 		      f->opts[j].len);
+	CHECK(f->cred_pid <= PID_MAX_LIMIT, "file %zu: made by process %d", i, f->cred_pid);
 	return 0;
 }
 
@@ -303,6 +306,10 @@ int tree_check(const struct tree *t, struct cr_err *err)
 	int r;
 
 	CHECK(t->n_procs > 0, "no process");
+	CHECK(memchr(t->kernel_release, 0, sizeof(t->kernel_release)) &&
+		  memchr(t->hostname, 0, sizeof(t->hostname)) &&
+		  memchr(t->boot_id, 0, sizeof(t->boot_id)),
+	      "name of host, kernel or boot does not end");
 	if ((r = check_tables(t, err)) < 0)
 		return r;
 	for (size_t i = 0; i < t->n_procs; i++)

@@ -153,6 +153,7 @@ static Tree__Tree *put_tree(struct arena *a, const struct tree *in)
 	pb->vdso_digest = pb_bytes(in->vdso_digest, sizeof(in->vdso_digest));
 	pb->kernel_release = pb_string(in->kernel_release);
 	pb->hostname = pb_string(in->hostname);
+	pb->boot_id = pb_string(in->boot_id);
 	PUT_TABLE(procs, tree_put_process);
 	PUT_TABLE(files, tree_put_file);
 	PUT_TABLE(mapped_files, put_mapped_file);
@@ -172,10 +173,12 @@ static int get_tree(struct arena *a, const Tree__Tree *pb, struct tree *out, str
 		return tree_bad(err, "digest of the vdso of %zu bytes", pb->vdso_digest.len);
 	memcpy(out->vdso_digest, pb->vdso_digest.data, sizeof(out->vdso_digest));
 	if (strlen(pb->kernel_release) >= sizeof(out->kernel_release) ||
-	    strlen(pb->hostname) >= sizeof(out->hostname))
-		return tree_bad(err, "name of host or kernel is too long");
+	    strlen(pb->hostname) >= sizeof(out->hostname) ||
+	    strlen(pb->boot_id) >= sizeof(out->boot_id))
+		return tree_bad(err, "name of host, kernel or boot is too long");
 	strcpy(out->kernel_release, pb->kernel_release);
 	strcpy(out->hostname, pb->hostname);
+	strcpy(out->boot_id, pb->boot_id);
 	if (pb->n_procs > PROCS_MAX)
 		return tree_bad(err, "%zu processes: more than %d", pb->n_procs, PROCS_MAX);
 	GET_TABLE(procs, tree_get_process);

@@ -192,8 +192,9 @@ static int get_guards(struct arena *a, const Tree__Mm *pb, struct mm *out, struc
 	X(start_code)                                                                              \
 	X(end_code)                                                                                \
 	X(start_data)                                                                              \
-	X(end_data) X(start_brk) X(brk) X(start_stack) X(arg_start) X(arg_end) X(env_start)        \
-	    X(env_end) X(dumpable) X(thp_disable) X(layout_digest)
+	X(end_data)                                                                                \
+	X(start_brk) X(brk) X(start_stack) X(arg_start) X(arg_end) X(env_start) X(env_end)         \
+	    X(dumpable) X(thp_disable) X(layout_digest)
 
 Tree__Mm *tree_put_mm(struct arena *a, const struct mm *in)
 {

@@ -27,8 +27,9 @@ static int get_pending(struct arena *a, const ProtobufCBinaryData *pb, struct si
 	X(uid)                                                                                     \
 	X(euid)                                                                                    \
 	X(suid)                                                                                    \
-	X(fsuid) X(gid) X(egid) X(sgid) X(fsgid) X(cap_inh) X(cap_prm) X(cap_eff) X(cap_bnd)       \
-	    X(cap_amb) X(securebits)
+	X(fsuid)                                                                                   \
+	X(gid) X(egid) X(sgid) X(fsgid) X(cap_inh) X(cap_prm) X(cap_eff) X(cap_bnd) X(cap_amb)     \
+	    X(securebits)
 
 static Tree__Creds *put_creds(struct arena *a, const struct creds *in)
 {
@@ -93,10 +94,11 @@ static int get_timers(struct arena *a, const Tree__Process *pb, struct process *
 	X(sigmask)                                                                                 \
 	X(altstack_sp)                                                                             \
 	X(altstack_size)                                                                           \
-	X(altstack_flags) X(clear_tid_va) X(robust_list_va) X(robust_list_len) X(rseq_va)          \
-	    X(rseq_len) X(rseq_sig) X(rseq_flags) X(sched_policy) X(sched_prio) X(nice)            \
-		X(sched_runtime) X(sched_deadline) X(sched_period) X(sched_flags) X(pdeathsig)     \
-		    X(timer_slack_ns) X(io_prio) X(no_new_privs)
+	X(altstack_flags)                                                                          \
+	X(clear_tid_va) X(robust_list_va) X(robust_list_len) X(rseq_va) X(rseq_len) X(rseq_sig)    \
+	    X(rseq_flags) X(sched_policy) X(sched_prio) X(nice) X(sched_runtime) X(sched_deadline) \
+		X(sched_period) X(sched_flags) X(pdeathsig) X(timer_slack_ns) X(io_prio)           \
+		    X(no_new_privs)
 
 static Tree__Thread *put_thread(struct arena *a, const struct thread *in)
 {

@@ -186,162 +186,89 @@ struct lie {
 		__VA_ARGS__;                                                                       \
 	}
 
-LIE(not_complete, t->complete = 0)
-LIE(no_processes, t->n_procs = 0)
-LIE(root_missing, t->root_pid = 5)
-LIE(vdso_digest_short, t->vdso_digest.len = 15)
-LIE(hostname_long,
-    t->hostname = (char *)"hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh")
-LIE(pid_zero, p->pid = 0; th->tid = 0; t->root_pid = 300)
-LIE(pid_huge, p->pid = 1u << 23; th->tid = 1u << 23; t->root_pid = 300)
-LIE(pid_negative, p->pid = UINT32_MAX; th->tid = UINT32_MAX; t->root_pid = 300)
-LIE(ppid_huge, p->ppid = 1u << 30)
-LIE(pgid_huge, p->pgid = 1u << 30)
-LIE(sid_huge, p->sid = 1u << 30)
-LIE(pid_twice, t->procs[1]->pid = 4242)
-LIE(tid_twice, p->threads[1]->tid = 300)
-LIE(tid_zero, p->threads[1]->tid = 0)
-LIE(leader_missing, th->tid = 77)
-LIE(child_first, p->ppid = 300)
-LIE(own_parent, p->ppid = 4242)
-LIE(no_threads, p->n_threads = 0)
-LIE(no_mm, p->mm = NULL)
-LIE(no_creds, p->creds = NULL)
-LIE(no_cwd, p->cwd = (char *)"")
-LIE(relative_root, p->root = (char *)"path")
-LIE(sigactions_63, p->n_sig_handler = 63)
-LIE(sigactions_masks_none, p->n_sig_mask = 0)
-LIE(rlimits_15, p->n_rlim_max = 15)
-LIE(itimers_2, p->n_itimer_value_us = 2)
-LIE(pending_odd, p->pending.len--)
-LIE(thread_pending_odd, th->pending.len -= 3)
-LIE(comm_long, th->comm.data = (uint8_t *)(char *)"0123456789abcdef"; th->comm.len = 16)
-LIE(registers_short, th->gpregs.len = 208)
-LIE(timer_thread, p->timers[0]->notify_tid = 1u << 31)
-LIE(fd_columns, p->n_fd_file--)
-LIE(fd_flags_column, p->n_fd_cloexec = 0)
-LIE(fd_file_none, p->fd_file[1] = 0)
-LIE(fd_file_range, p->fd_file[1] = 1 + FILE_UNIX_LISTEN)
-LIE(fd_huge, p->fd_gap[1] = UINT32_MAX)
-LIE(vma_columns, m->n_prot--)
-LIE(vma_columns_more, m->n_gap_pages--)
-LIE(vma_empty, m->length_pages[2] = 0)
-LIE(vma_wraps, m->length_pages[5] = UINT64_MAX >> 12)
-LIE(vma_gap_wraps, m->gap_pages[3] = UINT64_MAX)
-LIE(vma_kernel_address, m->kind[5] = VMA_ANON)
-LIE(vma_kind_zero, m->kind[0] = 0)
-LIE(vma_kind_unknown, m->kind[0] = VMA_VSYSCALL + 1)
-LIE(vma_prot, m->prot[0] = 8)
-LIE(vma_offset, m->offset_pages[0] = UINT64_MAX)
-LIE(vma_file_range, m->file[3] = 3)
-LIE(vma_file_none, m->file[3] = 0)
-LIE(vma_private_nothing, m->file[2] = 0; m->object[2] = 0)
-LIE(vma_object_range, m->object[1] = 3)
-LIE(vma_object_none, m->object[1] = 0)
-LIE(vma_name_range, m->name[0] = 100)
-LIE(guard_columns, m->n_guard_gap_pages--)
-LIE(guard_empty, m->guard_length_pages[1] = 0)
-LIE(guard_wraps, m->guard_gap_pages[1] = UINT64_MAX)
-LIE(exe_none, m->exe_file = 0)
-LIE(exe_range, m->exe_file = 3)
-LIE(auxv_odd, m->auxv.len = 31)
-LIE(mapped_no_path, t->mapped_files[1]->path = (char *)"")
-LIE(build_id_long, t->mapped_files[1]->build_id = p->pending; t->mapped_files[1]->build_id.len = 21)
-LIE(object_kind, t->objects[0]->kind = 0)
-LIE(object_size, t->objects[0]->size = UINT64_MAX)
-LIE(file_kind_zero, t->files[0]->kind = 0)
-LIE(file_kind_unknown, t->files[0]->kind = FILE_UNIX_LISTEN + 1)
-LIE(file_no_path, t->files[0]->path = (char *)"")
-LIE(file_relative, t->files[1]->path = (char *)"dev/null")
-LIE(target_columns, t->files[4]->n_target_data--)
-LIE(target_none, t->files[4]->target_file[0] = 0)
-LIE(target_range, t->files[4]->target_file[0] = 1 + FILE_UNIX_LISTEN)
-LIE(target_fd, t->files[4]->target_fd[0] = -1)
-LIE(memfd_none, t->files[7]->object = 0)
-LIE(memfd_range, t->files[7]->object = 3)
-LIE(listen_no_address, t->files[8]->sockaddr.len = 0)
-LIE(sockaddr_long, t->files[8]->sockaddr = p->pending; t->files[8]->sockaddr.len = 129)
+/* clang-format off */
+#define LIES(X) \
+	X(not_complete, t->complete = 0) \
+	X(no_processes, t->n_procs = 0) \
+	X(root_missing, t->root_pid = 5) \
+	X(vdso_digest_short, t->vdso_digest.len = 15) \
+	X(hostname_long, t->hostname = (char *)"hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh") \
+	X(pid_zero, p->pid = 0; th->tid = 0; t->root_pid = 300) \
+	X(pid_huge, p->pid = 1u << 23; th->tid = 1u << 23; t->root_pid = 300) \
+	X(pid_negative, p->pid = UINT32_MAX; th->tid = UINT32_MAX; t->root_pid = 300) \
+	X(ppid_huge, p->ppid = 1u << 30) \
+	X(pgid_huge, p->pgid = 1u << 30) \
+	X(sid_huge, p->sid = 1u << 30) \
+	X(pid_twice, t->procs[1]->pid = 4242) \
+	X(tid_twice, p->threads[1]->tid = 300) \
+	X(tid_zero, p->threads[1]->tid = 0) \
+	X(leader_missing, th->tid = 77) \
+	X(child_first, p->ppid = 300) \
+	X(own_parent, p->ppid = 4242) \
+	X(no_threads, p->n_threads = 0) \
+	X(no_mm, p->mm = NULL) \
+	X(no_creds, p->creds = NULL) \
+	X(no_cwd, p->cwd = (char *)"") \
+	X(relative_root, p->root = (char *)"path") \
+	X(sigactions_63, p->n_sig_handler = 63) \
+	X(sigactions_masks_none, p->n_sig_mask = 0) \
+	X(rlimits_15, p->n_rlim_max = 15) \
+	X(itimers_2, p->n_itimer_value_us = 2) \
+	X(pending_odd, p->pending.len--) \
+	X(thread_pending_odd, th->pending.len -= 3) \
+	X(comm_long, th->comm.data = (uint8_t *)(char *)"0123456789abcdef"; th->comm.len = 16) \
+	X(registers_short, th->gpregs.len = 208) \
+	X(timer_thread, p->timers[0]->notify_tid = 1u << 31) \
+	X(fd_columns, p->n_fd_file--) \
+	X(fd_flags_column, p->n_fd_cloexec = 0) \
+	X(fd_file_none, p->fd_file[1] = 0) \
+	X(fd_file_range, p->fd_file[1] = 1 + FILE_TCP_IDLE) \
+	X(fd_huge, p->fd_gap[1] = UINT32_MAX) \
+	X(vma_columns, m->n_prot--) \
+	X(vma_columns_more, m->n_gap_pages--) \
+	X(vma_empty, m->length_pages[2] = 0) \
+	X(vma_wraps, m->length_pages[5] = UINT64_MAX >> 12) \
+	X(vma_gap_wraps, m->gap_pages[3] = UINT64_MAX) \
+	X(vma_kernel_address, m->kind[5] = VMA_ANON) \
+	X(vma_kind_zero, m->kind[0] = 0) \
+	X(vma_kind_unknown, m->kind[0] = VMA_VSYSCALL + 1) \
+	X(vma_prot, m->prot[0] = 8) \
+	X(vma_offset, m->offset_pages[0] = UINT64_MAX) \
+	X(vma_file_range, m->file[3] = 3) \
+	X(vma_file_none, m->file[3] = 0) \
+	X(vma_private_nothing, m->file[2] = 0; m->object[2] = 0) \
+	X(vma_object_range, m->object[1] = 3) \
+	X(vma_object_none, m->object[1] = 0) \
+	X(vma_name_range, m->name[0] = 100) \
+	X(guard_columns, m->n_guard_gap_pages--) \
+	X(guard_empty, m->guard_length_pages[1] = 0) \
+	X(guard_wraps, m->guard_gap_pages[1] = UINT64_MAX) \
+	X(exe_none, m->exe_file = 0) \
+	X(exe_range, m->exe_file = 3) \
+	X(auxv_odd, m->auxv.len = 31) \
+	X(mapped_no_path, t->mapped_files[1]->path = (char *)"") \
+	X(build_id_long, t->mapped_files[1]->build_id = p->pending; t->mapped_files[1]->build_id.len = 21) \
+	X(object_kind, t->objects[0]->kind = 0) \
+	X(object_size, t->objects[0]->size = UINT64_MAX) \
+	X(file_kind_zero, t->files[0]->kind = 0) \
+	X(file_kind_unknown, t->files[0]->kind = FILE_TCP_IDLE + 1) \
+	X(file_no_path, t->files[0]->path = (char *)"") \
+	X(file_relative, t->files[1]->path = (char *)"dev/null") \
+	X(target_columns, t->files[4]->n_target_data--) \
+	X(target_none, t->files[4]->target_file[0] = 0) \
+	X(target_range, t->files[4]->target_file[0] = 1 + FILE_TCP_IDLE) \
+	X(target_fd, t->files[4]->target_fd[0] = -1) \
+	X(memfd_none, t->files[7]->object = 0) \
+	X(memfd_range, t->files[7]->object = 3) \
+	X(cred_pid_huge, t->files[9]->cred_pid = 1 << 30) \
+	X(boot_id_long, t->boot_id = (char *)"0123456789012345678901234567890123456") \
+	X(listen_no_address, t->files[8]->sockaddr.len = 0) \
+	X(sockaddr_long, t->files[8]->sockaddr = p->pending; t->files[8]->sockaddr.len = 129)
+/* clang-format on */
+LIES(LIE)
 
-#define TOLD(name)                                                                                 \
-	{                                                                                          \
-#name, name                                                                        \
-	}
-static const struct lie lies[] = {
-    TOLD(not_complete),
-    TOLD(no_processes),
-    TOLD(root_missing),
-    TOLD(vdso_digest_short),
-    TOLD(hostname_long),
-    TOLD(pid_zero),
-    TOLD(pid_huge),
-    TOLD(pid_negative),
-    TOLD(ppid_huge),
-    TOLD(pgid_huge),
-    TOLD(sid_huge),
-    TOLD(pid_twice),
-    TOLD(tid_twice),
-    TOLD(tid_zero),
-    TOLD(leader_missing),
-    TOLD(child_first),
-    TOLD(own_parent),
-    TOLD(no_threads),
-    TOLD(no_mm),
-    TOLD(no_creds),
-    TOLD(no_cwd),
-    TOLD(relative_root),
-    TOLD(sigactions_63),
-    TOLD(sigactions_masks_none),
-    TOLD(rlimits_15),
-    TOLD(itimers_2),
-    TOLD(pending_odd),
-    TOLD(thread_pending_odd),
-    TOLD(comm_long),
-    TOLD(registers_short),
-    TOLD(timer_thread),
-    TOLD(fd_columns),
-    TOLD(fd_flags_column),
-    TOLD(fd_file_none),
-    TOLD(fd_file_range),
-    TOLD(fd_huge),
-    TOLD(vma_columns),
-    TOLD(vma_columns_more),
-    TOLD(vma_empty),
-    TOLD(vma_wraps),
-    TOLD(vma_gap_wraps),
-    TOLD(vma_kernel_address),
-    TOLD(vma_kind_zero),
-    TOLD(vma_kind_unknown),
-    TOLD(vma_prot),
-    TOLD(vma_offset),
-    TOLD(vma_file_range),
-    TOLD(vma_file_none),
-    TOLD(vma_private_nothing),
-    TOLD(vma_object_range),
-    TOLD(vma_object_none),
-    TOLD(vma_name_range),
-    TOLD(guard_columns),
-    TOLD(guard_empty),
-    TOLD(guard_wraps),
-    TOLD(exe_none),
-    TOLD(exe_range),
-    TOLD(auxv_odd),
-    TOLD(mapped_no_path),
-    TOLD(build_id_long),
-    TOLD(object_kind),
-    TOLD(object_size),
-    TOLD(file_kind_zero),
-    TOLD(file_kind_unknown),
-    TOLD(file_no_path),
-    TOLD(file_relative),
-    TOLD(target_columns),
-    TOLD(target_none),
-    TOLD(target_range),
-    TOLD(target_fd),
-    TOLD(memfd_none),
-    TOLD(memfd_range),
-    TOLD(listen_no_address),
-    TOLD(sockaddr_long),
-};
+#define TOLD(name, ...) {#name, name},
+static const struct lie lies[] = {LIES(TOLD)};
 
 static void *lie_alloc(void *arena, size_t bytes)
 {

@@ -22,8 +22,8 @@
 	X(struct process, 2736)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
-	X(struct file, 256)                                                                        \
-	X(struct tree, 264)
+	X(struct file, 280)                                                                        \
+	X(struct tree, 304)
 
 struct filler {
 	struct tree *t;
@@ -226,6 +226,15 @@ static inline void fill_process(struct filler *f, struct process *p, pid_t pid, 
 	p->personality = fill_u32(f);
 }
 
+static inline void fill_file_owner(struct filler *f, struct file *e)
+{
+	e->uid = fill_u32(f);
+	e->gid = fill_u32(f);
+	e->cred_pid = 4321;
+	e->cred_uid = fill_u32(f);
+	e->cred_gid = fill_u32(f);
+}
+
 static inline void fill_file(struct filler *f, struct file *e, enum file_kind kind)
 {
 	struct arena *a = f->t->arena;
@@ -274,6 +283,7 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 		e->opts[i].name = fill_s32(f);
 		FILL_BYTES(f, e->opts[i].value, e->opts[i].len, 4 + (uint32_t)i);
 	}
+	fill_file_owner(f, e);
 }
 
 static inline void fill_tables(struct filler *f)
@@ -326,7 +336,7 @@ static inline struct tree *fill_tree(void)
 				       .exit_status = 0x0b00,
 				       .exit_signal = 17};
 	fill_process(&f, &t->procs[2], 300, 4242);
-	t->n_files = FILE_UNIX_LISTEN;
+	t->n_files = FILE_TCP_IDLE;
 	t->files = arena_array(t->arena, struct file, t->n_files);
 	for (size_t i = 0; i < t->n_files; i++)
 		fill_file(&f, &t->files[i], (enum file_kind)(i + 1));
@@ -338,6 +348,7 @@ static inline struct tree *fill_tree(void)
 	t->clock_boottime_ns = fill_u64(&f);
 	memset(t->kernel_release, 'k', 64);
 	memset(t->hostname, 'h', 64);
+	memset(t->boot_id, 'b', 36);
 	return t;
 }
 
@@ -450,7 +461,8 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME(pipe_has_data), SAME(pipe_capacity), SAME(pipe_packet), SAME(counter);
 	SAME(semaphore), SAME(clockid), SAME(settime_flags), SAME(value_ns), SAME(interval_ns);
 	SAME(ticks), SAME(sigmask), SAME(object), SAME(sock_family), SAME(sock_type);
-	SAME(sock_protocol), SAME(backlog);
+	SAME(sock_protocol), SAME(backlog), SAME(uid), SAME(gid), SAME(cred_pid);
+	SAME(cred_uid), SAME(cred_gid);
 	SAME_STR(path);
 	SAME_BYTES(data, data_len);
 	SAME_EACH(targets, n_targets, same_target);
@@ -482,4 +494,5 @@ static inline void same_tree(const struct tree *a, const struct tree *b)
 	assert_memory_equal(a->vdso_digest, b->vdso_digest, sizeof(a->vdso_digest));
 	assert_string_equal(a->kernel_release, b->kernel_release);
 	assert_string_equal(a->hostname, b->hostname);
+	assert_string_equal(a->boot_id, b->boot_id);
 }
