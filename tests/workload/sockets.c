@@ -1,0 +1,149 @@
+/* Listening sockets: TCP over IPv4 and IPv6, unix by path and by abstract name, watched by an
+ * epoll.
+ *
+ * --listen IP (default 0.0.0.0); the port is written to DIR/port. Whoever connects and sends a line
+ * gets "LINE HOST SUM" with SUM the sum of the line's bytes. */
+#include "workload.h"
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <arpa/inet.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+static struct {
+	int tcp, tcp6, un, un_abstract, epoll;
+} f;
+
+static void set_up_sockets(void)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET};
+	struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+	struct sockaddr_un un = {.sun_family = AF_UNIX};
+	socklen_t len = sizeof(in);
+	char path[256], port[32];
+	const int one = 1;
+
+	f.tcp = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	setsockopt(f.tcp, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	setsockopt(f.tcp, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+	inet_pton(AF_INET, wl_opt_str("listen", "0.0.0.0"), &in.sin_addr);
+	wl_must(!bind(f.tcp, (void *)&in, sizeof(in)) && !listen(f.tcp, 17), "bind and listen");
+	getsockname(f.tcp, (void *)&in, &len);
+	snprintf(port, sizeof(port), "%d\n", ntohs(in.sin_port));
+	wl_write("port", port);
+
+	f.tcp6 = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	setsockopt(f.tcp6, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+	if (f.tcp6 >= 0 && (bind(f.tcp6, (void *)&in6, sizeof(in6)) || listen(f.tcp6, 5))) {
+		close(f.tcp6); /* IPv6 is off here */
+		f.tcp6 = -1;
+	}
+	wl_path(path, "socket");
+	wl_check(strlen(path) < sizeof(un.sun_path), "DIR is too long for a unix socket");
+	strcpy(un.sun_path, path);
+	f.un = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	wl_must(!bind(f.un, (void *)&un, sizeof(un)) && !listen(f.un, 9), "bind and listen");
+	snprintf(un.sun_path, sizeof(un.sun_path), "%cwl-%d", 0, getpid());
+	f.un_abstract = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0);
+	wl_must(
+	    !bind(f.un_abstract, (void *)&un, sizeof(sa_family_t) + 1 + strlen(un.sun_path + 1)) &&
+		!listen(f.un_abstract, 9),
+	    "bind and listen");
+}
+
+static void answer(int conn)
+{
+	char line[200] = {0}, reply[320];
+	struct pollfd pfd = {.fd = conn, .events = POLLIN};
+	uint64_t sum = 0;
+	ssize_t n;
+
+	if (poll(&pfd, 1, 2000) <= 0 || (n = read(conn, line, sizeof(line) - 1)) <= 0)
+		return;
+	line[strcspn(line, "\n")] = 0;
+	for (char *p = line; *p; p++)
+		sum += (uint8_t)*p;
+	n = snprintf(reply, sizeof(reply), "%s %s %lu\n", line, wl.host, sum);
+	if (write(conn, reply, n) != n)
+		dprintf(2, "answer was not taken: %s\n", strerror(errno));
+}
+
+static void serve(void)
+{
+	const int conn = accept4(f.tcp, NULL, NULL, SOCK_CLOEXEC);
+
+	if (conn < 0) {
+		wl_check(errno == EAGAIN || errno == EINTR, "accept: %s", strerror(errno));
+		return;
+	}
+	answer(conn);
+	close(conn);
+}
+
+/* From this same process: whoever answers is this listener. */
+static void reach(int listener, const char *what)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof(addr);
+	char got[16] = {0};
+	int type, c, s;
+	socklen_t type_len = sizeof(type);
+
+	wl_must(!getsockname(listener, (void *)&addr, &len), "getsockname");
+	getsockopt(listener, SOL_SOCKET, SO_TYPE, &type, &type_len);
+	c = socket(addr.ss_family, type, 0);
+	wl_check(!connect(c, (void *)&addr, len), "connect to the %s: %s", what, strerror(errno));
+	s = accept(listener, NULL, NULL);
+	wl_check(s >= 0, "accept on the %s: %s", what, strerror(errno));
+	wl_same("write to a socket", 5, write(c, "hello", 5));
+	wl_same("read from a socket", 5, read(s, got, 5));
+	wl_check(!strcmp(got, "hello"), "%s: expected hello, got %s", what, got);
+	close(c);
+	close(s);
+}
+
+static void finish_sockets(void)
+{
+	int v;
+	socklen_t len = sizeof(v);
+
+	wl_must(!getsockopt(f.tcp, SOL_SOCKET, SO_REUSEADDR, &v, &len), "SO_REUSEADDR");
+	wl_same("SO_REUSEADDR", 1, v);
+	getsockopt(f.tcp, SOL_SOCKET, SO_KEEPALIVE, &v, &len);
+	wl_same("SO_KEEPALIVE", 1, v);
+	reach(f.un, "unix socket");
+	reach(f.un_abstract, "abstract unix socket");
+	if (f.tcp6 >= 0)
+		reach(f.tcp6, "TCP socket over IPv6");
+}
+
+static void watch(int fd, uint64_t data)
+{
+	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = data};
+
+	wl_must(!epoll_ctl(f.epoll, EPOLL_CTL_ADD, fd, &ev), "EPOLL_CTL_ADD");
+}
+
+int main(int argc, char **argv)
+{
+	struct epoll_event ev;
+
+	wl_init(argc, argv);
+	signal(SIGPIPE, SIG_IGN);
+	set_up_sockets();
+	f.epoll = epoll_create1(EPOLL_CLOEXEC);
+	watch(f.tcp, 1);
+	watch(f.un, 2);
+	wl_ready();
+	while (!wl_stop()) {
+		wl_tick();
+		if (epoll_wait(f.epoll, &ev, 1, 5) == 1) {
+			wl_same("epoll's data", 1, ev.data.u64);
+			serve();
+		}
+	}
+	finish_sockets();
+	wl_done();
+}
