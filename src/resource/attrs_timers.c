@@ -52,6 +52,14 @@ static const char *clock_trouble(const struct process *p, int clockid)
 	return "on the cpu clock of another process";
 }
 
+/* The kernel lists them in any order. */
+static int by_id(const void *a, const void *b)
+{
+	const struct posix_timer_rec *x = a, *y = b;
+
+	return (x->id > y->id) - (x->id < y->id);
+}
+
 int attrs_timers_capture(struct capture *c, struct process *p, struct cr_err *err)
 {
 	_cleanup_free_ char *text = NULL;
@@ -85,6 +93,8 @@ int attrs_timers_capture(struct capture *c, struct process *p, struct cr_err *er
 			refuse(c->refused, p->pid, what, "%s; not supported", why);
 	}
 	vec_done(&list.list);
+	if (p->n_timers)
+		qsort(p->timers, p->n_timers, sizeof(*p->timers), by_id);
 	return r;
 }
 
@@ -200,23 +210,13 @@ static int create_with_ids(struct rtask *rt, const struct process *old, const st
 static int create_by_search(struct rtask *rt, const struct process *old, const struct process *p,
 			    struct cr_err *err)
 {
-	/* ids only go up, so in their order */
-	for (int32_t last = -1;;) {
-		const struct posix_timer_rec *next = NULL;
+	int r = 0;
 
-		for (size_t i = 0; i < p->n_timers; i++) {
-			const struct posix_timer_rec *tm = &p->timers[i];
-
-			if (tm->id > last && (!next || tm->id < next->id) && !timer_among(tm, old))
-				next = tm;
-		}
-		if (!next)
-			return 0;
-		int r = attrs_timer_create_by_search(rt, next, err);
-		if (r)
-			return r;
-		last = next->id;
-	}
+	/* ids only go up, and the list is in their order */
+	for (size_t i = 0; !r && i < p->n_timers; i++)
+		if (!timer_among(&p->timers[i], old))
+			r = attrs_timer_create_by_search(rt, &p->timers[i], err);
+	return r;
 }
 
 int attrs_timers_rebuild(struct rtask *rt, const struct process *old, const struct process *p,
