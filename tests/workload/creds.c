@@ -180,8 +180,14 @@ static void become_mixed(void)
 
 /* ---- attributes set while we still may ---- */
 
+/* Only down from what we have: CAP_SYS_RESOURCE may be missing. */
 static void limit(int what, rlim_t cur, rlim_t max)
 {
+	struct rlimit now;
+
+	wl_must(!getrlimit(what, &now), "getrlimit");
+	max = now.rlim_max < max ? now.rlim_max : max;
+	cur = cur < max ? cur : max;
 	wl_must(!setrlimit(what, &(struct rlimit){.rlim_cur = cur, .rlim_max = max}), "setrlimit");
 }
 
@@ -201,7 +207,7 @@ static void set_up_process(void)
 	limit(RLIMIT_MEMLOCK, 65536, 131072);
 	limit(RLIMIT_SIGPENDING, 100, 200);
 	limit(RLIMIT_CPU, 3600, 7200);
-	limit(RLIMIT_RTPRIO, 10, 20); /* SCHED_FIFO also without privilege */
+	limit(RLIMIT_RTPRIO, 10, 20); /* SCHED_FIFO also without privilege, where we may */
 	write_file("/proc/self/oom_score_adj", "321");
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
@@ -268,7 +274,6 @@ static void check_self(int i)
 
 /* The C library's setresuid() and the like change all threads; set-up happens before, looking
  * after. */
-static pthread_barrier_t changed;
 
 static void *thread_main(void *arg)
 {

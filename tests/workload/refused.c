@@ -1,0 +1,595 @@
+/* Has one thing that cannot be moved, and goes on living with it: the migration must be refused by
+ * name before anything is stopped.
+ *
+ * --what NAME (see the table at the end; "nothing" has nothing and can be moved), --list */
+#include "workload.h"
+#include <grp.h>
+#include <linux/bpf.h>
+#include <linux/filter.h>
+#include <linux/if_ether.h>
+#include <linux/netlink.h>
+#include <linux/perf_event.h>
+#include <linux/seccomp.h>
+#include <mqueue.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/fanotify.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/ipc.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/shm.h>
+#include <sys/socket.h>
+
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE 0x08 /* 6.11 */
+#endif
+#ifndef SYS_memfd_secret
+#define SYS_memfd_secret 447
+#endif
+
+static pid_t kid; /* a process that some of the things need */
+
+static int file_in_dir(int flags)
+{
+	char path[256];
+
+	return open(wl_path(path, "file"), O_RDWR | O_CREAT | flags, 0644);
+}
+
+/* Each returns >= 0 if the thing is there, else -1 with errno. */
+
+static int do_nothing(void)
+{
+	return 0;
+}
+
+/* ---- descriptors ---- */
+
+static int do_io_uring(void)
+{
+	uint8_t params[120] = {0};
+
+	return syscall(SYS_io_uring_setup, 4, params);
+}
+
+static int do_inotify(void)
+{
+	const int fd = inotify_init1(0);
+
+	return fd < 0 ? fd : inotify_add_watch(fd, wl.dir, IN_CREATE);
+}
+
+static int do_fanotify(void)
+{
+	return fanotify_init(FAN_CLASS_NOTIF, O_RDONLY);
+}
+
+static int do_udp(void)
+{
+	return socket(AF_INET, SOCK_DGRAM, 0);
+}
+
+static int do_tcp(void)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t len = sizeof(in);
+	const int l = socket(AF_INET, SOCK_STREAM, 0), c = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (bind(l, (void *)&in, sizeof(in)) || listen(l, 1) || getsockname(l, (void *)&in, &len))
+		return -1;
+	return connect(c, (void *)&in, sizeof(in)) ? -1 : accept(l, NULL, NULL);
+}
+
+/* Connected and not accepted: it waits in the listener's queue. */
+static int do_backlog(void)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t len = sizeof(in);
+	const int l = socket(AF_INET, SOCK_STREAM, 0), c = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (bind(l, (void *)&in, sizeof(in)) || listen(l, 1) || getsockname(l, (void *)&in, &len))
+		return -1;
+	return connect(c, (void *)&in, sizeof(in));
+}
+
+static int do_unixpair(void)
+{
+	int p[2];
+
+	return socketpair(AF_UNIX, SOCK_STREAM, 0, p);
+}
+
+static int do_unixdgram(void)
+{
+	return socket(AF_UNIX, SOCK_DGRAM, 0);
+}
+
+static int do_netlink(void)
+{
+	return socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
+}
+
+static int do_packet(void)
+{
+	return socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL));
+}
+
+static int do_raw(void)
+{
+	return socket(AF_INET, SOCK_RAW, IPPROTO_ICMP);
+}
+
+static int do_deleted(void)
+{
+	char path[256];
+	const int fd = file_in_dir(0);
+
+	return fd < 0 ? fd : unlink(wl_path(path, "file")) ? -1 : fd;
+}
+
+static int do_deletedmap(void)
+{
+	const int fd = do_deleted();
+
+	if (fd < 0 || ftruncate(fd, WL_PAGE))
+		return -1;
+	char *p = mmap(NULL, WL_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	return p == MAP_FAILED ? -1 : 0;
+}
+
+static int do_replaced(void)
+{
+	char path[256];
+	const int fd = do_deleted();
+
+	if (fd < 0)
+		return fd;
+	close(open(wl_path(path, "file"), O_RDWR | O_CREAT,
+		   0644)); /* another file by the same name */
+	return fd;
+}
+
+static int do_pty(void)
+{
+	return posix_openpt(O_RDWR | O_NOCTTY);
+}
+
+static int do_userfaultfd(void)
+{
+	return syscall(SYS_userfaultfd, O_CLOEXEC | 1);
+}
+
+static int do_perf(void)
+{
+	struct perf_event_attr a = {
+	    .type = PERF_TYPE_SOFTWARE, .size = sizeof(a), .config = PERF_COUNT_SW_TASK_CLOCK};
+
+	return syscall(SYS_perf_event_open, &a, 0, -1, -1, 0);
+}
+
+static int do_bpf(void)
+{
+	union bpf_attr a = {
+	    .map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 8, .max_entries = 1};
+
+	return syscall(SYS_bpf, BPF_MAP_CREATE, &a, sizeof(a));
+}
+
+static int do_pidfd(void)
+{
+	return syscall(SYS_pidfd_open, getpid(), 0);
+}
+
+static int do_mqueue(void)
+{
+	char name[32];
+	mqd_t q;
+
+	snprintf(name, sizeof(name), "/wl-%d", getpid());
+	q = mq_open(name, O_RDWR | O_CREAT, 0600, NULL);
+	mq_unlink(name);
+	return q;
+}
+
+static int do_fifo(void)
+{
+	char path[256];
+
+	return mkfifo(wl_path(path, "fifo"), 0600) ? -1 : open(path, O_RDWR);
+}
+
+static int do_procfile(void)
+{
+	return open("/proc/self/stat", O_RDONLY);
+}
+
+static int do_device(void)
+{
+	return open("/dev/kmsg", O_RDONLY);
+}
+
+static int do_secretmem(void)
+{
+	return syscall(SYS_memfd_secret, 0);
+}
+
+static int do_flock(void)
+{
+	return flock(file_in_dir(0), LOCK_EX);
+}
+
+static int do_posixlock(void)
+{
+	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+	return fcntl(file_in_dir(0), F_SETLK, &l);
+}
+
+static int do_ofdlock(void)
+{
+	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+	return fcntl(file_in_dir(0), F_OFD_SETLK, &l);
+}
+
+static int do_lease(void)
+{
+	return fcntl(file_in_dir(0), F_SETLEASE, F_WRLCK);
+}
+
+/* ---- memory ---- */
+
+static int do_sysvshm(void)
+{
+	const int id = shmget(IPC_PRIVATE, WL_PAGE, IPC_CREAT | 0600);
+	void *p = id < 0 ? (void *)-1 : shmat(id, NULL, 0);
+
+	if (id >= 0)
+		shmctl(id, IPC_RMID, NULL);
+	return p == (void *)-1 ? -1 : 0;
+}
+
+static int do_aio(void)
+{
+	static unsigned long ctx;
+
+	return syscall(SYS_io_setup, 4, &ctx);
+}
+
+static int mapped(int prot, int flags)
+{
+	return mmap(NULL, 2 << 20, prot, MAP_ANONYMOUS | flags, -1, 0) == MAP_FAILED ? -1 : 0;
+}
+
+static int do_hugetlb(void)
+{
+	return mapped(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_HUGETLB | MAP_NORESERVE);
+}
+
+static int do_droppable(void)
+{
+	return mapped(PROT_READ | PROT_WRITE, MAP_DROPPABLE);
+}
+
+static int do_pkey(void)
+{
+	const int key = pkey_alloc(0, 0);
+	void *p = mmap(NULL, WL_PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return key < 0 ? -1 : pkey_mprotect(p, WL_PAGE, PROT_READ, key);
+}
+
+static int do_perfmap(void)
+{
+	const int fd = do_perf();
+	void *p = fd < 0 ? MAP_FAILED
+			 : mmap(NULL, 2 * WL_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	close(fd);
+	return p == MAP_FAILED ? -1 : 0;
+}
+
+/* ---- processes and threads ---- */
+
+static void idle(void)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;)
+		pause();
+}
+
+static int do_traced(void)
+{
+	kid = fork();
+	if (!kid)
+		idle();
+	return ptrace(PTRACE_SEIZE, kid, 0, 0);
+}
+
+static int do_stopped(void)
+{
+	int status;
+
+	kid = fork();
+	if (!kid)
+		idle();
+	kill(kid, SIGSTOP);
+	return waitpid(kid, &status, WUNTRACED) == kid ? 0 : -1;
+}
+
+static int do_seccomp(void)
+{
+	struct sock_filter allow[] = {BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+	struct sock_fprog prog = {.len = 1, .filter = allow};
+
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog);
+}
+
+static int do_mountns(void)
+{
+	return unshare(CLONE_NEWNS);
+}
+
+static int do_netns(void)
+{
+	return unshare(CLONE_NEWNET);
+}
+
+static int do_utsns(void)
+{
+	return unshare(CLONE_NEWUTS);
+}
+
+static int do_ipcns(void)
+{
+	return unshare(CLONE_NEWIPC);
+}
+
+static int do_cgroupns(void)
+{
+	return unshare(CLONE_NEWCGROUP);
+}
+
+static int do_userns(void)
+{
+	return unshare(CLONE_NEWUSER);
+}
+
+static int do_pidns(void)
+{
+	if (unshare(CLONE_NEWPID))
+		return -1;
+	kid = fork();
+	if (!kid)
+		idle();
+	return kid;
+}
+
+static int do_deadline(void)
+{
+	struct {
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t nice;
+		uint32_t prio;
+		uint64_t runtime, deadline, period;
+	} a = {48, SCHED_DEADLINE, 0, 0, 0, 10000000, 30000000, 30000000};
+
+	return syscall(SYS_sched_setattr, 0, &a, 0);
+}
+
+static long raw_clone(unsigned long flags)
+{
+	return syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0);
+}
+
+/* The child of a CLONE_VM without a stack of its own must not return: it runs below our frame. */
+static int clone_child(void *arg)
+{
+	(void)arg;
+	for (;;)
+		syscall(SYS_pause);
+	return 0;
+}
+
+static int do_sharedmm(void)
+{
+	static char stack[65536] __attribute__((aligned(16)));
+
+	return kid = clone(clone_child, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL);
+}
+
+static int do_sharedfds(void)
+{
+	kid = raw_clone(CLONE_FILES);
+	if (!kid)
+		idle();
+	return kid;
+}
+
+static int do_sharedfs(void)
+{
+	kid = raw_clone(CLONE_FS);
+	if (!kid)
+		idle();
+	return kid;
+}
+
+static int in_thread_result;
+static pthread_barrier_t in_thread_done;
+
+static void *in_thread(void *arg)
+{
+	in_thread_result = ((int (*)(void))arg)();
+	pthread_barrier_wait(&in_thread_done);
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static int with_thread(int (*fn)(void))
+{
+	pthread_t t;
+
+	pthread_barrier_init(&in_thread_done, NULL, 2);
+	if (pthread_create(&t, NULL, in_thread, (void *)fn))
+		return -1;
+	pthread_barrier_wait(&in_thread_done);
+	return in_thread_result;
+}
+
+static int unshare_files(void)
+{
+	return unshare(CLONE_FILES);
+}
+
+static int unshare_fs(void)
+{
+	return unshare(CLONE_FS);
+}
+
+static int change_uid(void)
+{
+	return syscall(SYS_setresuid, 1000, 1000, 0);
+}
+
+static int do_threadfds(void)
+{
+	return with_thread(unshare_files);
+}
+
+static int do_threadfs(void)
+{
+	return with_thread(unshare_fs);
+}
+
+static int do_threadcreds(void)
+{
+	return with_thread(change_uid);
+}
+
+static int do_cputimer(void)
+{
+	struct sigevent ev = {.sigev_notify = SIGEV_NONE};
+	timer_t t;
+
+	return timer_create(CLOCK_THREAD_CPUTIME_ID, &ev, &t);
+}
+
+/* The program's file is gone while it runs. */
+static int do_deletedexe(void)
+{
+	char path[256], cmd[600];
+
+	if (getenv("WL_COPY"))
+		return unlink(getenv("WL_COPY"));
+	snprintf(cmd, sizeof(cmd), "cp /proc/%d/exe %s", getpid(), wl_path(path, "copy"));
+	if (system(cmd))
+		return -1;
+	setenv("WL_COPY", path, 1);
+	return execv(path, wl.argv);
+}
+
+/* ---- the table ---- */
+
+static const struct {
+	const char *name;
+	int (*set_up)(void);
+} things[] = {
+    {"nothing", do_nothing},
+    {"io_uring", do_io_uring},
+    {"inotify", do_inotify},
+    {"fanotify", do_fanotify},
+    {"udp", do_udp},
+    {"tcp", do_tcp},
+    {"backlog", do_backlog},
+    {"unixpair", do_unixpair},
+    {"unixdgram", do_unixdgram},
+    {"netlink", do_netlink},
+    {"packet", do_packet},
+    {"raw", do_raw},
+    {"deleted", do_deleted},
+    {"replaced", do_replaced},
+    {"deletedmap", do_deletedmap},
+    {"deletedexe", do_deletedexe},
+    {"pty", do_pty},
+    {"userfaultfd", do_userfaultfd},
+    {"perf", do_perf},
+    {"perfmap", do_perfmap},
+    {"bpf", do_bpf},
+    {"pidfd", do_pidfd},
+    {"mqueue", do_mqueue},
+    {"fifo", do_fifo},
+    {"procfile", do_procfile},
+    {"device", do_device},
+    {"secretmem", do_secretmem},
+    {"flock", do_flock},
+    {"posixlock", do_posixlock},
+    {"ofdlock", do_ofdlock},
+    {"lease", do_lease},
+    {"sysvshm", do_sysvshm},
+    {"aio", do_aio},
+    {"hugetlb", do_hugetlb},
+    {"droppable", do_droppable},
+    {"pkey", do_pkey},
+    {"traced", do_traced},
+    {"stopped", do_stopped},
+    {"seccomp", do_seccomp},
+    {"mountns", do_mountns},
+    {"netns", do_netns},
+    {"utsns", do_utsns},
+    {"ipcns", do_ipcns},
+    {"cgroupns", do_cgroupns},
+    {"userns", do_userns},
+    {"pidns", do_pidns},
+    {"deadline", do_deadline},
+    {"sharedmm", do_sharedmm},
+    {"sharedfds", do_sharedfds},
+    {"sharedfs", do_sharedfs},
+    {"threadfds", do_threadfds},
+    {"threadfs", do_threadfs},
+    {"threadcreds", do_threadcreds},
+    {"cputimer", do_cputimer},
+};
+enum { THINGS = sizeof(things) / sizeof(things[0]) };
+
+static void set_up(const char *what)
+{
+	for (int i = 0; i < THINGS; i++) {
+		if (strcmp(things[i].name, what))
+			continue;
+		if (things[i].set_up() >= 0)
+			return;
+		dprintf(2, "%s: %s\n", what, strerror(errno));
+		wl_write("result", "SKIP\n");
+		exit(77);
+	}
+	wl_fail("%s: no such thing", what);
+}
+
+int main(int argc, char **argv)
+{
+	wl.argc = argc;
+	wl.argv = argv;
+	if (wl_flag("list")) {
+		for (int i = 0; i < THINGS; i++)
+			puts(things[i].name);
+		return 0;
+	}
+	wl_init(argc, argv);
+	signal(SIGTRAP, SIG_DFL);
+	set_up(wl_opt_str("what", "nothing"));
+	wl_ready();
+	while (!wl_stop()) {
+		wl_tick();
+		wl_sleep_us(10000);
+	}
+	if (kid > 0)
+		kill(kid, SIGKILL);
+	wl_done();
+}
