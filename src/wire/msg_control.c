@@ -40,9 +40,11 @@ static int get_token(const ProtobufCBinaryData *pb, struct mig_token *t, struct 
 	return 0;
 }
 
-#define OPTS_NUMBERS(X)                                                                            \
-	X(downtime_limit_us)                                                                       \
-	X(max_rounds) X(max_bandwidth) X(streams) X(leave_running) X(rehearse) X(no_hw_breakpoints)
+/* clang-format off */
+#define OPTS_NUMBERS(X) \
+	X(downtime_limit_us) X(max_rounds) X(max_bandwidth) X(streams) X(leave_running) \
+	X(rehearse) X(no_hw_breakpoints)
+/* clang-format on */
 
 static Wire__Opts *put_opts(struct arena *a, const struct msg_opts *in)
 {
@@ -241,9 +243,11 @@ int msg_get_event(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	return 0;
 }
 
-#define ROUND_NUMBERS(X)                                                                           \
-	X(round)                                                                                   \
-	X(pages_written) X(pages_sent) X(bytes_wire) X(duration_us) X(rate) X(predicted_downtime_us)
+/* clang-format off */
+#define ROUND_NUMBERS(X) \
+	X(round) X(pages_written) X(pages_sent) X(bytes_wire) X(duration_us) X(rate) \
+	X(predicted_downtime_us)
+/* clang-format on */
 
 int msg_put_round(struct arena *a, const struct msg *m, void *p)
 {
@@ -285,8 +289,14 @@ int msg_get_warning(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	return msg_get_notes(a, &m->warning, p) < 0 ? cr_err_oom(err) : 0;
 }
 
-#define DONE_NUMBERS(X) X(downtime_us) X(total_us) X(memory_bytes) X(stops) X(longest_stop_us)
-#define PHASES_NUMBERS(X) X(freeze) X(last_pages) X(capture) X(rebuild) X(launch) X(commit)
+/* clang-format off */
+#define DONE_NUMBERS(X) \
+	X(downtime_us) X(total_us) X(memory_bytes) X(stops) X(longest_stop_us)
+/* clang-format on */
+/* clang-format off */
+#define PHASES_NUMBERS(X) \
+	X(freeze) X(last_pages) X(capture) X(rebuild) X(launch) X(commit)
+/* clang-format on */
 
 static Wire__Phases *put_phases(struct arena *a, const struct msg_phases *in)
 {

@@ -61,7 +61,10 @@ int tree_get_string(struct arena *a, const char *pb, const char **ret, struct cr
 
 /* ---- tables ---- */
 
-#define MAPPED_FILE_NUMBERS(X) X(size) X(ino) X(dev) X(mtime_ns) X(writable)
+/* clang-format off */
+#define MAPPED_FILE_NUMBERS(X) \
+	X(size) X(ino) X(dev) X(mtime_ns) X(writable)
+/* clang-format on */
 #define OBJECT_NUMBERS(X) X(size) X(seals) X(ino) X(dev)
 
 static Tree__MappedFile *put_mapped_file(struct arena *a, const struct mapped_file *in)

@@ -58,10 +58,11 @@ static const char **get_names(struct arena *a, const Tree__Mm *pb)
 
 /* ---- VMAs ---- */
 
-#define VMA_COLUMNS(X)                                                                             \
-	X(gap_pages)                                                                               \
-	X(length_pages)                                                                            \
-	X(offset_pages) X(prot) X(kind) X(flags) X(file) X(object) X(name) X(ino) X(dev)
+/* clang-format off */
+#define VMA_COLUMNS(X) \
+	X(gap_pages) X(length_pages) X(offset_pages) X(prot) X(kind) X(flags) X(file) \
+	X(object) X(name) X(ino) X(dev)
+/* clang-format on */
 
 static bool alloc_columns(struct arena *a, Tree__Mm *pb, size_t n)
 {
@@ -188,13 +189,12 @@ static int get_guards(struct arena *a, const Tree__Mm *pb, struct mm *out, struc
 
 /* ---- the whole ---- */
 
-#define MM_NUMBERS(X)                                                                              \
-	X(start_code)                                                                              \
-	X(end_code)                                                                                \
-	X(start_data)                                                                              \
-	X(end_data)                                                                                \
-	X(start_brk) X(brk) X(start_stack) X(arg_start) X(arg_end) X(env_start) X(env_end)         \
-	    X(dumpable) X(thp_disable) X(layout_digest)
+/* clang-format off */
+#define MM_NUMBERS(X) \
+	X(start_code) X(end_code) X(start_data) X(end_data) X(start_brk) X(brk) \
+	X(start_stack) X(arg_start) X(arg_end) X(env_start) X(env_end) X(dumpable) \
+	X(thp_disable) X(layout_digest)
+/* clang-format on */
 
 Tree__Mm *tree_put_mm(struct arena *a, const struct mm *in)
 {

@@ -23,13 +23,11 @@ static int get_pending(struct arena *a, const ProtobufCBinaryData *pb, struct si
 	return 0;
 }
 
-#define CREDS_NUMBERS(X)                                                                           \
-	X(uid)                                                                                     \
-	X(euid)                                                                                    \
-	X(suid)                                                                                    \
-	X(fsuid)                                                                                   \
-	X(gid) X(egid) X(sgid) X(fsgid) X(cap_inh) X(cap_prm) X(cap_eff) X(cap_bnd) X(cap_amb)     \
-	    X(securebits)
+/* clang-format off */
+#define CREDS_NUMBERS(X) \
+	X(uid) X(euid) X(suid) X(fsuid) X(gid) X(egid) X(sgid) X(fsgid) X(cap_inh) X(cap_prm) \
+	X(cap_eff) X(cap_bnd) X(cap_amb) X(securebits)
+/* clang-format on */
 
 static Tree__Creds *put_creds(struct arena *a, const struct creds *in)
 {
@@ -53,8 +51,10 @@ static int get_creds(struct arena *a, const Tree__Creds *pb, struct creds *out, 
 	return out->groups ? 0 : cr_err_oom(err);
 }
 
-#define TIMER_NUMBERS(X)                                                                           \
+/* clang-format off */
+#define TIMER_NUMBERS(X) \
 	X(id) X(clockid) X(notify) X(signo) X(sigval) X(interval_ns) X(value_ns) X(overrun)
+/* clang-format on */
 
 static bool put_timers(struct arena *a, const struct process *in, Tree__Process *out)
 {
@@ -90,15 +90,14 @@ static int get_timers(struct arena *a, const Tree__Process *pb, struct process *
 
 /* ---- threads ---- */
 
-#define THREAD_NUMBERS(X)                                                                          \
-	X(sigmask)                                                                                 \
-	X(altstack_sp)                                                                             \
-	X(altstack_size)                                                                           \
-	X(altstack_flags)                                                                          \
-	X(clear_tid_va) X(robust_list_va) X(robust_list_len) X(rseq_va) X(rseq_len) X(rseq_sig)    \
-	    X(rseq_flags) X(sched_policy) X(sched_prio) X(nice) X(sched_runtime) X(sched_deadline) \
-		X(sched_period) X(sched_flags) X(pdeathsig) X(timer_slack_ns) X(io_prio)           \
-		    X(no_new_privs)
+/* clang-format off */
+#define THREAD_NUMBERS(X) \
+	X(sigmask) X(altstack_sp) X(altstack_size) X(altstack_flags) X(clear_tid_va) \
+	X(robust_list_va) X(robust_list_len) X(rseq_va) X(rseq_len) X(rseq_sig) X(rseq_flags) \
+	X(sched_policy) X(sched_prio) X(nice) X(sched_runtime) X(sched_deadline) \
+	X(sched_period) X(sched_flags) X(pdeathsig) X(timer_slack_ns) X(io_prio) \
+	X(no_new_privs)
+/* clang-format on */
 
 static Tree__Thread *put_thread(struct arena *a, const struct thread *in)
 {

@@ -23,7 +23,7 @@
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 280)                                                                        \
-	X(struct tree, 304)
+	X(struct tree, 296)
 
 struct filler {
 	struct tree *t;
