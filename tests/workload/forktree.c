@@ -357,6 +357,7 @@ int main(int argc, char **argv)
 	int n_kids, n_zombies, release;
 
 	wl_init(argc, argv);
+	signal(SIGPIPE, SIG_IGN); /* a child that died is to be told by what it says */
 	n_procs = wl_opt("procs", 50);
 	fan = wl_opt("fan", 3);
 	n_zombies = wl_opt("zombies", 4);
