@@ -134,7 +134,7 @@ static int handle_frame(struct page_rx *rx, struct cr_err *err)
 }
 
 /* Which frames may come now. Decided on the header, before room is made for the rest. */
-static int check_expected(const struct page_rx *rx, struct cr_err *err)
+static int check_order(const struct page_rx *rx, struct cr_err *err)
 {
 	uint8_t type = rx->frame.type;
 
@@ -158,7 +158,7 @@ static int handle_all(struct page_rx *rx, struct cr_err *err)
 				return 0;
 			r = page_frame_decode(&rx->frame, rx->buf + rx->start, have, err);
 			if (!r)
-				r = check_expected(rx, err);
+				r = check_order(rx, err);
 			if (r)
 				return r;
 			rx->have_header = true;

@@ -16,7 +16,7 @@ struct page_conn {
 	size_t iov_at, iov_n;
 	struct iovec iov[1 + PAGE_BATCH_RUNS];
 	uint8_t head[PAGE_HDR_BYTES + PAGE_BATCH_RUNS * PAGE_RUN_BYTES];
-	uint8_t *packed; /* PAGE_BATCH_BYTES for compressed payloads; allocated when first needed */
+	uint8_t *packed; /* page_tx's, for a compressed payload; freed here */
 	/* in */
 	size_t in_bytes;
 	uint8_t in[PAGE_HDR_BYTES + PAGE_ERROR_MAX_BYTES];
