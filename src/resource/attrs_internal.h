@@ -44,6 +44,7 @@ int attrs_pending_queue(struct rtask *rt, const struct process *p, const struct 
 /* ---- attrs_timers.c ---- */
 /* The list of /proc/PID/timers, without values. */
 int attrs_timers_capture(struct capture *c, struct process *p, struct cr_err *err) must_check;
+bool attrs_timer_counts_cpu(const struct posix_timer_rec *tm);
 bool attrs_timer_same(const struct posix_timer_rec *a, const struct posix_timer_rec *b);
 void attrs_timers_check(const struct process *p, struct refusals *refused);
 bool attrs_timers_armed(const struct process *p);

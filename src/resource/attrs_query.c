@@ -134,12 +134,9 @@ static uint64_t since_tree_clock(const struct tree *t, const struct timespec *mo
 
 static void take_timer(struct posix_timer_rec *tm, const struct itimerspec *its, uint64_t later_ns)
 {
-	bool cpu = tm->clockid < 0 || tm->clockid == CLOCK_PROCESS_CPUTIME_ID ||
-		   tm->clockid == CLOCK_THREAD_CPUTIME_ID;
-
 	tm->interval_ns = ns_of(&its->it_interval);
 	tm->value_ns = ns_of(&its->it_value);
-	if (tm->value_ns && !cpu)
+	if (tm->value_ns && !attrs_timer_counts_cpu(tm))
 		tm->value_ns += later_ns;
 }
 

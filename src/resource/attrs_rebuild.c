@@ -112,7 +112,7 @@ static bool robust_differs(const struct thread *old, const struct thread *th)
 
 bool attrs_thread_differs(const struct thread *old, const struct thread *th)
 {
-	return memcmp(old->comm, th->comm, sizeof(th->comm)) || altstack_differs(old, th) ||
+	return strncmp(old->comm, th->comm, sizeof(th->comm)) || altstack_differs(old, th) ||
 	       rseq_differs(old, th) || robust_differs(old, th) ||
 	       old->clear_tid_va != th->clear_tid_va || attrs_sched_differs(old, th);
 }
@@ -156,7 +156,7 @@ int attrs_rebuild_thread_queue(struct rtask *rt, const struct process *p, const 
 {
 	int r = 0;
 
-	if (!old || memcmp(old->comm, th->comm, sizeof(th->comm)))
+	if (!old || strncmp(old->comm, th->comm, sizeof(th->comm)))
 		r = queue_name(rt, th, err);
 	if (!r && (!old || altstack_differs(old, th)))
 		r = queue_altstack(rt, th, err);

@@ -37,17 +37,20 @@ enum {
 
 /* ---- capture ---- */
 
-/* Why a timer on this clock cannot be created again, or NULL. */
+/* Why a timer on this clock cannot be created again, or NULL. The kernel shows a timer's own cpu
+ * clocks, CLOCK_PROCESS_CPUTIME_ID and CLOCK_THREAD_CPUTIME_ID, as clocks of pid 0. */
 static const char *clock_trouble(const struct process *p, int clockid)
 {
-	if (clockid == CLOCK_THREAD_CPUTIME_ID && p->n_threads > 1)
-		return "on the cpu clock of a thread, and the kernel does not say of which";
+	pid_t pid = ~(clockid >> 3);
+	bool of_thread = clockid & CPUCLOCK_THREAD;
+
 	if (clockid >= 0)
 		return NULL;
 	if ((clockid & CPUCLOCK_KIND_MASK) == CLOCKFD_KIND)
 		return "on the clock of a device";
-	pid_t pid = ~(clockid >> 3);
-	if (!pid || pid == p->pid || (clockid & CPUCLOCK_THREAD && process_find_thread(p, pid)))
+	if (!pid && of_thread && p->n_threads > 1)
+		return "on the cpu clock of a thread, and the kernel does not say of which";
+	if (!pid || (of_thread ? !!process_find_thread(p, pid) : pid == p->pid))
 		return NULL;
 	return "on the cpu clock of another process";
 }
@@ -96,6 +99,12 @@ int attrs_timers_capture(struct capture *c, struct process *p, struct cr_err *er
 	if (p->n_timers)
 		qsort(p->timers, p->n_timers, sizeof(*p->timers), by_id);
 	return r;
+}
+
+bool attrs_timer_counts_cpu(const struct posix_timer_rec *tm)
+{
+	return tm->clockid < 0 || tm->clockid == CLOCK_PROCESS_CPUTIME_ID ||
+	       tm->clockid == CLOCK_THREAD_CPUTIME_ID;
 }
 
 bool attrs_timer_same(const struct posix_timer_rec *a, const struct posix_timer_rec *b)
@@ -161,10 +170,14 @@ int attrs_timer_create_by_search(struct rtask *rt, const struct posix_timer_rec 
 		r = rtask_run(rt, err);
 		if (r)
 			return r;
-		if (c->ret < 0 || *id > tm->id)
-			return search_failed(tm, c->ret < 0 ? (int)c->ret : *id, err);
+		if (c->ret < 0)
+			return search_failed(tm, (int)c->ret, err);
 		if (*id == tm->id)
 			return 0;
+		if (*id > tm->id) {
+			(void)rcall_now(rt, SYS_timer_delete, *id);
+			return search_failed(tm, *id, err);
+		}
 		/* far away: as many as fit below it in one go, each deleted right away */
 		int left = tm->id - *id - 1;
 		rqueue(rt, "timer_delete", SYS_timer_delete, *id);
@@ -272,12 +285,6 @@ static uint64_t left_of(uint64_t value, uint64_t elapsed)
 	return value > elapsed ? value - elapsed : 1;
 }
 
-static bool counts_cpu_time(int clockid)
-{
-	return clockid < 0 || clockid == CLOCK_PROCESS_CPUTIME_ID ||
-	       clockid == CLOCK_THREAD_CPUTIME_ID;
-}
-
 /* The clock's reading at the time as of which the timers are; 0: not to be had. */
 static uint64_t base_of(const struct tree *t, int clockid)
 {
@@ -302,7 +309,7 @@ static int arm_timer(struct rtask *rt, const struct tree *t, const struct posix_
 	 * overruns what should have gone off meanwhile. */
 	if (base)
 		its.it_value = to_timespec(base + tm->value_ns);
-	else if (counts_cpu_time(tm->clockid))
+	else if (attrs_timer_counts_cpu(tm))
 		its.it_value = to_timespec(tm->value_ns);
 	else
 		its.it_value = to_timespec(left_of(tm->value_ns, elapsed_ns));

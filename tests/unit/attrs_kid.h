@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
+#include "base/clock.h"
 #include "kernel/task.h"
 #include "remote/area.h"
 #include "resource/resource.h"
@@ -103,6 +104,18 @@ __attribute__((noreturn)) static inline void kid_main(struct kid *k)
 	kid_enter_blob(k, 0);
 }
 
+/* Those that run: a test that fails leaves them to the teardown. */
+static struct kid *kids[4];
+
+static inline void kid_register(struct kid *k, struct kid *as)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(kids); i++)
+		if (kids[i] == k) {
+			kids[i] = as;
+			return;
+		}
+}
+
 static inline void kid_start(struct kid *k, const struct kid_spec *spec)
 {
 	static int serial;
@@ -125,6 +138,7 @@ static inline void kid_start(struct kid *k, const struct kid_spec *spec)
 	if (k->pid == 0)
 		kid_main(k);
 	assert_true(k->pid > 0);
+	kid_register(NULL, k);
 	close(k->ready[1]);
 	for (size_t i = 0; i < k->n; i++)
 		assert_int_equal(read(k->ready[0], &c, 1), 1); /* 0: it died, and said why */
@@ -142,7 +156,19 @@ static inline void kid_stop(struct kid *k)
 	rarea_done(&k->area);
 	munmap(k->tids, CR_PAGE_SIZE);
 	k->pid = 0;
+	kid_register(k, NULL);
 }
+
+static inline int kid_teardown(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(kids); i++)
+		if (kids[i])
+			kid_stop(kids[i]);
+	return 0;
+}
+
+#define kid_test(f) cmocka_unit_test_teardown(f, kid_teardown)
 
 /* ---- capture ---- */
 
@@ -208,8 +234,6 @@ static inline void print_refusals(struct refusals *r)
 {
 	vec_foreach (e, &r->list)
 		fprintf(stderr, "refused: %d: %s: %s\n", e->pid, e->what, e->why);
-	vec_foreach (e, &r->warnings)
-		fprintf(stderr, "warning: %d: %s: %s\n", e->pid, e->what, e->why);
 }
 
 static inline bool has_refusal(struct refusals *r, const char *what)
@@ -248,4 +272,86 @@ static inline struct tree *kid_capture(struct kid *k)
 	refusals_done(&refused);
 	kid_query(k, t);
 	return t;
+}
+
+/* ---- rebuild: such a child stands for a shell ---- */
+
+static inline void kid_reset_signals(void)
+{
+	uint64_t all = ~0ull;
+
+	must(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, NULL, 8));
+	for (int i = 1; i <= 64; i++) {
+		struct sigaction_rec none = {0};
+
+		syscall(SYS_rt_sigaction, i, &none, NULL, 8);
+	}
+}
+
+static inline void kid_be_shell_thread(int i)
+{
+	struct rseq *mine = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+
+	(void)i;
+	if (__rseq_size)
+		must(syscall(SYS_rseq, mine, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG));
+}
+
+/* The image with the pids of the other child: they could not both have the same ones. */
+static inline void rename_tasks(struct tree *t, const struct kid *k)
+{
+	struct process *p = &t->procs[0];
+
+	for (size_t i = 0; i < p->n_timers; i++)
+		for (size_t j = 0; j < k->n; j++)
+			if (p->timers[i].notify_tid &&
+			    p->timers[i].notify_tid == p->threads[j].tid) {
+				p->timers[i].notify_tid = k->tids[j];
+				break;
+			}
+	t->root_pid = p->pid = k->pid;
+	for (size_t j = 0; j < k->n; j++)
+		p->threads[j].tid = k->tids[j];
+}
+
+static inline void run_all(struct kid *k)
+{
+	struct cr_err err = {0};
+
+	for (size_t i = 0; i < k->n; i++)
+		rtask_start(&k->rt[i]);
+	for (size_t i = 0; i < k->n; i++) {
+		assert_ok(rtask_wait(&k->rt[i], &err), &err);
+		rtask_scratch_reset(&k->rt[i]);
+	}
+}
+
+static inline void rebuild_ahead(struct kid *k, const struct process *old, const struct process *p)
+{
+	struct cr_err err = {0};
+
+	assert_ok(attrs_rebuild_process_queue(&k->rt[0], old, p, &err), &err);
+	for (size_t i = 0; i < k->n; i++)
+		assert_ok(attrs_rebuild_thread_queue(&k->rt[i], p, old ? &old->threads[i] : NULL,
+						     &p->threads[i], &err),
+			  &err);
+	run_all(k);
+	for (size_t i = 0; i < k->n; i++)
+		assert_ok(attrs_rebuild_outside(k->tids[i], p, &p->threads[i], i == 0, &err), &err);
+	assert_ok(attrs_timers_rebuild(&k->rt[0], old, p, &err), &err);
+}
+
+static inline void rebuild_last(struct kid *k, const struct tree *t)
+{
+	const struct process *p = &t->procs[0];
+	struct cr_err err = {0};
+
+	for (size_t i = 0; i < k->n; i++)
+		assert_ok(attrs_late_queue(&k->rt[i], p, &p->threads[i], i == 0, &err), &err);
+	run_all(k);
+	for (size_t i = 0; i < k->n; i++)
+		assert_ok(attrs_launch_queue(&k->rt[i], t, p, &p->threads[i], i == 0,
+					     clock_ns(CLOCK_MONOTONIC), &err),
+			  &err);
+	run_all(k);
 }

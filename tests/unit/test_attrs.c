@@ -31,18 +31,6 @@ static void handler(int signo, siginfo_t *si, void *ctx)
 	(void)signo, (void)si, (void)ctx;
 }
 
-static void reset_signals(void)
-{
-	uint64_t all = ~0ull;
-
-	must(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, NULL, 8));
-	for (int i = 1; i <= 64; i++) {
-		struct sigaction_rec none = {0};
-
-		syscall(SYS_rt_sigaction, i, &none, NULL, 8);
-	}
-}
-
 static void set_signals(void)
 {
 	struct sigaction sa = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
@@ -71,7 +59,7 @@ static void set_process(void)
 {
 	int fd = open("/proc/self/oom_score_adj", O_WRONLY);
 
-	reset_signals();
+	kid_reset_signals();
 	set_signals();
 	must(write(fd, "300", 3));
 	close(fd);
@@ -236,77 +224,7 @@ static const struct kid_spec root_spec = {root_process, root_thread, set_last, N
 static const struct kid_spec ordinary_spec = {ordinary_process, ordinary_thread, set_last,
 					      N_THREADS};
 
-/* ---- the child to rebuild in ---- */
-
-static void shell_thread(int i)
-{
-	struct rseq *mine = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
-
-	(void)i;
-	if (__rseq_size)
-		must(syscall(SYS_rseq, mine, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG));
-}
-
-static const struct kid_spec shell_spec = {reset_signals, shell_thread, NULL, N_THREADS};
-
-/* The image with the pids of the other child: they could not both have the same ones. */
-static void rename_tasks(struct tree *t, const struct kid *k)
-{
-	struct process *p = &t->procs[0];
-
-	for (size_t i = 0; i < p->n_timers; i++)
-		for (size_t j = 0; j < k->n; j++)
-			if (p->timers[i].notify_tid &&
-			    p->timers[i].notify_tid == p->threads[j].tid) {
-				p->timers[i].notify_tid = k->tids[j];
-				break;
-			}
-	t->root_pid = p->pid = k->pid;
-	for (size_t j = 0; j < k->n; j++)
-		p->threads[j].tid = k->tids[j];
-}
-
-static void run_all(struct kid *k)
-{
-	struct cr_err err = {0};
-
-	for (size_t i = 0; i < k->n; i++)
-		rtask_start(&k->rt[i]);
-	for (size_t i = 0; i < k->n; i++) {
-		assert_ok(rtask_wait(&k->rt[i], &err), &err);
-		rtask_scratch_reset(&k->rt[i]);
-	}
-}
-
-static void rebuild_ahead(struct kid *k, const struct process *old, const struct process *p)
-{
-	struct cr_err err = {0};
-
-	assert_ok(attrs_rebuild_process_queue(&k->rt[0], old, p, &err), &err);
-	for (size_t i = 0; i < k->n; i++)
-		assert_ok(attrs_rebuild_thread_queue(&k->rt[i], p, old ? &old->threads[i] : NULL,
-						     &p->threads[i], &err),
-			  &err);
-	run_all(k);
-	for (size_t i = 0; i < k->n; i++)
-		assert_ok(attrs_rebuild_outside(k->tids[i], p, &p->threads[i], i == 0, &err), &err);
-	assert_ok(attrs_timers_rebuild(&k->rt[0], old, p, &err), &err);
-}
-
-static void rebuild_last(struct kid *k, const struct tree *t)
-{
-	const struct process *p = &t->procs[0];
-	struct cr_err err = {0};
-
-	for (size_t i = 0; i < k->n; i++)
-		assert_ok(attrs_late_queue(&k->rt[i], p, &p->threads[i], i == 0, &err), &err);
-	run_all(k);
-	for (size_t i = 0; i < k->n; i++)
-		assert_ok(attrs_launch_queue(&k->rt[i], t, p, &p->threads[i], i == 0,
-					     clock_ns(CLOCK_MONOTONIC), &err),
-			  &err);
-	run_all(k);
-}
+static const struct kid_spec shell_spec = {kid_reset_signals, kid_be_shell_thread, NULL, N_THREADS};
 
 /* ---- comparing ---- */
 
@@ -385,7 +303,7 @@ static void assert_same_timers(const struct tree *ta, const struct tree *tb)
 	same(n_timers);
 	for (size_t i = 0; i < a->n_timers; i++) {
 		const struct posix_timer_rec *x = &a->timers[i], *y = &b->timers[i];
-		bool cpu = x->clockid == CLOCK_PROCESS_CPUTIME_ID;
+		bool cpu = attrs_timer_counts_cpu(x);
 
 		assert_true(attrs_timer_same(x, y));
 		assert_int_equal(x->interval_ns, y->interval_ns);
@@ -514,8 +432,8 @@ static void test_round_trip_ordinary(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_round_trip_root),
-	    cmocka_unit_test(test_round_trip_ordinary),
+	    kid_test(test_round_trip_root),
+	    kid_test(test_round_trip_ordinary),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
