@@ -48,16 +48,19 @@ bool attrs_have_cap(int cap)
 	return !attrs_capget(0, &caps) && caps.eff & CAPBIT(cap);
 }
 
-/* The calling thread's bounding set. */
-static uint64_t own_bounding_set(void)
+/* The calling thread's bounding set; *ret_known: all capabilities that this kernel knows. Other
+ * bits cannot be set here, so they are not compared either. */
+static uint64_t own_bounding_set(uint64_t *ret_known)
 {
 	uint64_t set = 0;
 
+	*ret_known = 0;
 	for (int cap = 0; cap < 64; cap++) {
 		int r = prctl(PR_CAPBSET_READ, cap);
 
 		if (r < 0)
-			break; /* above the last that this kernel knows */
+			break;
+		*ret_known |= CAPBIT(cap);
 		set |= r ? CAPBIT(cap) : 0;
 	}
 	return set;
@@ -100,15 +103,11 @@ static bool own_groups_differ(const struct creds *cr)
 	       memcmp(have, cr->groups, (size_t)n * sizeof(*have));
 }
 
-/* Bounding sets are compared by what this kernel knows: a bit that it does not know cannot be set.
- */
-static uint64_t known_caps(void)
+static bool own_bounding_differs(const struct creds *cr)
 {
-	uint64_t set = 0;
+	uint64_t known, set = own_bounding_set(&known);
 
-	for (int cap = 0; cap < 64 && prctl(PR_CAPBSET_READ, cap) >= 0; cap++)
-		set |= CAPBIT(cap);
-	return set;
+	return set != (cr->cap_bnd & known);
 }
 
 bool attrs_creds_differ(const struct creds *cr)
@@ -116,8 +115,7 @@ bool attrs_creds_differ(const struct creds *cr)
 	struct attrs_caps own;
 
 	return own_ids_differ(cr) || attrs_capget(0, &own) || own.inh != cr->cap_inh ||
-	       own.prm != cr->cap_prm || own.eff != cr->cap_eff ||
-	       own_bounding_set() != (cr->cap_bnd & known_caps()) ||
+	       own.prm != cr->cap_prm || own.eff != cr->cap_eff || own_bounding_differs(cr) ||
 	       own_ambient_set(own.inh) != cr->cap_amb ||
 	       (uint32_t)prctl(PR_GET_SECUREBITS) != cr->securebits || own_groups_differ(cr);
 }
@@ -238,7 +236,7 @@ void attrs_creds_check(const struct process *p, struct refusals *refused)
 {
 	const struct creds *cr = &p->creds;
 	uint64_t need = CAPBIT(CAP_SETUID) | CAPBIT(CAP_SETGID) | CAPBIT(CAP_SETPCAP);
-	uint64_t bnd = own_bounding_set(), known = known_caps();
+	uint64_t known, bnd = own_bounding_set(&known);
 	struct attrs_caps own = {0};
 	int bits = prctl(PR_GET_SECUREBITS);
 
@@ -250,6 +248,10 @@ void attrs_creds_check(const struct process *p, struct refusals *refused)
 		       "them");
 		return;
 	}
+	if (cr->n_groups * sizeof(*cr->groups) > RTASK_SCRATCH_BYTES)
+		refuse(refused, p->pid, "supplementary groups",
+		       "%zu are more than can be set (%zu)", cr->n_groups,
+		       RTASK_SCRATCH_BYTES / sizeof(*cr->groups));
 	refuse_caps(refused, p->pid, "permitted", cr->cap_prm & ~own.prm);
 	refuse_caps(refused, p->pid, "inheritable", cr->cap_inh & ~(own.inh | bnd));
 	refuse_caps(refused, p->pid, "bounding set", cr->cap_bnd & known & ~bnd);

@@ -238,6 +238,10 @@ static void copy_thread(struct thread *th, const struct thread *prev)
 	th->clear_tid_va = prev->clear_tid_va;
 	th->pdeathsig = prev->pdeathsig;
 	th->timer_slack_ns = prev->timer_slack_ns;
+	th->rseq_va = prev->rseq_va;
+	th->rseq_len = prev->rseq_len;
+	th->rseq_sig = prev->rseq_sig;
+	th->rseq_flags = prev->rseq_flags;
 }
 
 /* An action that is new since then stays default until the task is asked. */
@@ -262,7 +266,6 @@ void attrs_copy_inside(struct tree *t, struct process *p, const struct process *
 	if (!prev)
 		return;
 	p->mm.dumpable = prev->mm.dumpable;
-	p->mm.thp_disable = prev->mm.thp_disable;
 	p->creds.securebits = prev->creds.securebits;
 	p->child_subreaper = prev->child_subreaper;
 	for (size_t i = 0; i < p->n_threads; i++) {

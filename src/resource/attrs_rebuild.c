@@ -205,10 +205,15 @@ static int settable_dumpable(int dumpable)
 	return dumpable == 1;
 }
 
+/* What belongs to the process is looked at for its first thread only: comparing credentials takes
+ * dozens of system calls. */
 bool attrs_needs_late(const struct process *p, const struct thread *th)
 {
-	return th->pdeathsig || p->personality & READ_IMPLIES_EXEC ||
-	       th->no_new_privs != (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1) ||
+	if (th->pdeathsig || th->no_new_privs != (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1))
+		return true;
+	if (th != &p->threads[0])
+		return false;
+	return p->personality & READ_IMPLIES_EXEC ||
 	       settable_dumpable(p->mm.dumpable) != settable_dumpable(prctl(PR_GET_DUMPABLE)) ||
 	       attrs_limits_tight(p) || attrs_creds_differ(&p->creds);
 }

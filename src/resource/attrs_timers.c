@@ -162,6 +162,8 @@ int attrs_timer_create_by_search(struct rtask *rt, const struct posix_timer_rec 
 	int32_t *id;
 	int r;
 
+	if (tm->id < 0 || tm->id > SEARCH_MAX_ID)
+		return search_failed(tm, 0, err);
 	for (int step = 0; step <= SEARCH_MAX_ID; step++) {
 		rtask_scratch_reset(rt);
 		c = queue_create(rt, NULL, tm, &id, err);

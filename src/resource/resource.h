@@ -57,8 +57,9 @@ int attrs_capture(struct capture *c, struct cr_err *err) must_check;
  * (only when first: the leader). Comes after attrs_capture of the same tree, which says which
  * actions and timers there are. queue (with nothing queued before) → caller runs → collect with the same
  * q, before anything else is queued. With more than 25 signal actions and timers the leader's queueing
- * runs a batch by itself, and with more than 40 timers collecting does. Needs 4 KiB of scratch. If tree->clock_monotonic_ns is 0, collect sets both clocks of the tree from the task;
- * timers are as of that moment. */
+ * runs a batch by itself, and with more than 40 timers collecting does. Needs 4 KiB of scratch.
+ * If tree->clock_monotonic_ns is 0, collect sets both clocks of the tree from the task; timers are as
+ * of that moment. */
 struct attrs_query {
 	void *out;	      /* in the scratch area */
 	struct rcall *ret[6]; /* calls that tell by return value */
@@ -99,8 +100,9 @@ int attrs_timers_rebuild(struct rtask *rt, const struct process *old, const stru
 
 /* Last, and irrevocable: tight limits, credentials, then what a change of credentials resets
  * (dumpable, pdeathsig), no_new_privs. attrs_needs_late: false for a task with the credentials of this
- * agent and defaults. Once any thread of a process needs it, all of them must run it. pdeathsig acts
- * when the parent ends: the parent must be the final one. */
+ * agent and defaults; what belongs to the process is told for its first thread. Once any thread of a
+ * process needs it, all of them must run it. pdeathsig acts when the parent ends: the parent must be the
+ * final one. */
 bool attrs_needs_late(const struct process *p, const struct thread *th);
 int attrs_late_queue(struct rtask *rt, const struct process *p, const struct thread *th, bool leader,
 		     struct cr_err *err) must_check;

@@ -317,6 +317,10 @@ static void test_check_credentials(void **state)
 	cr->cap_prm = cr->cap_eff = 0;
 	cr->uid = 12345;
 	preflight(t, NULL);
+	cr->n_groups = 60000;
+	cr->groups = calloc(cr->n_groups, sizeof(*cr->groups));
+	preflight(t, "supplementary groups");
+	free(cr->groups);
 	tree_free(t);
 }
 

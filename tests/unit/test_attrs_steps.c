@@ -111,12 +111,14 @@ static void test_copy_inside(void **state)
 	p->sigactions[SIGUSR2 - 1].handler = ATTRS_HANDLER_UNKNOWN; /* new: not known yet */
 	p->sigactions[SIGUSR1 - 1].handler = 1;                     /* ignored now */
 	was->threads[0].pdeathsig = 9;
+	was->threads[0].rseq_va = 0x1000;
 	attrs_copy_inside(t, p, was);
 	assert_int_equal(p->sigactions[SIGCHLD - 1].flags, SA_NOCLDWAIT);
 	assert_int_equal(p->sigactions[SIGHUP - 1].handler, 0x1234);
 	assert_int_equal(p->sigactions[SIGUSR1 - 1].handler, 1);
 	assert_int_equal(p->sigactions[SIGUSR2 - 1].handler, 0);
 	assert_int_equal(p->threads[0].pdeathsig, 9);
+	assert_int_equal(p->threads[0].rseq_va, 0x1000);
 	assert_int_equal(p->threads[0].timer_slack_ns, was->threads[0].timer_slack_ns);
 	p->sigactions[SIGHUP - 1].handler = ATTRS_HANDLER_UNKNOWN;
 	attrs_copy_inside(t, p, NULL);
