@@ -67,6 +67,21 @@ static void test_seccomp_of_a_thread(void **state)
 		expect_capture(&spec, true, "seccomp filter of thread");
 }
 
+/* All addresses may make system calls: on, and without effect. */
+static void take_dispatch(int i)
+{
+	if (i == 1)
+		must(prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH, 5.11 */, 1, 0x1000, 0x7ffffffee000, 0));
+}
+
+static void test_syscall_user_dispatch(void **state)
+{
+	const struct kid_spec spec = {.thread = take_dispatch, .n = 2};
+
+	(void)state;
+	expect_capture(&spec, true, "syscall user dispatch of thread");
+}
+
 static void take_deadline(int i)
 {
 	struct {
@@ -344,6 +359,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    kid_test(test_plain_is_not_refused),
 	    kid_test(test_seccomp_of_a_thread),
+	    kid_test(test_syscall_user_dispatch),
 	    kid_test(test_deadline),
 	    kid_test(test_threads_with_other_credentials),
 	    kid_test(test_cpu_clock_timers),
