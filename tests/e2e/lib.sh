@@ -12,8 +12,8 @@ tree=$(readlink -f "$e2e/../..")
 # shellcheck source=tests/e2e/tap.sh
 . "$e2e/tap.sh"
 testbed=$tree/tools/testbed
-build=$tree/build
-workloads=$build/tests/workload
+build=${CR_BUILD:-$tree/build} # another one to test a build with sanitizers
+workloads=$(readlink -f "$build/tests/workload")
 work=
 
 [ "$(id -u)" = 0 ] || skip_all "needs root"
@@ -45,12 +45,15 @@ start_work() {
 start_testbed() {
 	local prog out
 	for prog in cr-agent page-server cr-migrate; do
-		[ -x "$build/$prog" ] || skip_all "$prog is not built"
+		[ -x "$build/$prog" ] || {
+			echo "Bail out! $build/$prog is not built"
+			exit 1
+		}
 	done
 	start_work
 	TESTBED_NAME=$(basename "$0" .t)-$$
 	export TESTBED_NAME
-	out=$("$testbed" up alpha beta client) || { diag "$out"; exit 1; }
+	out=$("$testbed" --bin "$build" up alpha beta client) || { diag "$out"; exit 1; }
 	hosts_file=$(tail -n 1 <<<"$out")
 	state=$(dirname "$hosts_file")
 }

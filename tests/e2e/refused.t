@@ -1,0 +1,112 @@
+#!/bin/bash
+# What cannot be moved is refused by name before anything is stopped, and the task runs on untouched.
+set -uo pipefail
+# shellcheck source=tests/e2e/lib.sh
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+start_testbed
+
+# refuses WHAT PATTERN: exit 4, and a refusal that matches PATTERN.
+refuses() {
+	local st=0
+	start_workload alpha refused --what "$1" || {
+		[ "$(result_text)" != SKIP ] || echo "ok $((++tap_count)) - $1 # SKIP not on this kernel"
+		return
+	}
+	migrate alpha beta --pid "$wl_pid"
+	if [ $mig_status != 4 ]; then
+		st=1
+		diag "expected exit status 4"
+		say_migration
+	elif ! grep '"event":"refused"' "$work/events" | grep -qiE "$2"; then
+		st=1
+		diag "no refusal matches '$2':" "$(cat "$work/events")"
+	fi
+	if [ $mig_status != 0 ]; then
+		{ progress_is_from alpha && runs_on && finish_workload; } || st=1
+	fi
+	gone_from beta || st=1
+	result $st "refused: $1"
+	kill_workload
+	rm -rf "$wl_dir"
+}
+
+while read -r what pattern; do
+	[ -z "$what" ] || refuses "$what" "$pattern"
+done <<'LIST'
+io_uring io_uring
+inotify inotify
+fanotify fanotify
+udp udp|datagram|socket
+tcp tcp|established|connection|socket
+backlog connection|tcp|socket
+unixpair unix|socket
+unixdgram unix|socket
+netlink netlink|socket
+packet packet|socket
+raw raw|socket
+deleted deleted|unlinked|removed
+replaced deleted|unlinked|removed|another file|replaced
+deletedmap deleted|unlinked|removed
+deletedexe deleted|unlinked|removed
+pty pty|ptmx|tty|terminal|device
+userfaultfd userfaultfd
+perf perf
+perfmap perf
+bpf bpf
+pidfd pidfd
+mqueue mqueue|message queue|file system
+fifo fifo|named pipe
+procfile proc
+device kmsg|device
+secretmem secretmem|memfd_secret|secret
+flock lock
+posixlock lock
+ofdlock lock
+lease lease|lock
+sysvshm sysv|system v|shm
+aio aio
+hugetlb huge
+droppable droppable
+pkey pkey|protection key
+traced traced|ptrace|tracer|debug
+stopped stopped|SIGSTOP
+seccomp seccomp
+mountns namespace
+netns namespace
+utsns namespace
+ipcns namespace
+cgroupns namespace
+userns namespace
+pidns namespace
+deadline deadline
+sharedmm address space|memory|mm|vfork|CLONE_VM
+sharedfds descriptor|CLONE_FILES|fd table
+sharedfs CLONE_FS|working directory|cwd
+threadfds descriptor|CLONE_FILES|fd table
+threadfs CLONE_FS|working directory|cwd
+threadcreds credential|uid
+cputimer timer|clock
+LIST
+
+# Without any of these the same program moves.
+move_case "moved: the same program with nothing of these" -- refused --what nothing --
+
+# A file that is different at the destination: alpha sees another one by the same name.
+different_case() {
+	on alpha sh -c 'echo here >/tmp/data'
+	on beta sh -c "$1"
+	new_dir different
+	# shellcheck disable=SC2016
+	on alpha setsid sh -c 'exec 7</tmp/data; echo $$ >"$1/pid"; exec sleep 1000' sh "$wl_dir" </dev/null >"$wl_dir/log" 2>&1
+	until_true 5 test -s "$wl_dir/pid" || return 1
+	wl_pid=$(<"$wl_dir/pid")
+	migrate alpha beta --pid "$wl_pid"
+	local st=$mig_status
+	on alpha kill "$wl_pid"
+	[ "$st" = 4 ] && grep '"event":"refused"' "$work/events" | grep -q /tmp/data && return 0
+	say_migration
+	return 1
+}
+ok "refused: a file that is missing at the destination" different_case 'rm -f /tmp/data'
+ok "refused: a file of another size at the destination" different_case 'echo elsewhere >/tmp/data'
+done_testing
