@@ -345,6 +345,11 @@ static int refuse_own(const struct cgroup *cg, struct cr_err *err)
 			  cg->path);
 }
 
+static int write_freeze(const struct cgroup *cg, const char *text, struct cr_err *err)
+{
+	return cgroup_write_file(cg, cg->ops->freeze_file, text, err);
+}
+
 int cgroup_get_state(struct cgroup *cg, struct cgroup_state *ret, struct cr_err *err)
 {
 	int r = refuse_root(cg, err);
@@ -358,12 +363,12 @@ int cgroup_freeze_start(struct cgroup *cg, struct cr_err *err)
 
 	if (r == 0)
 		r = refuse_own(cg, err);
-	return r < 0 ? r : cg->ops->freeze_start(cg, err);
+	return r < 0 ? r : write_freeze(cg, cg->ops->freeze_text, err);
 }
 
 int cgroup_thaw(struct cgroup *cg, struct cr_err *err)
 {
-	return cg->ops->thaw(cg, err);
+	return write_freeze(cg, cg->ops->thaw_text, err);
 }
 
 /* Who would not freeze: the task whose state says so most clearly. Never fails, it only describes.
@@ -411,7 +416,7 @@ int cgroup_freeze(struct cgroup *cg, unsigned int timeout_ms, struct cr_err *err
 	if (r == 0)
 		r = refuse_own(cg, err);
 	if (r == 0)
-		r = cg->ops->freeze_start(cg, err);
+		r = write_freeze(cg, cg->ops->freeze_text, err);
 	if (r < 0)
 		return r;
 	r = cg->ops->freeze_wait(cg, now_us() + timeout_ms * 1000ull, err);
@@ -419,7 +424,7 @@ int cgroup_freeze(struct cgroup *cg, unsigned int timeout_ms, struct cr_err *err
 		return 0;
 	if (r == -EAGAIN)
 		r = freeze_timeout(cg, timeout_ms, err);
-	if (!before.self_frozen && cg->ops->thaw(cg, &undo) < 0)
+	if (!before.self_frozen && write_freeze(cg, cg->ops->thaw_text, &undo) < 0)
 		return cr_err_ctx(err, "cgroup %s could not be thawed again (%s)", cg->path,
 				  undo.msg);
 	return r;

@@ -12,12 +12,11 @@ struct cgroup {
 
 struct cgroup_ops {
 	enum cgroup_version version;
-	const char *freeze_file; /* missing in the root */
+	const char *freeze_file;             /* missing in the root */
+	const char *freeze_text, *thaw_text; /* what is written to it */
 	const char *threads_file;
-	int (*freeze_start)(const struct cgroup *cg, struct cr_err *err);
 	/* Wait until frozen, to the deadline (now_us). -EAGAIN without a message: too late. */
 	int (*freeze_wait)(const struct cgroup *cg, uint64_t deadline_us, struct cr_err *err);
-	int (*thaw)(const struct cgroup *cg, struct cr_err *err);
 	int (*get_state)(const struct cgroup *cg, struct cgroup_state *ret, struct cr_err *err);
 	/* Whether a directory of the hierarchy was told to freeze by itself; quiet. */
 	bool (*told_to_freeze)(int dir);

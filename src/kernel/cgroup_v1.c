@@ -3,11 +3,6 @@
 #include <string.h>
 #include "base/clock.h"
 
-static int v1_freeze_start(const struct cgroup *cg, struct cr_err *err)
-{
-	return cgroup_write_file(cg, "freezer.state", "FROZEN", err);
-}
-
 static int v1_frozen(const struct cgroup *cg, bool *ret, struct cr_err *err)
 {
 	char buf[32];
@@ -35,7 +30,7 @@ static int v1_freeze_wait(const struct cgroup *cg, uint64_t deadline_us, struct 
 		wait_us = wait_us < 5000 ? wait_us * 2 : 10000;
 		/* a task that was forked, or that swallowed the wake-up: tell all of them again */
 		if (i % 4 == 0) {
-			r = v1_freeze_start(cg, err);
+			r = cgroup_write_file(cg, "freezer.state", "FROZEN", err);
 			if (r < 0)
 				return r;
 		}
@@ -65,11 +60,6 @@ static int v1_get_state(const struct cgroup *cg, struct cgroup_state *ret, struc
 	return 0;
 }
 
-static int v1_thaw(const struct cgroup *cg, struct cr_err *err)
-{
-	return cgroup_write_file(cg, "freezer.state", "THAWED", err);
-}
-
 /* Frozen tasks show as uninterruptible, in __refrigerator or, since 6.1, in the wait that they were
  * frozen in: a D in a wait that is none of a freezable kind cannot be told from one. */
 static int v1_not_frozen(char state, const char *wchan)
@@ -84,10 +74,10 @@ static int v1_not_frozen(char state, const char *wchan)
 const struct cgroup_ops cgroup_v1_ops = {
     .version = CGROUP_V1,
     .freeze_file = "freezer.state",
+    .freeze_text = "FROZEN",
+    .thaw_text = "THAWED",
     .threads_file = "tasks",
-    .freeze_start = v1_freeze_start,
     .freeze_wait = v1_freeze_wait,
-    .thaw = v1_thaw,
     .get_state = v1_get_state,
     .told_to_freeze = v1_told_to_freeze,
     .not_frozen = v1_not_frozen,

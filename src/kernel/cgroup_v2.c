@@ -6,16 +6,6 @@
 #include <string.h>
 #include "base/clock.h"
 
-static int v2_freeze_start(const struct cgroup *cg, struct cr_err *err)
-{
-	return cgroup_write_file(cg, "cgroup.freeze", "1", err);
-}
-
-static int v2_thaw(const struct cgroup *cg, struct cr_err *err)
-{
-	return cgroup_write_file(cg, "cgroup.freeze", "0", err);
-}
-
 /* 1 when every task has stopped. */
 static int events_frozen(int fd)
 {
@@ -111,10 +101,10 @@ static int v2_not_frozen(char state, const char *wchan)
 const struct cgroup_ops cgroup_v2_ops = {
     .version = CGROUP_V2,
     .freeze_file = "cgroup.freeze",
+    .freeze_text = "1",
+    .thaw_text = "0",
     .threads_file = "cgroup.threads",
-    .freeze_start = v2_freeze_start,
     .freeze_wait = v2_freeze_wait,
-    .thaw = v2_thaw,
     .get_state = v2_get_state,
     .told_to_freeze = v2_told_to_freeze,
     .not_frozen = v2_not_frozen,

@@ -310,21 +310,17 @@ static int children_of_thread(pid_t pid, pid_t tid, struct ids *ids, struct cr_e
 	}
 }
 
-ssize_t proc_children(pid_t pid, pid_t **ret, struct cr_err *err)
+ssize_t proc_children_of(pid_t pid, const pid_t *tids, size_t n_tids, pid_t **ret, struct cr_err *err)
 {
 	_cleanup_(ids_done) struct ids ids = {0};
-	_cleanup_free_ pid_t *tids = NULL;
-	ssize_t n = proc_threads(pid, &tids, err);
 
-	if (n < 0)
-		return n;
-	for (ssize_t i = 0; i < n; i++) {
+	for (size_t i = 0; i < n_tids; i++) {
 		int r = children_of_thread(pid, tids[i], &ids, err);
 
 		if (r == -ENOENT) {
 			ids.list.n = 0;
 			r = children_by_scan(pid, &ids, err);
-			i = n;
+			i = n_tids;
 		}
 		if (r < 0 && r != -ESRCH) /* that thread ended: its children moved to another one */
 			return r;
@@ -332,4 +328,12 @@ ssize_t proc_children(pid_t pid, pid_t **ret, struct cr_err *err)
 	if (!ids.list.n && task_gone(pid, "task"))
 		return fetch_error(pid, "task", ESRCH, err);
 	return ids_take(&ids, ret, err);
+}
+
+ssize_t proc_children(pid_t pid, pid_t **ret, struct cr_err *err)
+{
+	_cleanup_free_ pid_t *tids = NULL;
+	ssize_t n = proc_threads(pid, &tids, err);
+
+	return n < 0 ? n : proc_children_of(pid, tids, (size_t)n, ret, err);
 }

@@ -67,6 +67,9 @@ void proc_status_done(struct proc_status *s);
 /* Thread ids of a process / direct children of a process, ascending, malloc'd. Returns the count. */
 ssize_t proc_threads(pid_t pid, pid_t **ret, struct cr_err *err) must_check;
 ssize_t proc_children(pid_t pid, pid_t **ret, struct cr_err *err) must_check; /* of all its threads */
+/* The same, of threads that are listed already: saves listing them again. */
+ssize_t proc_children_of(pid_t pid, const pid_t *tids, size_t n_tids, pid_t **ret,
+			 struct cr_err *err) must_check;
 /* Descriptor numbers, ascending, malloc'd. */
 ssize_t proc_fds(pid_t pid, int **ret, struct cr_err *err) must_check;
 

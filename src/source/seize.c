@@ -1,0 +1,371 @@
+#include "source/seize.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include "base/clock.h"
+#include "kernel/cgroup.h"
+#include "kernel/cgroup_guard.h"
+#include "kernel/procfs.h"
+#include "source/seize_private.h"
+#include "source/seize_tasks.h"
+#include "source/seize_walk.h"
+
+enum {
+	DEFAULT_ATTEMPTS = 8,
+	MAX_WALKS = 100,     /* per attempt: a tree that outruns these is a fork bomb */
+	LET_GO_US = 2000000, /* for tasks that are not stopped when they are to be let go */
+	REAP_US = 5000000,
+};
+
+/* How long attempt n may wait for the freeze, and then for the stops. */
+static unsigned int budget_ms(unsigned int n)
+{
+	return n < 4 ? 50u << n : 400;
+}
+
+/* How long the tasks run on before the next attempt. */
+static unsigned int pause_ms(unsigned int n)
+{
+	return n < 8 ? 1u << n : 200;
+}
+
+/* One attempt at a request. */
+struct attempt {
+	const struct seize_request *rq;
+	struct seizure *s;
+	struct refusals *refused;
+	struct held_set held;
+	struct walk walk;
+	unsigned int n_walks;
+	bool frozen;  /* by us, now */
+	bool outside; /* some task is not in the cgroup: freezing did not stop it */
+};
+
+/* ---- the cgroup ---- */
+
+static int set_guard(struct seizure *s, enum cgroup_last_act act, struct cr_err *err)
+{
+	return s->guard ? cgroup_guard_set(s->guard, act, err) : 0;
+}
+
+static int freeze(struct attempt *a, unsigned int timeout_ms, struct cr_err *err)
+{
+	struct seizure *s = a->s;
+	/* the guard first: dying in between would leave the tasks frozen */
+	int r = set_guard(s, s->refreeze ? CGROUP_FREEZE : CGROUP_THAW, err);
+
+	if (r == 0)
+		r = cgroup_freeze(s->cgroup, timeout_ms, err);
+	a->frozen = r == 0;
+	return r;
+}
+
+static int thaw(struct attempt *a, struct cr_err *err)
+{
+	struct seizure *s = a->s;
+
+	if (!a->frozen)
+		return 0;
+	int r = cgroup_thaw(s->cgroup, err);
+	if (r == 0)
+		a->frozen = false;
+	if (r == 0 && !s->refreeze)
+		r = set_guard(s, CGROUP_LEAVE, err);
+	return r;
+}
+
+/* ---- who ---- */
+
+/* One walk; holds what is new. Returns how many that were. */
+static ssize_t walk_and_take(struct attempt *a, struct cr_err *err)
+{
+	ssize_t fresh = 0;
+	int r = walk_tree(&a->walk, a->rq->root, a->s->cgroup, a->rq->whole_cgroup, err);
+
+	if (r < 0)
+		return r;
+	a->n_walks++;
+	vec_foreach (p, &a->walk.procs) {
+		for (size_t i = 0; i < p->n_tids; i++) {
+			r = held_take(&a->held, p->pid, a->walk.tids.v[p->first_tid + i],
+				      a->n_walks, err);
+			if (r < 0)
+				return r;
+			fresh += r;
+		}
+	}
+	return fresh;
+}
+
+static int too_fast(const struct attempt *a, struct cr_err *err)
+{
+	return cr_err_set(err, CR_ERR_KERNEL, EAGAIN,
+			  "the tasks fork faster than they can be seized (%zu held after %u walks)",
+			  a->held.list.n, a->n_walks);
+}
+
+/* While frozen nothing new appears but by somebody moving it in: two walks mostly. */
+static int take_frozen(struct attempt *a, uint64_t deadline_us, struct cr_err *err)
+{
+	for (;;) {
+		ssize_t fresh = walk_and_take(a, err);
+
+		if (fresh <= 0)
+			return (int)fresh;
+		if (a->n_walks >= MAX_WALKS || now_us() > deadline_us)
+			return too_fast(a, err);
+	}
+}
+
+/* Until a walk over stopped tasks finds nobody new: then nobody is left who could fork. */
+static int take_running(struct attempt *a, uint64_t deadline_us, struct cr_err *err)
+{
+	for (;;) {
+		size_t died = 0;
+		ssize_t fresh = walk_and_take(a, err);
+
+		if (fresh < 0)
+			return (int)fresh;
+		int r = held_wait(&a->held, deadline_us, &died, err);
+		if (r < 0)
+			return r;
+		if (!fresh && !died)
+			return 0;
+		if (a->n_walks >= MAX_WALKS)
+			return too_fast(a, err);
+	}
+}
+
+/* ---- the result ---- */
+
+static int leader_gone(const struct walk_proc *w, struct cr_err *err)
+{
+	char who[128];
+
+	task_describe(w->pid, w->pid, who, sizeof(who));
+	err->pid = w->pid;
+	return cr_err_set(err, CR_ERR_UNSUPPORTED, EBUSY,
+			  "%s: its first thread has exited while others run: not supported", who);
+}
+
+/* From the last walk and what is held of it. A task that is held but was not found any more (its
+ * pid was reused before it was seized, or it left the tree by its parent's death) is let go. */
+static int build(struct attempt *a, struct cr_err *err)
+{
+	vec_foreach (w, &a->walk.procs) {
+		const struct held *leader = held_find(&a->held, w->pid);
+		struct seized_proc *p;
+		int r;
+
+		if (!leader || leader->state == HELD_DEAD) {
+			for (size_t i = 0; i < w->n_tids; i++) {
+				const struct held *h =
+				    held_find(&a->held, a->walk.tids.v[w->first_tid + i]);
+				if (h && h->state == HELD_STOPPED)
+					return leader_gone(w, err);
+			}
+			continue;
+		}
+		r = seizure_add_process(a->s, w->pid, leader->state == HELD_ZOMBIE, &p, err);
+		if (r == 0 && p && !p->zombie)
+			r = seizure_add_task(p, w->pid, err);
+		for (size_t i = 0; r == 0 && p && !p->zombie && i < w->n_tids; i++) {
+			const struct held *h =
+			    held_find(&a->held, a->walk.tids.v[w->first_tid + i]);
+
+			if (h && h->tid != w->pid && h->state == HELD_STOPPED)
+				r = seizure_add_task(p, h->tid, err);
+		}
+		if (r < 0)
+			return r;
+	}
+	uint64_t deadline = now_us() + LET_GO_US;
+	vec_foreach (h, &a->held.list) {
+		if (h->seen != a->n_walks && h->state == HELD_STOPPED &&
+		    task_let_go(h->tid, deadline))
+			h->state = HELD_DEAD;
+	}
+	seizure_sort(a->s);
+	return 0;
+}
+
+/* ---- take ---- */
+
+static int try_take(struct attempt *a, unsigned int n, struct cr_err *err)
+{
+	size_t died = 0;
+	int r = 0;
+
+	if (a->s->cgroup) {
+		r = freeze(a, budget_ms(n), err);
+		if (r == 0)
+			r = take_frozen(a, now_us() + budget_ms(n) * 1000ull, err);
+		if (r == 0)
+			r = seizure_refuse_others(&a->walk, a->rq, a->s->cgroup, a->refused, err);
+		if (r == 0)
+			a->outside = seizure_warn_outside(&a->walk, a->s->cgroup, a->refused);
+		/* v1 reports no stop before the thaw; and nobody of them can run: all are
+		 * interrupted */
+		if (r == 0)
+			r = thaw(a, err);
+	}
+	uint64_t deadline = now_us() + budget_ms(n) * 1000ull;
+	if (r == 0 && a->s->cgroup)
+		r = held_wait(&a->held, deadline, &died, err);
+	if (r == 0 && (!a->s->cgroup || a->outside || died))
+		r = take_running(a, deadline, err);
+	return r == 0 ? build(a, err) : r;
+}
+
+/* Everything as it was before the attempt; before another one the cgroup stays thawed, for that it
+ * may get out of what held it up. */
+static void undo(struct attempt *a, bool again, struct cr_err *err)
+{
+	struct seizure *s = a->s;
+	struct cr_err other;
+	pid_t stuck = 0;
+	size_t died;
+
+	vec_foreach (p, &s->procs)
+		vec_done(&p->tasks);
+	s->procs.n = 0;
+	if (thaw(a, &other) < 0)
+		cr_err_ctx(err, "and the cgroup could not be thawed (%s)", other.msg);
+	if (s->refreeze && !again) {
+		/* from their stops straight into the freeze, as far as they get there */
+		if (held_wait(&a->held, now_us() + budget_ms(0) * 1000ull, &died, &other) < 0)
+			died = 0;
+		if (cgroup_freeze_start(s->cgroup, &other) < 0)
+			cr_err_ctx(err, "and the cgroup could not be frozen again (%s)", other.msg);
+	}
+	if (held_release(&a->held, now_us() + LET_GO_US, &stuck))
+		cr_err_ctx(err,
+			   "task %d could not be let go: it stays traced until this process ends",
+			   stuck);
+}
+
+static int take_once(struct seizure *s, const struct seize_request *rq, unsigned int n, bool last,
+		     struct refusals *refused, struct cr_err *err)
+{
+	struct attempt a = {.rq = rq, .s = s, .refused = refused};
+	int r = try_take(&a, n, err);
+
+	if (r == 0)
+		r = seizure_check_found(s, rq, err);
+	if (r < 0)
+		undo(&a, r == -EAGAIN && !last, err);
+	held_done(&a.held);
+	walk_done(&a.walk);
+	return r;
+}
+
+static int take_attempts(struct seizure *s, const struct seize_request *rq,
+			 struct refusals *refused, struct cr_err *err)
+{
+	unsigned int attempts = rq->attempts ? rq->attempts : DEFAULT_ATTEMPTS;
+	int r = 0;
+
+	for (unsigned int n = 0; n < attempts; n++) {
+		if (n)
+			nanosleep(&(struct timespec){.tv_nsec = pause_ms(n - 1) * 1000000l}, NULL);
+		cr_err_clear(err);
+		r = take_once(s, rq, n, n + 1 == attempts, refused, err);
+		if (r != -EAGAIN)
+			return r;
+	}
+	return cr_err_ctx(err, "not after %u attempts", attempts);
+}
+
+int seizure_take(struct seizure **ret, const struct seize_request *rq, struct refusals *refused,
+		 struct cr_err *err)
+{
+	_cleanup_(seizure_freep) struct seizure *s = NULL;
+	struct seize_request request;
+	int r = seizure_open(&s, &request, rq, err);
+
+	if (r == 0 && s->cgroup)
+		r = seizure_check_cgroup(s, err);
+	if (r == 0 && s->cgroup)
+		r = cgroup_guard_start(&s->guard, s->cgroup, err);
+	if (r < 0)
+		return r;
+	unsigned long slack = sleep_precisely();
+	r = take_attempts(s, &request, refused, err);
+	sleep_as_before(slack);
+	if (r < 0)
+		return r;
+	if (!s->refreeze) { /* nothing more to guard against */
+		cgroup_guard_stop(s->guard);
+		s->guard = NULL;
+	}
+	*ret = take_ptr(s);
+	return 0;
+}
+
+/* ---- let go ---- */
+
+enum farewell { DETACH, REAP };
+
+/* Threads before leaders: the exit of a leader is reported only after its threads have been reaped.
+ */
+static void part_from_all(struct seizure *s, enum farewell how)
+{
+	for (int leaders = 0; leaders < 2; leaders++) {
+		uint64_t deadline = now_us() + (how == REAP ? REAP_US : LET_GO_US);
+
+		vec_foreach (p, &s->procs) {
+			for (size_t i = leaders ? 0 : 1;
+			     i < (leaders ? p->tasks.n > 0 : p->tasks.n); i++) {
+				if (how == DETACH)
+					task_let_go(p->tasks.v[i].tid, deadline);
+				else
+					task_reap(p->tasks.v[i].tid, deadline);
+			}
+		}
+	}
+}
+
+static void dispose(struct seizure *s)
+{
+	cgroup_guard_stop(s->guard);
+	cgroup_close(s->cgroup);
+	vec_foreach (p, &s->procs)
+		vec_done(&p->tasks);
+	vec_done(&s->procs);
+	free(s);
+}
+
+void seizure_free(struct seizure *s)
+{
+	struct cr_err ignored;
+
+	if (!s)
+		return;
+	unsigned long slack = sleep_precisely();
+	if (s->held && seizure_unhold(s, &ignored) < 0)
+		s->held =
+		    false; /* what is left of it stops by SIGSTOP: better than two copies running */
+	/* Freeze while they are still stopped: they then go from one to the other without running.
+	 */
+	if (s->refreeze && s->procs.n && cgroup_freeze_start(s->cgroup, &ignored) < 0)
+		s->refreeze = false;
+	part_from_all(s, DETACH);
+	sleep_as_before(slack);
+	dispose(s);
+}
+
+void seizure_forget(struct seizure *s)
+{
+	struct cr_err ignored;
+
+	if (!s)
+		return;
+	unsigned long slack = sleep_precisely();
+	part_from_all(s, REAP);
+	sleep_as_before(slack);
+	/* as it was found, though empty now; v1 must not freeze what is still dying */
+	if (s->refreeze && cgroup_freeze_start(s->cgroup, &ignored) < 0)
+		s->refreeze = false;
+	dispose(s);
+}
