@@ -1,0 +1,279 @@
+/* What the files of src/resource/ that deal with open file descriptions share: the operations of a
+ * kind, what capture shows them (struct fd_probe) and what rebuild keeps (struct fileset).
+ *
+ * Adding a kind: a value in enum file_kind (model/tree.h), one file with a struct file_ops, one
+ * line in registry.c. Its static properties go into fields that file_identity_cmp() compares. */
+#pragma once
+#include <sys/stat.h>
+#include "base/vec.h"
+#include "resource/resource.h"
+
+/* ---- capture ---- */
+
+/* Head of /proc/PID/fdinfo/N, proc_pid_fdinfo(5). ino: 5.14. */
+struct fdinfo {
+	uint64_t pos, ino;
+	uint32_t flags; /* as F_GETFL, and O_CLOEXEC */
+	int32_t mnt_id;
+	bool locked; /* a lock or lease hangs on this description */
+};
+
+/* *ret_rest (may be NULL): the first line after the head, in text. */
+int fdinfo_parse(const char *text, struct fdinfo *out, const char **ret_rest,
+		 struct cr_err *err) must_check;
+/* Value of the line "key:", leading blanks skipped; NULL if there is none. */
+const char *fdinfo_field(const char *text, const char *key);
+/* A number of that line; false if there is none. base as in strtoull(3). */
+bool fdinfo_u64(const char *text, const char *key, int base, uint64_t *ret);
+/* Whole text of DIRFD/NAME, appended to *buf (NUL-terminated), *ret_off: where it starts. */
+struct text_buf {
+	char *v;
+	size_t n, cap;
+};
+void text_buf_done(struct text_buf *b);
+int text_append_file(struct text_buf *b, int dirfd, const char *name, size_t *ret_off);
+
+/* One open file description as its kind's capture sees it, through its first descriptor. */
+struct fd_probe {
+	pid_t pid;
+	int fd;      /* in pid */
+	int local;   /* our duplicate of it */
+	uint32_t id; /* index into files_ctx.seen of that first descriptor */
+	struct fdinfo info;
+	const char *text; /* all of fdinfo, or NULL where there is no more than the head */
+	struct stat st;
+	uint32_t fs_magic; /* statfs(2) */
+	const char *link;  /* readlink of /proc/…/fd/N; "" for pipes and sockets */
+	/* sockets */
+	int so_domain, so_type, so_protocol;
+	bool so_listening;
+};
+
+struct fd_seen {       /* one descriptor of one process */
+	uint32_t proc; /* index into tree->procs */
+	int fd;
+	struct fdinfo info;
+	size_t text_off; /* in files_ctx.text, SIZE_MAX: none */
+	uint64_t tag;    /* tells kinds, and eventfds, apart before kcmp(2) is asked */
+	uint32_t leader; /* index of the first descriptor of the same description */
+	uint32_t file;   /* index into tree->files; UINT32_MAX: left out */
+};
+
+enum watch_kind { WATCH_REFUSE, WATCH_WARN };
+
+/* Something that nobody outside the tree may hold a descriptor of. */
+struct fd_watch {
+	uint64_t dev, ino;
+	uint64_t eventfd_id; /* 0: identified by (dev, ino) */
+	uint32_t file;
+	enum watch_kind kind;
+};
+
+struct fs_magic {
+	uint64_t dev;
+	uint32_t magic;
+};
+
+struct reference_socket { /* freshly made: what its options read if nobody set them */
+	int domain, type, protocol, fd;
+};
+
+struct files_ctx {
+	struct capture *c;
+	VEC(struct fd_seen) seen; /* processes in tree order, descriptors ascending */
+	size_t *proc_first;       /* per process: index of its first in seen; n_procs + 1 entries */
+	struct text_buf text;
+	VEC(uint32_t) leaders; /* per tree->files entry: index into seen */
+	VEC(struct fs_magic) magics;
+	VEC(struct reference_socket) references;
+	VEC(struct fd_watch) watches;
+	unsigned int n_closed, n_closed_said; /* connections that the move closes */
+};
+
+/* "fd 7 of pid (comm): <why>" into the list of refusals or of warnings. */
+void files_refuse(struct files_ctx *x, pid_t pid, int fd, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+void files_warn(struct files_ctx *x, pid_t pid, int fd, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+/* The first descriptor of tree->files[file]. */
+const struct fd_seen *files_holder(const struct files_ctx *x, uint32_t file);
+pid_t files_holder_pid(const struct files_ctx *x, uint32_t file);
+/* Process proc's descriptor fd; NULL if it has none. */
+const struct fd_seen *files_seen(const struct files_ctx *x, uint32_t proc, int fd);
+int files_watch(struct files_ctx *x, const struct fd_watch *w, struct cr_err *err) must_check;
+/* A duplicate of tree->files[file], for the caller to close. */
+int files_getfd(struct files_ctx *x, uint32_t file, struct cr_err *err) must_check;
+/* 0: same description; 1, 2: an order among them; negative errno. kcmp(2) KCMP_FILE. */
+int files_kcmp(pid_t a, int fda, pid_t b, int fdb);
+/* true if pid is a process or thread (or group, if group is set) of the tree. */
+bool files_pid_in_tree(const struct tree *t, pid_t pid, bool group);
+
+/* files_scan.c: refuse (warn about) watched things that tasks outside the tree hold as well. */
+int files_scan_outside(struct files_ctx *x, struct cr_err *err) must_check;
+/* True if a task of the tree, or a new child of it, holds an end of pipe f for writing (reading).
+ */
+bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writing);
+/* files_proc.c: cwd, root, umask, namespaces, shared tables. */
+int files_capture_places(struct files_ctx *x, struct cr_err *err) must_check;
+/* clocks of pid's time namespace minus the machine's, ns; 0 where there are no time namespaces. */
+int64_t files_clock_offset(pid_t pid, int32_t clockid);
+
+/* file_sockopt.c: options that differ from those of a fresh socket. */
+int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		     struct cr_err *err) must_check;
+/* Set them. Returns -errno and names the option in err. */
+int sockopts_apply(int fd, const struct file *f, struct cr_err *err) must_check;
+/* 0: the same options with the same values; else an order. */
+int sockopts_cmp(const struct file *a, const struct file *b);
+/* A recorded option as int; missing if it is not recorded. */
+int sockopt_int(const struct file *f, int level, int name, int missing);
+/* "10.77.0.3:4711", "[::1]:80", "@abstract", "/path": for messages. Returns buf. */
+const char *sockaddr_text(const void *sa, size_t len, char *buf, size_t size);
+
+/* ---- destination preflight ---- */
+
+struct file_check {
+	const struct tree *t;
+	struct refusals *refused;
+	/* who to name: the first descriptor of the file being checked */
+	const struct process *p;
+	int fd;
+	bool same_kernel, same_kernel_known; /* (dev, ino) mean the same here */
+};
+/* True if t was captured under the kernel that runs here. */
+bool boot_id_matches(const struct tree *t, bool *ret_known);
+void file_check_refuse(const struct file_check *k, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* ---- rebuild ---- */
+
+struct epoll_item { /* as it is, or has to be, in the kernel */
+	int32_t tfd;
+	uint32_t serial; /* of the target's description */
+	uint32_t events;
+	uint64_t data;
+	enum { ITEM_DONE, ITEM_ADD, ITEM_MOD } todo;
+};
+struct epoll_items {
+	VEC(struct epoll_item) list; /* sorted by (tfd, serial) */
+};
+
+struct pipe_end {
+	uint64_t ino;
+	uint32_t file;
+};
+
+/* One description that we hold. Same index as in tree->files. */
+struct held {
+	int fd;          /* ours; -1: not built */
+	uint32_t serial; /* never used twice in a fileset */
+	struct file
+	    id; /* the identity that it was built with; id.path, id.sockaddr are our copies */
+	uint32_t flags_set; /* F_GETFL of it */
+	uint64_t pos_set;
+	uint64_t counter_set; /* EVENTFD: counter; SIGNALFD: mask */
+	bool same_file;       /* REGULAR: the very file, not a copy of it */
+	bool async_set;       /* O_ASYNC: done, in a task */
+	bool listening;       /* UNIX_LISTEN: done, in a task */
+	struct epoll_items items;
+	uint32_t capacity_set; /* PIPE */
+	bool filled;           /* PIPE: settle wrote into it */
+	char *reserved_dir;    /* UNIX_LISTEN: directory that holds the socket until launch */
+	char *reserved_path;   /* UNIX_LISTEN: the socket in it */
+};
+
+struct fd_installed { /* a descriptor as it is in a shell */
+	int32_t fd;
+	uint32_t serial;
+	bool cloexec;
+};
+
+struct proc_installed {
+	pid_t pid;
+	VEC(struct fd_installed) fds; /* ascending */
+	char *cwd;
+	uint32_t umask;
+};
+
+struct fileset {
+	struct held *held;
+	size_t n_held;
+	uint32_t next_serial;
+	VEC(struct proc_installed) procs;
+	bool same_kernel, same_kernel_known;
+	int64_t monotonic_off_ns, boottime_off_ns; /* shells' clocks minus ours */
+	const int *object_fds;                     /* during fileset_build */
+	struct pipe_end *pipe_ends;                /* during fileset_build */
+	size_t n_pipe_ends;
+	int reset_listener; /* during fileset_build: where connections that get reset are made */
+};
+
+/* One kind. NULL: nothing to do. The order of registration is the order in which match is asked. */
+struct file_ops {
+	const char *name;
+	enum file_kind kind;
+	bool (*match)(const struct fd_probe *p);
+	/* Fill what is the kind's own in *f (kind, flags, pos, ino, dev, mode, owner are set). A
+	 * refusal is no error: refuse, set f->kind to 0, return 0. */
+	int (*capture)(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		       struct cr_err *err);
+	/* Once per capture, when all descriptions are known: what refers to other descriptions. */
+	int (*link)(struct files_ctx *x, struct cr_err *err);
+	void (*check)(const struct file_check *k, const struct file *f);
+	/* Make fs->held[i].fd. May make those of siblings as well. */
+	int (*build)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
+	/* After build and at the stop, as often as it is called: the volatile state. */
+	int (*settle)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
+	int (*launch)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
+	/* Before fs->held[i].fd is closed. */
+	void (*drop)(struct held *h);
+};
+
+const struct file_ops *file_ops_match(const struct fd_probe *p);
+const struct file_ops *file_ops_of(enum file_kind kind); /* NULL if unknown */
+/* All, NULL-terminated. */
+const struct file_ops *const *file_ops_all(void);
+
+/* Orders by all static properties: 0 means that a description built for a will do for b. */
+int file_identity_cmp(const struct file *a, const struct file *b);
+
+/* Access mode and creation flags that open(2) may be given from a tree. */
+uint32_t file_open_flags(const struct file *f);
+
+/* A one-shot entry that has fired, epoll_ctl(2). */
+bool epoll_is_disarmed(uint32_t events);
+/* A shell whose table is being changed: which of its numbers are in use, so that the number that a
+ * new descriptor gets, the lowest free one, is known before the call is run. */
+struct shell_fds {
+	struct fileset *fs;
+	struct rtask *rt;
+	const struct tree *t;
+	const struct process *p;
+	int slot; /* of the agent's pidfd */
+	bool *used;
+	int n_used; /* entries of used[] */
+	int low;    /* no free number below */
+};
+/* Queues fetching our descriptor. Returns the number that it will have; the caller queues a call on
+ * that number with a name, so that a wrong guess is an error, and closes it or calls shell_use().
+ */
+int shell_fetch(struct shell_fds *sh, int ours);
+int shell_lowest(struct shell_fds *sh);
+void shell_use(struct shell_fds *sh, int number, bool used);
+/* p's entry of that number; NULL if none. */
+const struct fd_entry *process_fd(const struct process *p, int fd);
+/* The lowest number under which p has the file; -1: none. */
+int process_fd_of(const struct process *p, uint32_t file);
+
+/* fileset_epoll.c. plan: after build, what has to be done to which instance. install: what is for
+ * this process to do. */
+int fileset_epoll_plan(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
+int fileset_epoll_install(struct shell_fds *sh, struct cr_err *err) must_check;
+/* file_unix.c: listen(2) where the process is the one to do it. */
+int fileset_unix_install(struct shell_fds *sh, struct cr_err *err) must_check;
+/* Scratch memory holding a copy of p; runs what is queued when the area is full. */
+int rtask_put(struct rtask *rt, const void *p, size_t bytes, uint64_t *ret_va,
+	      struct cr_err *err) must_check;
+
+/* A description of ours opened once more, independently, through /proc/self/fd. */
+int fd_reopen(int fd, int flags);

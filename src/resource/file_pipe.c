@@ -1,0 +1,364 @@
+/* Pipes with what is in them.
+ *
+ * Capture never takes anything out: the contents are tee(2)d into a pipe of ours and read from
+ * there. They travel with the first readable end of a pipe, as plain bytes, or for a pipe in packet
+ * mode (O_DIRECT, pipe(7)) as records: length, little-endian u32, and bytes.
+ *
+ * All ends must be inside the tree. An end that the tree does not have is fine if nobody has it:
+ * poll(2) on the other end tells (POLLERR: no reader, POLLHUP: no writer). Whether somebody outside
+ * holds an end that the tree has too, files_scan.c finds out. */
+#include "resource/file_kind.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+enum { PACKET_MAX = 4096, PACKET_HEAD = 4 };
+
+static bool match(const struct fd_probe *p)
+{
+	return p->fs_magic == PIPEFS_MAGIC;
+}
+
+static bool readable(const struct file *f)
+{
+	return (f->flags & O_ACCMODE) != O_WRONLY;
+}
+
+static bool writable(const struct file *f)
+{
+	return (f->flags & O_ACCMODE) != O_RDONLY;
+}
+
+/* ---- capture ---- */
+
+static void put_le32(uint8_t *p, uint32_t v)
+{
+	for (int i = 0; i < PACKET_HEAD; i++)
+		p[i] = (uint8_t)(v >> (8 * i));
+}
+
+static uint32_t get_le32(const uint8_t *p)
+{
+	return p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+/* fd: a pipe of ours with len bytes in it. In packet mode one read returns one packet. Returns 1 if
+ * there are packets though no writer is in packet mode (any more). */
+static int drain(struct files_ctx *x, struct file *f, int fd, size_t len, struct cr_err *err)
+{
+	/* every packet holds at least a byte, and may come with a head */
+	size_t cap = f->pipe_packet ? len * (1 + PACKET_HEAD) : len, n = 0, payload = 0;
+	uint8_t *out = arena_alloc(x->c->tree->arena, cap + PACKET_MAX);
+
+	if (!out)
+		return cr_err_oom(err);
+	while (payload < len) {
+		size_t head = f->pipe_packet ? PACKET_HEAD : 0;
+		ssize_t r = read(fd, out + n + head, head ? PACKET_MAX : len - payload);
+
+		if (r <= 0)
+			return cr_err_sys(err, "reading a copy of the pipe's contents");
+		if (!head && (size_t)r < len)
+			return 1;
+		if (head)
+			put_le32(out + n, (uint32_t)r);
+		n += head + (size_t)r;
+		payload += (size_t)r;
+	}
+	f->data = out;
+	f->data_len = n;
+	f->pipe_has_data = true;
+	return 0;
+}
+
+static void close_pair(int (*p)[2])
+{
+	close_fdp(&(*p)[0]);
+	close_fdp(&(*p)[1]);
+}
+
+static int copy_contents(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+			 struct cr_err *err)
+{
+	_cleanup_(close_pair) int copy[2] = {-1, -1};
+	int len = 0;
+
+	if (ioctl(p->local, FIONREAD, &len))
+		return cr_err_sys(err, "FIONREAD");
+	if (len <= 0)
+		return 0;
+	if (pipe2(copy, O_CLOEXEC | O_NONBLOCK))
+		return cr_err_sys(err, "pipe2");
+	/* as many slots as theirs: tee(2) copies slot by slot */
+	if (f->pipe_capacity > (uint32_t)fcntl(copy[1], F_GETPIPE_SZ) &&
+	    fcntl(copy[1], F_SETPIPE_SZ, f->pipe_capacity) < 0)
+		return cr_err_sys(err, "a pipe of %u bytes", f->pipe_capacity);
+	ssize_t n = tee(p->local, copy[1], (size_t)len, SPLICE_F_NONBLOCK);
+	if (n < 0)
+		return cr_err_sys(err, "tee");
+	if (n != len)
+		return cr_err_set(err, CR_ERR_KERNEL, EIO, "tee copied %zd of %d bytes", n, len);
+	int r = drain(x, f, copy[0], (size_t)len, err);
+	if (r == 1)
+		files_refuse(
+		    x, p->pid, p->fd,
+		    "pipe:[%llu]: holds packets, and no writer is in packet mode any more: "
+		    "not supported",
+		    (unsigned long long)f->pipe_ino);
+	return r < 0 ? r : 0;
+}
+
+static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		   struct cr_err *err)
+{
+	int capacity = fcntl(p->local, F_GETPIPE_SZ);
+
+	if (capacity < 0)
+		return cr_err_sys(err, "F_GETPIPE_SZ");
+	f->kind = FILE_PIPE;
+	f->pipe_ino = p->st.st_ino;
+	f->pipe_capacity = (uint32_t)capacity;
+	f->pos = 0;
+	(void)x;
+	return 0; /* contents: in link_pipe(), when all ends are known */
+}
+
+/* One of a pipe's ends, for which there is no end of the other direction in the tree. */
+static int check_missing_end(struct files_ctx *x, uint32_t file, int fd, struct cr_err *err)
+{
+	const struct file *f = &x->c->tree->files[file];
+	struct pollfd pfd = {.fd = fd};
+
+	if (poll(&pfd, 1, 0) < 0)
+		return cr_err_sys(err, "poll");
+	if (pfd.revents & (readable(f) ? POLLHUP : POLLERR))
+		return 0; /* nobody has it */
+	if (x->c->exact || !files_pipe_end_inside(x, f, readable(f)))
+		files_refuse(x, files_holder_pid(x, file), files_holder(x, file)->fd,
+			     "pipe:[%llu]: its %s end is held outside the tree; redirect it to a "
+			     "file, or move that process as well",
+			     (unsigned long long)f->pipe_ino, readable(f) ? "writing" : "reading");
+	return 0;
+}
+
+static int cmp_end(const void *va, const void *vb)
+{
+	const struct pipe_end *a = va, *b = vb;
+
+	if (a->ino != b->ino)
+		return a->ino < b->ino ? -1 : 1;
+	return (a->file > b->file) - (a->file < b->file);
+}
+
+/* All pipe ends of t, sorted by pipe. */
+static struct pipe_end *ends_of(const struct tree *t, size_t *ret_n)
+{
+	struct pipe_end *ends = calloc(t->n_files + 1, sizeof(*ends));
+	size_t n = 0;
+
+	if (!ends)
+		return NULL;
+	for (size_t i = 0; i < t->n_files; i++)
+		if (t->files[i].kind == FILE_PIPE)
+			ends[n++] = (struct pipe_end){t->files[i].pipe_ino, (uint32_t)i};
+	qsort(ends, n, sizeof(*ends), cmp_end);
+	*ret_n = n;
+	return ends;
+}
+
+static int link_pipe(struct files_ctx *x, const struct pipe_end *ends, size_t n, struct cr_err *err)
+{
+	struct file *files = x->c->tree->files;
+	struct file *rd = NULL, *wr = NULL;
+	bool packet = false;
+
+	for (size_t i = 0; i < n; i++) {
+		struct file *f = &files[ends[i].file];
+
+		rd = rd || !readable(f) ? rd : f;
+		wr = wr || !writable(f) ? wr : f;
+		packet |= writable(f) && f->flags & O_DIRECT;
+	}
+	for (size_t i = 0; i < n; i++)
+		files[ends[i].file].pipe_packet = packet;
+	uint32_t first = (uint32_t)((rd ? rd : wr) - files);
+	struct fd_watch w = {.dev = files[first].dev, .ino = files[first].ino, .file = first};
+	int r = files_watch(x, &w, err);
+	if (r < 0 || (rd && wr && !x->c->exact))
+		return r;
+	struct fd_probe p = {.pid = files_holder_pid(x, first), .fd = files_holder(x, first)->fd};
+	_cleanup_fd_ int local = files_getfd(x, first, err);
+	if (local < 0)
+		return x->c->exact ? local : 0;
+	p.local = local;
+	if (!rd || !wr)
+		r = check_missing_end(x, first, local, err);
+	if (!r && rd && x->c->exact)
+		r = copy_contents(x, &p, rd, err);
+	return r < 0 ? cr_err_ctx(err, "pipe, fd %d of %d", p.fd, p.pid) : 0;
+}
+
+static int link_all(struct files_ctx *x, struct cr_err *err)
+{
+	size_t n = 0;
+	_cleanup_free_ struct pipe_end *ends = ends_of(x->c->tree, &n);
+
+	if (!ends)
+		return cr_err_oom(err);
+	for (size_t i = 0, j; i < n; i = j) {
+		for (j = i + 1; j < n && ends[j].ino == ends[i].ino; j++)
+			;
+		int r = link_pipe(x, ends + i, j - i, err);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* ---- rebuild ---- */
+
+/* Opening for writing only fails without a reader (ENXIO, fifo(7)), so one is there meanwhile. */
+static int reopen_end(int any, int acc)
+{
+	_cleanup_fd_ int reader = acc == O_WRONLY ? fd_reopen(any, O_RDONLY | O_NONBLOCK) : -1;
+
+	if (acc == O_WRONLY && reader < 0)
+		return -1;
+	return fd_reopen(any, acc | O_NONBLOCK);
+}
+
+/* All ends that are not there yet. The first of each direction is the pipe's own, further ones are
+ * opened through /proc/self/fd; an end that nobody has stays closed. */
+static int build_ends(struct fileset *fs, const struct tree *t, const struct pipe_end *ends,
+		      size_t n, struct cr_err *err)
+{
+	_cleanup_(close_pair) int pair[2] = {-1, -1};
+	int any = -1;
+
+	for (size_t i = 0; i < n && any < 0; i++)
+		any = fs->held[ends[i].file].fd;
+	if (any < 0 && pipe2(pair, O_CLOEXEC | O_NONBLOCK))
+		return cr_err_sys(err, "pipe2");
+	if (any < 0)
+		any = pair[0]; /* open until the end of this function, whoever owns it then */
+	for (size_t i = 0; i < n; i++) {
+		struct held *h = &fs->held[ends[i].file];
+		int acc = t->files[ends[i].file].flags & O_ACCMODE;
+
+		if (h->fd >= 0)
+			continue;
+		if (acc == O_RDONLY && pair[0] >= 0)
+			h->fd = take_fd(&pair[0]);
+		else if (acc == O_WRONLY && pair[1] >= 0)
+			h->fd = take_fd(&pair[1]);
+		else
+			h->fd = reopen_end(any, acc);
+		if (h->fd < 0)
+			return cr_err_sys(err, "opening a pipe's end once more");
+		h->capacity_set = (uint32_t)fcntl(h->fd, F_GETPIPE_SZ);
+	}
+	return 0;
+}
+
+static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	if (!fs->pipe_ends)
+		fs->pipe_ends = ends_of(t, &fs->n_pipe_ends);
+	if (!fs->pipe_ends)
+		return cr_err_oom(err);
+	size_t lo = 0, hi = fs->n_pipe_ends, end;
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+
+		if (fs->pipe_ends[mid].ino < t->files[i].pipe_ino)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	for (end = lo; end < fs->n_pipe_ends && fs->pipe_ends[end].ino == t->files[i].pipe_ino;
+	     end++)
+		;
+	return build_ends(fs, t, fs->pipe_ends + lo, end - lo, err);
+}
+
+/* Data that a single buffer held at the source may need several here: then the pipe grows. */
+static int write_all(int fd, const uint8_t *p, size_t len, struct cr_err *err)
+{
+	while (len) {
+		ssize_t n = write(fd, p, len);
+
+		if (n < 0 && errno == EAGAIN &&
+		    fcntl(fd, F_SETPIPE_SZ, 2 * fcntl(fd, F_GETPIPE_SZ)) > 0)
+			continue;
+		if (n < 0)
+			return cr_err_sys(err, "filling a pipe");
+		p += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+static int fill(const struct held *h, const struct file *f, struct cr_err *err)
+{
+	_cleanup_fd_ int wr = fd_reopen(h->fd, O_WRONLY | O_NONBLOCK);
+
+	if (wr < 0)
+		return cr_err_sys(err, "opening a pipe for writing");
+	/* packet mode can only be set afterwards: open(2) refuses it */
+	if (f->pipe_packet && fcntl(wr, F_SETFL, O_NONBLOCK | O_DIRECT))
+		return cr_err_sys(err, "packet mode of a pipe");
+	if (!f->pipe_packet)
+		return write_all(wr, f->data, f->data_len, err);
+	for (size_t at = 0; at < f->data_len;) {
+		uint32_t len = f->data_len - at < PACKET_HEAD ? 0 : get_le32(f->data + at);
+
+		if (!len || len > PACKET_MAX || len > f->data_len - at - PACKET_HEAD)
+			return cr_err_set(err, CR_ERR_PEER, EPROTO,
+					  "packets of a pipe make no sense");
+		int r = write_all(wr, f->data + at + PACKET_HEAD, len, err);
+		if (r < 0)
+			return r;
+		at += PACKET_HEAD + len;
+	}
+	return 0;
+}
+
+static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+	struct held *h = &fs->held[i];
+	char buf[4096];
+
+	if (!h->filled && !f->pipe_has_data && f->pipe_capacity == h->capacity_set)
+		return 0;
+	if (h->filled) { /* by an earlier settling */
+		_cleanup_fd_ int rd = fd_reopen(h->fd, O_RDONLY | O_NONBLOCK);
+
+		while (rd >= 0 && read(rd, buf, sizeof(buf)) > 0)
+			;
+		h->filled = false;
+	}
+	if (f->pipe_capacity != h->capacity_set) {
+		if (fcntl(h->fd, F_SETPIPE_SZ, f->pipe_capacity) < 0)
+			return cr_err_sys(err, "a pipe of %u bytes", f->pipe_capacity);
+		h->capacity_set = f->pipe_capacity;
+	}
+	if (!f->pipe_has_data || !f->data_len)
+		return 0;
+	h->filled = true;
+	return fill(h, f, err);
+}
+
+const struct file_ops file_ops_pipe = {
+    .name = "pipe",
+    .kind = FILE_PIPE,
+    .match = match,
+    .capture = capture,
+    .link = link_all,
+    .build = build,
+    .settle = settle,
+};

@@ -1,0 +1,303 @@
+/* Socket options: a table that capture walks with getsockopt(2) and rebuild replays with
+ * setsockopt(2).
+ *
+ * Only what differs from a socket freshly made here is recorded: what nobody set is the
+ * destination's default there. */
+#include "resource/file_kind.h"
+
+#include <arpa/inet.h>
+#include <linux/in6.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#ifndef SO_BUF_LOCK
+#define SO_BUF_LOCK 72 /* 5.14 */
+#endif
+#ifndef SOCK_SNDBUF_LOCK
+#define SOCK_SNDBUF_LOCK 1
+#define SOCK_RCVBUF_LOCK 2
+#endif
+#ifndef IPV6_FREEBIND
+#define IPV6_FREEBIND 78
+#endif
+#ifndef IPV6_TRANSPARENT
+#define IPV6_TRANSPARENT 75
+#endif
+#ifndef IP_LOCAL_PORT_RANGE
+#define IP_LOCAL_PORT_RANGE 51 /* 6.3 */
+#endif
+#ifndef TCP_FASTOPEN_NO_COOKIE
+#define TCP_FASTOPEN_NO_COOKIE 34
+#endif
+#ifndef TCP_TX_DELAY
+#define TCP_TX_DELAY 37
+#endif
+
+enum { OPT_MAX_BYTES = 64 };
+
+static const struct opt {
+	int32_t level, name;
+	const char *text;
+	int halve;    /* the kernel doubles what is set: socket(7) */
+	int set_name; /* another name to set it by; 0: the same */
+	int lock_bit; /* recorded if this bit of SO_BUF_LOCK is set; 0: if it differs */
+} opts[] = {
+#define OPT(level, name)                                                                           \
+	{                                                                                          \
+		level, name, #name                                                                 \
+	}
+    OPT(IPPROTO_IP, IP_TOS), /* before SO_PRIORITY, which it sets as well */
+    OPT(SOL_SOCKET, SO_REUSEADDR),
+    OPT(SOL_SOCKET, SO_REUSEPORT),
+    OPT(SOL_SOCKET, SO_KEEPALIVE),
+    OPT(SOL_SOCKET, SO_OOBINLINE),
+    OPT(SOL_SOCKET, SO_DONTROUTE),
+    OPT(SOL_SOCKET, SO_LINGER),
+    OPT(SOL_SOCKET, SO_PRIORITY),
+    OPT(SOL_SOCKET, SO_MARK),
+    OPT(SOL_SOCKET, SO_BINDTODEVICE),
+    OPT(SOL_SOCKET, SO_RCVLOWAT),
+    OPT(SOL_SOCKET, SO_RCVTIMEO),
+    OPT(SOL_SOCKET, SO_SNDTIMEO),
+    OPT(SOL_SOCKET, SO_PASSCRED),
+    OPT(SOL_SOCKET, SO_PASSSEC),
+    OPT(SOL_SOCKET, SO_TIMESTAMP),
+    OPT(SOL_SOCKET, SO_TIMESTAMPNS),
+    OPT(SOL_SOCKET, SO_BUSY_POLL),
+    OPT(SOL_SOCKET, SO_MAX_PACING_RATE),
+    OPT(SOL_SOCKET, SO_INCOMING_CPU),
+    OPT(SOL_SOCKET, SO_ZEROCOPY),
+    {SOL_SOCKET, SO_RCVBUF, "SO_RCVBUF", 1, SO_RCVBUFFORCE, SOCK_RCVBUF_LOCK},
+    {SOL_SOCKET, SO_SNDBUF, "SO_SNDBUF", 1, SO_SNDBUFFORCE, SOCK_SNDBUF_LOCK},
+    OPT(IPPROTO_IP, IP_TTL),
+    OPT(IPPROTO_IP, IP_MTU_DISCOVER),
+    OPT(IPPROTO_IP, IP_FREEBIND),
+    OPT(IPPROTO_IP, IP_TRANSPARENT),
+    OPT(IPPROTO_IP, IP_RECVTOS),
+    OPT(IPPROTO_IP, IP_MINTTL),
+    OPT(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT),
+    OPT(IPPROTO_IP, IP_LOCAL_PORT_RANGE),
+    OPT(IPPROTO_IPV6, IPV6_V6ONLY),
+    OPT(IPPROTO_IPV6, IPV6_TCLASS),
+    OPT(IPPROTO_IPV6, IPV6_UNICAST_HOPS),
+    OPT(IPPROTO_IPV6, IPV6_MTU_DISCOVER),
+    OPT(IPPROTO_IPV6, IPV6_FREEBIND),
+    OPT(IPPROTO_IPV6, IPV6_TRANSPARENT),
+    OPT(IPPROTO_IPV6, IPV6_RECVPKTINFO),
+    OPT(IPPROTO_IPV6, IPV6_RECVTCLASS),
+    OPT(IPPROTO_TCP, TCP_NODELAY),
+    OPT(IPPROTO_TCP, TCP_CORK),
+    OPT(IPPROTO_TCP, TCP_MAXSEG),
+    OPT(IPPROTO_TCP, TCP_KEEPIDLE),
+    OPT(IPPROTO_TCP, TCP_KEEPINTVL),
+    OPT(IPPROTO_TCP, TCP_KEEPCNT),
+    OPT(IPPROTO_TCP, TCP_SYNCNT),
+    OPT(IPPROTO_TCP, TCP_LINGER2),
+    OPT(IPPROTO_TCP, TCP_DEFER_ACCEPT),
+    OPT(IPPROTO_TCP, TCP_WINDOW_CLAMP),
+    OPT(IPPROTO_TCP, TCP_CONGESTION),
+    OPT(IPPROTO_TCP, TCP_USER_TIMEOUT),
+    OPT(IPPROTO_TCP, TCP_NOTSENT_LOWAT),
+    OPT(IPPROTO_TCP, TCP_FASTOPEN),
+    OPT(IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE),
+    OPT(IPPROTO_TCP, TCP_SAVE_SYN),
+    OPT(IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS),
+    OPT(IPPROTO_TCP, TCP_TX_DELAY),
+#undef OPT
+};
+
+static bool applies(const struct opt *o, int domain)
+{
+	switch (o->level) {
+	case SOL_SOCKET:
+		return true;
+	case IPPROTO_IPV6:
+		return domain == AF_INET6;
+	default:
+		return domain == AF_INET || domain == AF_INET6;
+	}
+}
+
+/* ---- capture ---- */
+
+/* -1: could not be made; then everything counts as set. */
+static int reference_of(struct files_ctx *x, const struct fd_probe *p)
+{
+	vec_foreach (r, &x->references)
+		if (r->domain == p->so_domain && r->type == p->so_type &&
+		    r->protocol == p->so_protocol)
+			return r->fd;
+	struct reference_socket *r = vec_push(&x->references);
+	if (!r)
+		return -1;
+	*r = (struct reference_socket){
+	    p->so_domain, p->so_type, p->so_protocol,
+	    socket(p->so_domain, p->so_type | SOCK_CLOEXEC, p->so_protocol)};
+	return r->fd;
+}
+
+static int buf_lock(int fd)
+{
+	int bits = 0;
+	socklen_t len = sizeof(bits);
+
+	return getsockopt(fd, SOL_SOCKET, SO_BUF_LOCK, &bits, &len) ? 0 : bits;
+}
+
+/* Length of the value if it is one to record, else 0. */
+static socklen_t differs(const struct opt *o, const struct fd_probe *p, int reference, int locks,
+			 uint8_t value[OPT_MAX_BYTES])
+{
+	uint8_t fresh[OPT_MAX_BYTES] = {0};
+	socklen_t len = OPT_MAX_BYTES, fresh_len = OPT_MAX_BYTES;
+
+	if (!applies(o, p->so_domain) || getsockopt(p->local, o->level, o->name, value, &len) ||
+	    !len)
+		return 0;
+	if (o->lock_bit)
+		return locks & o->lock_bit ? len : 0;
+	if (getsockopt(reference, o->level, o->name, fresh, &fresh_len))
+		return len;
+	return fresh_len == len && !memcmp(fresh, value, len) ? 0 : len;
+}
+
+/* Filters cannot be read back (eBPF) or are not moved yet; a listener with one is refused. */
+static void refuse_filter(struct files_ctx *x, const struct fd_probe *p)
+{
+	socklen_t n = 0;
+	int r = getsockopt(p->local, SOL_SOCKET, SO_GET_FILTER, NULL, &n);
+
+	if (r || n)
+		files_refuse(x, p->pid, p->fd,
+			     "socket with a filter (SO_ATTACH_FILTER): not supported");
+}
+
+int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		     struct cr_err *err)
+{
+	int reference = reference_of(x, p), locks = buf_lock(p->local);
+	struct arena *a = x->c->tree->arena;
+
+	f->opts = arena_array(a, struct sockopt_rec, ARRAY_SIZE(opts));
+	if (!f->opts)
+		return cr_err_oom(err);
+	f->n_opts = 0;
+	for (size_t i = 0; i < ARRAY_SIZE(opts); i++) {
+		uint8_t value[OPT_MAX_BYTES] = {0};
+		socklen_t len = differs(&opts[i], p, reference, locks, value);
+
+		if (!len)
+			continue;
+		struct sockopt_rec *rec = &f->opts[f->n_opts++];
+		*rec = (struct sockopt_rec){opts[i].level, opts[i].name,
+					    arena_memdup(a, value, len), len};
+		if (!rec->value)
+			return cr_err_oom(err);
+	}
+	refuse_filter(x, p);
+	return 0;
+}
+
+/* ---- rebuild ---- */
+
+static const struct opt *find_opt(const struct sockopt_rec *rec)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(opts); i++)
+		if (opts[i].level == rec->level && opts[i].name == rec->name)
+			return &opts[i];
+	return NULL;
+}
+
+int sockopts_apply(int fd, const struct file *f, struct cr_err *err)
+{
+	for (size_t i = 0; i < f->n_opts; i++) {
+		const struct sockopt_rec *rec = &f->opts[i];
+		const struct opt *o = find_opt(rec);
+		uint8_t value[OPT_MAX_BYTES];
+		int n;
+
+		/* from a peer: only what the table knows is replayed */
+		if (!o || rec->len > sizeof(value) || (o->halve && rec->len != sizeof(n)))
+			return cr_err_set(err, CR_ERR_PEER, EPROTO, "unknown socket option %d/%d",
+					  rec->level, rec->name);
+		memcpy(value, rec->value, rec->len);
+		if (o->halve) {
+			memcpy(&n, value, sizeof(n));
+			n /= 2;
+			memcpy(value, &n, sizeof(n));
+		}
+		if (setsockopt(fd, o->level, o->set_name ? o->set_name : o->name, value, rec->len))
+			return cr_err_sys(err, "setting %s", o->text);
+	}
+	return 0;
+}
+
+int sockopts_cmp(const struct file *a, const struct file *b)
+{
+	if (a->n_opts != b->n_opts)
+		return a->n_opts < b->n_opts ? -1 : 1;
+	for (size_t i = 0; i < a->n_opts; i++) {
+		const struct sockopt_rec *x = &a->opts[i], *y = &b->opts[i];
+
+		if (x->level != y->level)
+			return x->level < y->level ? -1 : 1;
+		if (x->name != y->name)
+			return x->name < y->name ? -1 : 1;
+		if (x->len != y->len)
+			return x->len < y->len ? -1 : 1;
+		int r = memcmp(x->value, y->value, x->len);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+int sockopt_int(const struct file *f, int level, int name, int missing)
+{
+	int v;
+
+	for (size_t i = 0; i < f->n_opts; i++)
+		if (f->opts[i].level == level && f->opts[i].name == name &&
+		    f->opts[i].len >= sizeof(v)) {
+			memcpy(&v, f->opts[i].value, sizeof(v));
+			return v;
+		}
+	return missing;
+}
+
+/* ---- names ---- */
+
+const char *sockaddr_text(const void *sa, size_t len, char *buf, size_t size)
+{
+	char host[INET6_ADDRSTRLEN] = "";
+	const struct sockaddr *a = sa;
+
+	if (len < sizeof(a->sa_family)) {
+		snprintf(buf, size, "?");
+	} else if (a->sa_family == AF_INET && len >= sizeof(struct sockaddr_in)) {
+		const struct sockaddr_in *in = sa;
+
+		inet_ntop(AF_INET, &in->sin_addr, host, sizeof(host));
+		snprintf(buf, size, "%s:%u", host, ntohs(in->sin_port));
+	} else if (a->sa_family == AF_INET6 && len >= sizeof(struct sockaddr_in6)) {
+		const struct sockaddr_in6 *in6 = sa;
+
+		inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof(host));
+		snprintf(buf, size, "[%s]:%u", host, ntohs(in6->sin6_port));
+	} else if (a->sa_family == AF_UNIX && len > offsetof(struct sockaddr_un, sun_path)) {
+		const struct sockaddr_un *un = sa;
+		int n = (int)(len - offsetof(struct sockaddr_un, sun_path));
+
+		if (un->sun_path[0])
+			snprintf(buf, size, "%.*s", n, un->sun_path);
+		else
+			snprintf(buf, size, "@%.*s", n - 1, un->sun_path + 1);
+	} else {
+		snprintf(buf, size, "an address of family %d", a->sa_family);
+	}
+	return buf;
+}

@@ -1,0 +1,400 @@
+/* TCP sockets: listening, idle (neither listening nor connected), and those whose connection the
+ * move closes.
+ *
+ * A listener is bound ahead, which reserves the port, and starts to listen at launch: before,
+ * nobody is there to accept. Between the two the port must not be taken by others: a bound socket
+ * with SO_REUSEADDR would let another one that has it listen on the port; one without it does not
+ * (inet_csk_bind_conflict), but cannot be bound over connections in TIME_WAIT. So the option is on
+ * while binding, off until launch, and then as it was.
+ *
+ * A connection comes back as one that its peer has reset: the task reads ECONNRESET, then end of
+ * file, epoll says EPOLLIN|EPOLLERR|EPOLLHUP, and it closes the socket as it would after any
+ * failure. It is made of a real connection over loopback, whose other end is closed with SO_LINGER
+ * 0. Its options are not moved: a reset connection has no use for any. */
+#include "resource/file_kind.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+enum { RESET_BACKLOG = 16, RESET_WAIT_MS = 2000, CLOSED_SAID_MAX = 16, ADDR_TEXT = 128 };
+
+static bool is_tcp(const struct fd_probe *p)
+{
+	return (p->so_domain == AF_INET || p->so_domain == AF_INET6) && p->so_type == SOCK_STREAM &&
+	       p->so_protocol == IPPROTO_TCP;
+}
+
+/* ---- capture ---- */
+
+static bool listen_match(const struct fd_probe *p)
+{
+	return is_tcp(p) && p->so_listening;
+}
+
+/* In state CLOSE, and not because a connection has ended: then it would be readable (end of file).
+ */
+static bool idle_match(const struct fd_probe *p)
+{
+	struct tcp_info ti = {0};
+	socklen_t len = sizeof(ti);
+	struct pollfd pfd = {.fd = p->local, .events = POLLIN};
+
+	return is_tcp(p) && !getsockopt(p->local, IPPROTO_TCP, TCP_INFO, &ti, &len) &&
+	       ti.tcpi_state == TCP_CLOSE && poll(&pfd, 1, 0) >= 0 && !(pfd.revents & POLLIN);
+}
+
+static bool closed_match(const struct fd_probe *p)
+{
+	return is_tcp(p);
+}
+
+static void capture_common(const struct fd_probe *p, struct file *f, enum file_kind kind)
+{
+	f->kind = kind;
+	f->sock_family = p->so_domain;
+	f->sock_type = p->so_type;
+	f->sock_protocol = p->so_protocol;
+	f->uid = p->st.st_uid;
+	f->gid = p->st.st_gid;
+	f->pos = 0;
+}
+
+static int capture_address(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+			   struct cr_err *err)
+{
+	struct sockaddr_storage sa = {0};
+	const struct sockaddr_in6 *in6 = (const void *)&sa;
+	socklen_t len = sizeof(sa);
+
+	if (getsockname(p->local, (struct sockaddr *)&sa, &len))
+		return cr_err_sys(err, "getsockname");
+	if (sa.ss_family == AF_INET6 && in6->sin6_scope_id)
+		files_refuse(x, p->pid, p->fd, "TCP socket on a link-local address: not supported");
+	f->sockaddr = arena_memdup(x->c->tree->arena, &sa, len);
+	f->sockaddr_len = len;
+	return f->sockaddr ? 0 : cr_err_oom(err);
+}
+
+static int idle_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+			struct cr_err *err)
+{
+	capture_common(p, f, FILE_TCP_IDLE);
+	int r = capture_address(x, p, f, err);
+	return r < 0 ? r : sockopts_capture(x, p, f, err);
+}
+
+static int listen_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+			  struct cr_err *err)
+{
+	struct fd_watch w = {.dev = p->st.st_dev,
+			     .ino = p->st.st_ino,
+			     .file = (uint32_t)x->c->tree->n_files,
+			     .kind = WATCH_WARN};
+	struct tcp_info ti = {0};
+	socklen_t len = sizeof(ti);
+
+	capture_common(p, f, FILE_TCP_LISTEN);
+	/* of a listener, tcp_get_info(): the longest queue allowed, and what is queued now */
+	if (getsockopt(p->local, IPPROTO_TCP, TCP_INFO, &ti, &len))
+		return cr_err_sys(err, "TCP_INFO");
+	f->backlog = (int32_t)ti.tcpi_sacked;
+	if (ti.tcpi_unacked && x->c->tcp_close)
+		files_warn(
+		    x, p->pid, p->fd,
+		    "TCP listener: %u connections that wait to be accepted are closed by the "
+		    "move",
+		    ti.tcpi_unacked);
+	else if (ti.tcpi_unacked)
+		files_refuse(x, p->pid, p->fd,
+			     "TCP listener: %u connections wait to be accepted: not supported",
+			     ti.tcpi_unacked);
+	int r = capture_address(x, p, f, err);
+	if (r == 0)
+		r = sockopts_capture(x, p, f, err);
+	return r < 0 ? r : files_watch(x, &w, err);
+}
+
+static int closed_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+			  struct cr_err *err)
+{
+	struct sockaddr_storage sa = {0};
+	socklen_t len = sizeof(sa), info_len = sizeof(struct tcp_info);
+	struct tcp_info ti = {0};
+	char text[ADDR_TEXT] = "somewhere"; /* not connected yet */
+
+	capture_common(p, f, FILE_TCP_CLOSED);
+	if (getsockopt(p->local, IPPROTO_TCP, TCP_INFO, &ti, &info_len))
+		return cr_err_sys(err, "TCP_INFO");
+	if (ti.tcpi_state == TCP_CLOSE)
+		return 0; /* has ended already: nothing is lost */
+	if (!getpeername(p->local, (struct sockaddr *)&sa, &len))
+		sockaddr_text(&sa, len, text, sizeof(text));
+	if (!x->c->tcp_close)
+		files_refuse(x, p->pid, p->fd,
+			     "TCP connection to %s: not supported; close it first", text);
+	/* a list of thousands helps nobody */
+	else if (x->n_closed++ < CLOSED_SAID_MAX && ++x->n_closed_said)
+		files_warn(x, p->pid, p->fd, "connection to %s is closed by the move", text);
+	return 0;
+}
+
+/* ---- check ---- */
+
+static int new_socket(const struct file *f)
+{
+	return socket(f->sock_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP);
+}
+
+static int set_int(int fd, int level, int name, int value)
+{
+	return setsockopt(fd, level, name, &value, sizeof(value));
+}
+
+static bool is_bound(const struct file *f)
+{
+	const struct sockaddr_in *in = (const void *)f->sockaddr;
+
+	/* sin_port and sin6_port are at one place */
+	return f->sockaddr_len >= sizeof(*in) && in->sin_port;
+}
+
+static bool address_valid(const struct file *f)
+{
+	const struct sockaddr *sa = (const void *)f->sockaddr;
+
+	if (f->sock_family == AF_INET)
+		return f->sockaddr_len == sizeof(struct sockaddr_in) && sa->sa_family == AF_INET;
+	return f->sock_family == AF_INET6 && f->sockaddr_len == sizeof(struct sockaddr_in6) &&
+	       sa->sa_family == AF_INET6;
+}
+
+/* Without SO_REUSEPORT: joining the listeners of another service would be no better than finding
+ * the port taken. The test socket is closed before the next one is tried. */
+static void bind_check(const struct file_check *k, const struct file *f)
+{
+	char text[ADDR_TEXT];
+	struct cr_err err = {0};
+	_cleanup_fd_ int fd = new_socket(f);
+
+	sockaddr_text(f->sockaddr, f->sockaddr_len, text, sizeof(text));
+	if (fd < 0) {
+		file_check_refuse(k, "TCP socket on %s: no such sockets here: %s", text,
+				  strerror(errno));
+		return;
+	}
+	if (sockopts_apply(fd, f, &err) < 0) {
+		file_check_refuse(k, "TCP socket on %s: %.150s", text, err.msg);
+		return;
+	}
+	if (!is_bound(f))
+		return;
+	if (set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) || set_int(fd, SOL_SOCKET, SO_REUSEPORT, 0) ||
+	    bind(fd, (const struct sockaddr *)f->sockaddr, f->sockaddr_len))
+		file_check_refuse(k, "TCP socket on %s: %s", text,
+				  errno == EADDRNOTAVAIL ? "this host does not have that address"
+				  : errno == EADDRINUSE  ? "taken on this host"
+							 : strerror(errno));
+}
+
+/* ---- rebuild ---- */
+
+static int listen_build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+	char text[ADDR_TEXT];
+
+	if (!address_valid(f))
+		return cr_err_set(err, CR_ERR_PEER, EPROTO,
+				  "address of a TCP socket makes no sense");
+	_cleanup_fd_ int fd = new_socket(f);
+	if (fd < 0)
+		return cr_err_sys(err, "TCP socket");
+	/* sockets that share a port by SO_REUSEPORT have to have one owner */
+	if ((f->uid || f->gid) && fchown(fd, f->uid, f->gid))
+		return cr_err_sys(err, "owner of a TCP socket");
+	int r = sockopts_apply(fd, f, err);
+	if (r < 0)
+		return r;
+	if (is_bound(f)) {
+		sockaddr_text(f->sockaddr, f->sockaddr_len, text, sizeof(text));
+		if (set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) ||
+		    bind(fd, (const struct sockaddr *)f->sockaddr, f->sockaddr_len) ||
+		    set_int(fd, SOL_SOCKET, SO_REUSEADDR, 0))
+			return cr_err_sys(err, "binding %s", text);
+	}
+	fs->held[i].fd = take_fd(&fd);
+	return 0;
+}
+
+/* The socket that takes its place has to get the port while tasks still hold this one. */
+static void listen_drop(struct held *h)
+{
+	set_int(h->fd, SOL_SOCKET, SO_REUSEADDR, 1);
+}
+
+static int listen_launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+	int fd = fs->held[i].fd, reuse = sockopt_int(f, SOL_SOCKET, SO_REUSEADDR, 0);
+	char text[ADDR_TEXT];
+
+	if (set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) ||
+	    (f->kind == FILE_TCP_LISTEN && listen(fd, f->backlog)) ||
+	    (!reuse && set_int(fd, SOL_SOCKET, SO_REUSEADDR, 0)))
+		return cr_err_sys(err, "listening on %s",
+				  sockaddr_text(f->sockaddr, f->sockaddr_len, text, sizeof(text)));
+	return 0;
+}
+
+/* ---- connections that are closed ---- */
+
+static int reset_listener(struct cr_err *err)
+{
+	struct sockaddr_in sa = {AF_INET, 0, {htonl(INADDR_LOOPBACK)}, {0}};
+	_cleanup_fd_ int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) || listen(fd, RESET_BACKLOG))
+		return cr_err_sys(err, "a listener on the loopback interface (is it up?)");
+	return take_fd(&fd);
+}
+
+static int wait_for(int fd, short events, struct cr_err *err)
+{
+	struct pollfd pfd = {.fd = fd, .events = events};
+	int r = poll(&pfd, 1, RESET_WAIT_MS);
+
+	if (r < 0)
+		return cr_err_sys(err, "poll");
+	return r ? 0 : cr_err_set(err, CR_ERR_KERNEL, ETIMEDOUT, "no answer over loopback");
+}
+
+/* The other end of fd. Others can connect to the listener too: theirs are closed. */
+static int accept_ours(int listener, int fd, struct cr_err *err)
+{
+	struct sockaddr_storage us = {0};
+	socklen_t len = sizeof(us);
+	/* sin_port and sin6_port are at one place */
+	const struct sockaddr_in *in = (const void *)&us;
+
+	if (getsockname(fd, (struct sockaddr *)&us, &len))
+		return cr_err_sys(err, "getsockname");
+	for (;;) {
+		struct sockaddr_in peer = {0};
+		int r = wait_for(listener, POLLIN, err);
+
+		if (r < 0)
+			return r;
+		len = sizeof(peer);
+		_cleanup_fd_ int other =
+		    accept4(listener, (struct sockaddr *)&peer, &len, SOCK_CLOEXEC);
+		if (other < 0 && errno != EAGAIN && errno != ECONNABORTED)
+			return cr_err_sys(err, "accept4");
+		if (other >= 0 && peer.sin_port == in->sin_port)
+			return take_fd(&other);
+	}
+}
+
+static int connect_loopback(int listener, int family, struct cr_err *err)
+{
+	struct sockaddr_in sa = {0};
+	struct sockaddr_in6 sa6 = {.sin6_family = AF_INET6};
+	socklen_t len = sizeof(sa);
+	_cleanup_fd_ int fd =
+	    socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP);
+
+	if (fd < 0 || getsockname(listener, (struct sockaddr *)&sa, &len))
+		return cr_err_sys(err, "TCP socket");
+	inet_pton(AF_INET6, "::ffff:127.0.0.1", &sa6.sin6_addr);
+	sa6.sin6_port = sa.sin_port;
+	if (family == AF_INET6 && set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0))
+		return cr_err_sys(err, "IPV6_V6ONLY");
+	int r = family == AF_INET6 ? connect(fd, (struct sockaddr *)&sa6, sizeof(sa6))
+				   : connect(fd, (struct sockaddr *)&sa, sizeof(sa));
+	if (r && errno != EINPROGRESS)
+		return cr_err_sys(err, "connecting over loopback");
+	r = wait_for(fd, POLLOUT, err);
+	return r < 0 ? r : take_fd(&fd);
+}
+
+static int make_reset(int listener, int family, struct cr_err *err)
+{
+	struct linger at_once = {.l_onoff = 1};
+	_cleanup_fd_ int fd = connect_loopback(listener, family, err);
+
+	if (fd < 0)
+		return fd;
+	_cleanup_fd_ int other = accept_ours(listener, fd, err);
+	if (other < 0)
+		return other;
+	if (setsockopt(other, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once)))
+		return cr_err_sys(err, "SO_LINGER");
+	close_fdp(&other);
+	int r = wait_for(fd, POLLIN, err);
+	return r < 0 ? r : take_fd(&fd);
+}
+
+static int closed_build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+
+	if (f->sock_family != AF_INET && f->sock_family != AF_INET6)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "TCP socket of family %d",
+				  f->sock_family);
+	if (fs->reset_listener < 0)
+		fs->reset_listener = reset_listener(err);
+	if (fs->reset_listener < 0)
+		return fs->reset_listener;
+	fs->held[i].fd = make_reset(fs->reset_listener, f->sock_family, err);
+	return fs->held[i].fd < 0 ? cr_err_ctx(err, "a connection that is reset") : 0;
+}
+
+static void closed_check(const struct file_check *k, const struct file *f)
+{
+	struct cr_err err = {0};
+
+	for (const struct file *o = k->t->files; o < f; o++)
+		if (o->kind == f->kind && o->sock_family == f->sock_family)
+			return; /* tried already */
+	_cleanup_fd_ int listener = reset_listener(&err);
+	_cleanup_fd_ int fd = listener < 0 ? -1 : make_reset(listener, f->sock_family, &err);
+
+	if (fd < 0)
+		file_check_refuse(k, "TCP connection: %.200s", err.msg);
+}
+
+const struct file_ops file_ops_tcp_listen = {
+    .name = "TCP listener",
+    .kind = FILE_TCP_LISTEN,
+    .match = listen_match,
+    .capture = listen_capture,
+    .check = bind_check,
+    .build = listen_build,
+    .launch = listen_launch,
+    .drop = listen_drop,
+};
+
+const struct file_ops file_ops_tcp_idle = {
+    .name = "TCP socket",
+    .kind = FILE_TCP_IDLE,
+    .match = idle_match,
+    .capture = idle_capture,
+    .check = bind_check,
+    .build = listen_build,
+    .launch = listen_launch,
+    .drop = listen_drop,
+};
+
+const struct file_ops file_ops_tcp_closed = {
+    .name = "TCP connection",
+    .kind = FILE_TCP_CLOSED,
+    .match = closed_match,
+    .capture = closed_capture,
+    .check = closed_check,
+    .build = closed_build,
+};

@@ -1,0 +1,463 @@
+/* Capture of open files: which descriptors there are, which of them are the same description, and
+ * what each description is. What a kind needs beyond that is in its own file.
+ *
+ * This runs while the tasks are stopped, so it is counted in system calls: per descriptor one
+ * reading of fdinfo (nothing else tells close-on-exec), per description a pidfd_getfd(2) (5.6) and
+ * calls on the duplicate, which are cheaper than further readings of /proc. */
+#include "resource/file_kind.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+
+enum { BOOT_ID_LEN = 36 };
+
+static void ctx_done(struct files_ctx *x)
+{
+	vec_foreach (r, &x->references)
+		close(r->fd);
+	vec_done(&x->seen);
+	vec_done(&x->leaders);
+	vec_done(&x->magics);
+	vec_done(&x->references);
+	vec_done(&x->watches);
+	free(x->proc_first);
+	free(x->text.v);
+}
+
+/* ---- tables ---- */
+
+/* What tells descriptions apart before kcmp(2) is asked. Only what cannot change while tasks run.
+ */
+static uint64_t tag_of(const char *rest)
+{
+	uint64_t id;
+
+	if (fdinfo_u64(rest, "eventfd-id", 10, &id)) /* 5.2 */
+		return id;
+	return strcspn(rest, ":") << 32 | (unsigned char)rest[0];
+}
+
+static int see(struct files_ctx *x, uint32_t proc, int dirfd, const char *name, struct cr_err *err)
+{
+	pid_t pid = x->c->tree->procs[proc].pid;
+	const char *rest;
+	size_t off;
+	int r = text_append_file(&x->text, dirfd, name, &off);
+
+	if ((r == -ENOENT || r == -ESRCH) && !x->c->exact)
+		return 0; /* closed meanwhile */
+	if (r < 0) {
+		errno = -r;
+		return cr_err_sys(err, "fdinfo of fd %s of %d", name, pid);
+	}
+	struct fd_seen *s = vec_push(&x->seen);
+	if (!s)
+		return cr_err_oom(err);
+	*s = (struct fd_seen){.proc = proc, .fd = atoi(name), .file = UINT32_MAX};
+	r = fdinfo_parse(x->text.v + off, &s->info, &rest, err);
+	if (r < 0)
+		return cr_err_ctx(err, "fd %s of %d", name, pid);
+	s->leader = (uint32_t)(x->seen.n - 1);
+	s->tag = *rest ? tag_of(rest) : 0;
+	s->text_off = *rest ? off : SIZE_MAX;
+	if (!*rest)
+		x->text.n = off;
+	return 0;
+}
+
+static int see_process(struct files_ctx *x, uint32_t proc, struct cr_err *err)
+{
+	const struct process *p = &x->c->tree->procs[proc];
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/fdinfo", p->pid);
+	_cleanup_dir_ DIR *d = opendir(path);
+	if (!d && !x->c->exact && (errno == ENOENT || errno == ESRCH))
+		return 0; /* exited meanwhile */
+	if (!d)
+		return cr_err_sys(err, "%s", path);
+	for (;;) {
+		errno = 0;
+		struct dirent *e = readdir(d);
+
+		if (!e)
+			break;
+		if (e->d_name[0] == '.')
+			continue;
+		int r = see(x, proc, dirfd(d), e->d_name, err);
+		if (r < 0)
+			return r;
+	}
+	if (errno && (x->c->exact || errno != ENOENT))
+		return cr_err_sys(err, "%s", path);
+	return 0;
+}
+
+static int see_all(struct files_ctx *x, struct cr_err *err)
+{
+	const struct tree *t = x->c->tree;
+
+	x->proc_first = calloc(t->n_procs + 1, sizeof(*x->proc_first));
+	if (!x->proc_first)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < t->n_procs; i++) {
+		x->proc_first[i] = x->seen.n;
+		int r = t->procs[i].zombie ? 0 : see_process(x, (uint32_t)i, err);
+
+		if (r < 0)
+			return r;
+	}
+	x->proc_first[t->n_procs] = x->seen.n;
+	return 0;
+}
+
+/* ---- which are the same ---- */
+
+#define CMP(a, b)                                                                                  \
+	do {                                                                                       \
+		if ((a) != (b))                                                                    \
+			return (a) < (b) ? -1 : 1;                                                 \
+	} while (0)
+
+static int cmp_look(const struct files_ctx *x, const struct fd_seen *a, const struct fd_seen *b)
+{
+	CMP(a->info.ino, b->info.ino);
+	CMP(a->info.mnt_id, b->info.mnt_id);
+	CMP(a->tag, b->tag);
+	if (!x->c->exact) /* the rest may have changed between two readings */
+		return 0;
+	CMP(a->info.flags & ~O_CLOEXEC, b->info.flags & ~O_CLOEXEC);
+	CMP(a->info.pos, b->info.pos);
+	return 0;
+}
+
+static int cmp_order(const void *va, const void *vb, void *vx)
+{
+	const struct files_ctx *x = vx;
+	uint32_t a = *(const uint32_t *)va, b = *(const uint32_t *)vb;
+	int r = cmp_look(x, &x->seen.v[a], &x->seen.v[b]);
+
+	return r ? r : (a > b) - (a < b);
+}
+
+static int kcmp_seen(struct files_ctx *x, uint32_t a, uint32_t b)
+{
+	const struct fd_seen *sa = &x->seen.v[a], *sb = &x->seen.v[b];
+	const struct process *procs = x->c->tree->procs;
+
+	return files_kcmp(procs[sa->proc].pid, sa->fd, procs[sb->proc].pid, sb->fd);
+}
+
+/* order[0..n): descriptors that look the same, ascending. The distinct ones found so far are kept
+ * sorted in the kernel's order, so that n descriptors of one description need n - 1 comparisons and
+ * n of as many descriptions n log n. They are kept in order[] itself, from its start. */
+static int tell_apart(struct files_ctx *x, uint32_t *order, size_t n, struct cr_err *err)
+{
+	size_t distinct = 1;
+
+	for (size_t i = 1; i < n; i++) {
+		uint32_t me = order[i];
+		size_t lo = 0, hi = distinct;
+		int r = 1;
+
+		while (lo < hi && r) {
+			size_t mid = (lo + hi) / 2;
+
+			r = kcmp_seen(x, me, order[mid]);
+			if (r < 0)
+				break;
+			if (r == 0)
+				x->seen.v[me].leader = order[mid];
+			else if (r == 1)
+				hi = mid;
+			else
+				lo = mid + 1;
+		}
+		if (r < 0 && x->c->exact) {
+			errno = -r;
+			return cr_err_sys(err, "kcmp of fd %d of %d", x->seen.v[me].fd,
+					  x->c->tree->procs[x->seen.v[me].proc].pid);
+		}
+		if (r <= 0) /* known, or closed meanwhile */
+			continue;
+		memmove(order + lo + 1, order + lo, (distinct - lo) * sizeof(*order));
+		order[lo] = me;
+		distinct++;
+	}
+	return 0;
+}
+
+static int find_leaders(struct files_ctx *x, struct cr_err *err)
+{
+	size_t n = x->seen.n;
+	_cleanup_free_ uint32_t *order = calloc(n + 1, sizeof(*order));
+	int r = 0;
+
+	if (!order)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < n; i++)
+		order[i] = (uint32_t)i;
+	qsort_r(order, n, sizeof(*order), cmp_order, x);
+	for (size_t i = 0, j; i < n && !r; i = j) {
+		for (j = i + 1; j < n; j++)
+			if (cmp_look(x, &x->seen.v[order[i]], &x->seen.v[order[j]]))
+				break;
+		if (j - i > 1)
+			r = tell_apart(x, order + i, j - i, err);
+	}
+	return r;
+}
+
+/* ---- what they are ---- */
+
+static uint32_t magic_of(struct files_ctx *x, const struct fd_probe *p)
+{
+	struct statfs sf;
+
+	vec_foreach (m, &x->magics)
+		if (m->dev == p->st.st_dev)
+			return m->magic;
+	if (fstatfs(p->local, &sf))
+		return 0;
+	struct fs_magic *m = vec_push(&x->magics);
+	if (m)
+		*m = (struct fs_magic){p->st.st_dev, (uint32_t)sf.f_type};
+	return (uint32_t)sf.f_type;
+}
+
+static void probe_socket(struct fd_probe *p)
+{
+	int listening = 0;
+	socklen_t len = sizeof(int);
+
+	getsockopt(p->local, SOL_SOCKET, SO_DOMAIN, &p->so_domain, &len);
+	getsockopt(p->local, SOL_SOCKET, SO_TYPE, &p->so_type, &len);
+	getsockopt(p->local, SOL_SOCKET, SO_PROTOCOL, &p->so_protocol, &len);
+	getsockopt(p->local, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len);
+	p->so_listening = listening;
+}
+
+/* Returns 1 if the descriptor is another one by now. */
+static int probe_fill(struct files_ctx *x, struct fd_probe *p, char link[PATH_MAX])
+{
+	if (fstat(p->local, &p->st))
+		return -errno;
+	if (p->info.ino && p->info.ino != p->st.st_ino)
+		return 1;
+	p->fs_magic = magic_of(x, p);
+	link[0] = '\0';
+	p->link = link;
+	if (p->fs_magic == SOCKFS_MAGIC) {
+		probe_socket(p);
+	} else if (p->fs_magic != PIPEFS_MAGIC) {
+		char path[64];
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", p->local);
+		ssize_t n = readlink(path, link, PATH_MAX - 1);
+		if (n < 0)
+			return -errno;
+		link[n] = '\0';
+	}
+	return 0;
+}
+
+/* SIGIO's addressee, fcntl(2). */
+static void capture_owner(struct files_ctx *x, const struct fd_probe *p, struct file *f)
+{
+	struct f_owner_ex ow = {0};
+
+	if (fcntl(p->local, F_GETOWN_EX, &ow) || !ow.pid)
+		return;
+	if (!files_pid_in_tree(x->c->tree, ow.pid, ow.type == F_OWNER_PGRP))
+		files_refuse(x, p->pid, p->fd,
+			     "%s: its signals go to %d, which is outside the tree: not supported",
+			     p->link[0] ? p->link : "descriptor", ow.pid);
+	f->owner_type = ow.type;
+	f->owner_pid = ow.pid;
+	f->owner_sig = fcntl(p->local, F_GETSIG);
+}
+
+static void generic_fill(struct files_ctx *x, const struct fd_probe *p, struct file *f)
+{
+	f->flags = p->info.flags & ~(uint32_t)O_CLOEXEC;
+	f->pos = p->info.pos;
+	f->ino = p->st.st_ino;
+	f->dev = p->st.st_dev;
+	f->mode = p->st.st_mode;
+	capture_owner(x, p, f);
+}
+
+static int capture_probe(struct files_ctx *x, struct fd_probe *p, struct cr_err *err)
+{
+	struct tree *t = x->c->tree;
+	struct file f = {.object = UINT32_MAX};
+	const struct file_ops *ops = file_ops_match(p);
+
+	generic_fill(x, p, &f);
+	int r = ops->capture(x, p, &f, err);
+	if (r < 0)
+		return cr_err_ctx(err, "fd %d of %d (%s)", p->fd, p->pid, ops->name);
+	if (!f.kind)
+		return 0;
+	uint32_t *leader = vec_push(&x->leaders);
+	if (!leader)
+		return cr_err_oom(err);
+	*leader = p->id;
+	x->seen.v[p->id].file = (uint32_t)t->n_files;
+	t->files[t->n_files++] = f;
+	return 0;
+}
+
+/* Refusals that need no look at the thing itself. */
+static bool refused_at_sight(struct files_ctx *x, const struct fd_seen *s, pid_t pid)
+{
+	char path[64], link[PATH_MAX];
+	const char *why =
+	    s->info.flags & O_PATH ? "opened with O_PATH: not supported; close it first"
+	    : s->info.locked       ? "holds a file lock or lease: not supported; release it first"
+				   : NULL;
+
+	if (!why)
+		return false;
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, s->fd);
+	ssize_t n = readlink(path, link, sizeof(link) - 1);
+	link[n > 0 ? n : 0] = '\0';
+	files_refuse(x, pid, s->fd, "%.180s: %s", link, why);
+	return true;
+}
+
+static int capture_description(struct files_ctx *x, uint32_t id, struct cr_err *err)
+{
+	const struct fd_seen *s = &x->seen.v[id];
+	struct fd_probe p = {.pid = x->c->tree->procs[s->proc].pid,
+			     .fd = s->fd,
+			     .id = id,
+			     .info = s->info,
+			     .text = s->text_off == SIZE_MAX ? NULL : x->text.v + s->text_off};
+	char link[PATH_MAX];
+
+	if (refused_at_sight(x, s, p.pid))
+		return 0;
+	_cleanup_fd_ int local =
+	    (int)syscall(SYS_pidfd_getfd, x->c->procs[s->proc].pidfd, s->fd, 0);
+	if (local < 0 && !x->c->exact && (errno == EBADF || errno == ESRCH))
+		return 0;
+	if (local < 0)
+		return cr_err_sys(err, "pidfd_getfd of fd %d of %d", p.fd, p.pid);
+	p.local = local;
+	int r = probe_fill(x, &p, link);
+	if (r == 1 && !x->c->exact)
+		return 0;
+	if (r == 1)
+		return cr_err_set(err, CR_ERR_BUG, EBUSY,
+				  "fd %d of %d changed while it was stopped", p.fd, p.pid);
+	if (r < 0) {
+		errno = -r;
+		return cr_err_sys(err, "fd %d of %d", p.fd, p.pid);
+	}
+	return capture_probe(x, &p, err);
+}
+
+static int capture_descriptions(struct files_ctx *x, struct cr_err *err)
+{
+	struct tree *t = x->c->tree;
+	size_t n = 0;
+
+	for (uint32_t i = 0; i < x->seen.n; i++)
+		n += x->seen.v[i].leader == i;
+	t->n_files = 0;
+	t->files = arena_array(t->arena, struct file, n + 1);
+	if (!t->files)
+		return cr_err_oom(err);
+	for (uint32_t i = 0; i < x->seen.n; i++) {
+		struct fd_seen *s = &x->seen.v[i];
+
+		if (s->leader != i) {
+			s->file = x->seen.v[s->leader].file;
+			continue;
+		}
+		int r = capture_description(x, i, err);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int fill_tables(struct files_ctx *x, struct cr_err *err)
+{
+	struct tree *t = x->c->tree;
+
+	for (size_t i = 0; i < t->n_procs; i++) {
+		struct process *p = &t->procs[i];
+		size_t first = x->proc_first[i], end = x->proc_first[i + 1];
+
+		p->n_fds = 0;
+		p->fds = arena_array(t->arena, struct fd_entry, end - first + 1);
+		if (!p->fds)
+			return cr_err_oom(err);
+		for (size_t k = first; k < end; k++) {
+			const struct fd_seen *s = &x->seen.v[k];
+
+			if (s->file != UINT32_MAX)
+				p->fds[p->n_fds++] =
+				    (struct fd_entry){s->fd, s->file, s->info.flags & O_CLOEXEC};
+		}
+	}
+	return 0;
+}
+
+static int capture_links(struct files_ctx *x, struct cr_err *err)
+{
+	for (const struct file_ops *const *ops = file_ops_all(); *ops; ops++) {
+		int r = (*ops)->link ? (*ops)->link(x, err) : 0;
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* Without it (a /proc without sys) inodes of the two hosts are taken to be comparable. */
+static void capture_boot_id(struct capture *c)
+{
+	char *id = c->tree->boot_id;
+
+	if (c->prev) {
+		memcpy(id, c->prev->boot_id, sizeof(c->tree->boot_id));
+		return;
+	}
+	_cleanup_fd_ int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || read(fd, id, BOOT_ID_LEN) != BOOT_ID_LEN)
+		id[0] = '\0';
+	id[BOOT_ID_LEN] = '\0';
+}
+
+int files_capture(struct capture *c, struct cr_err *err)
+{
+	_cleanup_(ctx_done) struct files_ctx x = {.c = c};
+	int r = see_all(&x, err);
+
+	capture_boot_id(c);
+	if (!r)
+		r = find_leaders(&x, err);
+	if (!r)
+		r = capture_descriptions(&x, err);
+	if (!r)
+		r = capture_links(&x, err);
+	if (!r)
+		r = fill_tables(&x, err);
+	if (!r)
+		r = files_scan_outside(&x, err);
+	if (!r)
+		r = files_capture_places(&x, err);
+	if (!r && x.n_closed > x.n_closed_said && !c->exact)
+		refuse_warn(c->refused, c->tree->root_pid, "connections",
+			    "%u more connections are closed by the move",
+			    x.n_closed - x.n_closed_said);
+	return r < 0 ? cr_err_ctx(err, "open files") : 0;
+}

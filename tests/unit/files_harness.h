@@ -1,0 +1,343 @@
+/* A source tree and shells for the tests of open files: processes forked by the test, and an rtask whose
+ * calls a forked process runs, one at a time, as the blob does in a shell. */
+#pragma once
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+#include "resource/file_kind.h"
+
+/* ---- a task that runs system calls for us ---- */
+
+enum { SHELL_SLOT = 3, MAX_PROCS = 4 };
+
+struct rtask {
+	unsigned int todo, done; /* futex words */
+	long nr, ret;
+	unsigned long args[6];
+	pid_t tid;
+	struct rcall last;
+	size_t scratch_used;
+	int failed;
+	char failure[200];
+	unsigned long n_calls;
+	_Alignas(16) char scratch[RTASK_SCRATCH_BYTES];
+};
+
+static void futex_wait(unsigned int *word, unsigned int value)
+{
+	syscall(SYS_futex, word, FUTEX_WAIT, value, NULL, NULL, 0);
+}
+
+static void futex_wake(unsigned int *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+static void shell_loop(struct rtask *t)
+{
+	for (unsigned int n = 1;; n++) {
+		while (__atomic_load_n(&t->todo, __ATOMIC_SEQ_CST) != n)
+			futex_wait(&t->todo, n - 1);
+		long r = syscall(t->nr, t->args[0], t->args[1], t->args[2], t->args[3], t->args[4],
+				 t->args[5]);
+		t->ret = r < 0 ? -errno : r;
+		__atomic_store_n(&t->done, n, __ATOMIC_SEQ_CST);
+		futex_wake(&t->done);
+	}
+}
+
+/* A shell, with a pidfd of us at SHELL_SLOT. */
+static struct rtask *shell_new(void)
+{
+	struct rtask *t =
+	    mmap(NULL, sizeof(*t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	assert_ptr_not_equal(t, MAP_FAILED);
+	t->tid = fork();
+	assert_true(t->tid >= 0);
+	if (t->tid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		int fd = (int)syscall(SYS_pidfd_open, getppid(), 0);
+		if (fd != SHELL_SLOT) {
+			dup3(fd, SHELL_SLOT, O_CLOEXEC);
+			close(fd);
+		}
+		shell_loop(t);
+	}
+	return t;
+}
+
+static void reap(pid_t pid)
+{
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
+static void shell_free(struct rtask *t)
+{
+	reap(t->tid);
+	munmap(t, sizeof(*t));
+}
+
+pid_t rtask_tid(const struct rtask *t)
+{
+	return t->tid;
+}
+
+struct rcall *rtask_queue(struct rtask *t, const char *what, long nr, uint64_t a0, uint64_t a1,
+			  uint64_t a2, uint64_t a3, uint64_t a4, uint64_t a5)
+{
+	const uint64_t args[6] = {a0, a1, a2, a3, a4, a5};
+	unsigned int n = t->todo + 1;
+
+	t->n_calls++;
+	t->nr = nr;
+	for (int i = 0; i < 6; i++)
+		t->args[i] = t->last.args[i] = args[i];
+	__atomic_store_n(&t->todo, n, __ATOMIC_SEQ_CST);
+	futex_wake(&t->todo);
+	while (__atomic_load_n(&t->done, __ATOMIC_SEQ_CST) != n)
+		futex_wait(&t->done, n - 1);
+	t->last.nr = nr;
+	t->last.ret = t->ret;
+	if (what && t->ret < 0 && !t->failed) {
+		t->failed = (int)-t->ret;
+		snprintf(t->failure, sizeof(t->failure), "%s(%ld, %ld, %ld)", what, (long)a0,
+			 (long)a1, (long)a2);
+	}
+	return &t->last;
+}
+
+int rtask_run(struct rtask *t, struct cr_err *err)
+{
+	int code = t->failed;
+
+	t->failed = 0;
+	return code ? cr_err_set(err, CR_ERR_KERNEL, code, "%s: %s", t->failure, strerror(code)) : 0;
+}
+
+long rtask_syscall(struct rtask *t, long nr, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
+		   uint64_t a4, uint64_t a5)
+{
+	return rtask_queue(t, NULL, nr, a0, a1, a2, a3, a4, a5)->ret;
+}
+
+void *rtask_scratch(struct rtask *t, size_t bytes, uint64_t *ret_va)
+{
+	size_t need = ALIGN_UP(bytes, (size_t)16);
+
+	if (need > sizeof(t->scratch) - t->scratch_used)
+		return NULL;
+	char *p = t->scratch + t->scratch_used;
+	memset(p, 0, need);
+	t->scratch_used += need;
+	*ret_va = (uint64_t)(uintptr_t)p;
+	return p;
+}
+
+void *rtask_scratch_copy(struct rtask *t, const void *p, size_t bytes, uint64_t *ret_va)
+{
+	void *q = rtask_scratch(t, bytes, ret_va);
+
+	return q ? memcpy(q, p, bytes) : NULL;
+}
+
+void rtask_scratch_reset(struct rtask *t)
+{
+	t->scratch_used = 0;
+}
+
+/* ---- source processes ---- */
+
+struct source {
+	pid_t pid[MAX_PROCS];
+	int n;
+	int said[2]; /* pipe: a byte when ready */
+	unsigned int *command; /* shared word: a forked process is ready */
+};
+
+/* In a forked process: descriptor fd becomes number n. */
+static int put_at(int fd, int n, int flags)
+{
+	if (fd < 0 || fd == n)
+		_exit(91);
+	if (dup3(fd, n, flags) < 0)
+		_exit(92);
+	close(fd);
+	return n;
+}
+
+static void say_ready(struct source *s)
+{
+	int fd = s->said[1];
+
+	if (write(fd, "r", 1) != 1)
+		_exit(93);
+	close(fd);
+	close(s->said[0]);
+}
+
+/* Runs prepare(s) in a new process with nothing open but descriptors 0 to 2 on /dev/null; it may fork
+ * others, storing their pids in shared memory. */
+static struct source *source_new(void (*prepare)(struct source *))
+{
+	struct source *s = mmap(NULL, sizeof(*s) + sizeof(unsigned int), PROT_READ | PROT_WRITE,
+				MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	assert_ptr_not_equal(s, MAP_FAILED);
+	s->command = (unsigned int *)(s + 1);
+	assert_int_equal(pipe(s->said), 0);
+	pid_t pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (int i = 0; i < 3; i++) {
+			close(i);
+			if (open("/dev/null", O_RDWR) != i)
+				_exit(90);
+		}
+		/* out of the way of the numbers that the tests use */
+		int fd = fcntl(s->said[1], F_DUPFD, 900);
+		close(s->said[1]);
+		close(s->said[0]);
+		s->said[0] = -1;
+		s->said[1] = fd;
+		close_range(3, 899, 0);
+		s->pid[0] = getpid();
+		s->n = 1;
+		prepare(s);
+		say_ready(s);
+		for (;;)
+			pause();
+	}
+	close(s->said[1]);
+	char c;
+	int fd = s->said[0];
+	if (read(fd, &c, 1) != 1) {
+		int st = 0;
+
+		waitpid(pid, &st, 0);
+		fail_msg("the source process did not get ready: status %x", st);
+	}
+	close(fd);
+	return s;
+}
+
+/* In the source: another process with the same descriptors. */
+static void source_fork(struct source *s)
+{
+	pid_t pid = fork();
+
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(s->said[1]);
+		__atomic_store_n(&s->command[0], 1, __ATOMIC_SEQ_CST);
+		for (;;)
+			pause();
+	}
+	while (!__atomic_load_n(&s->command[0], __ATOMIC_SEQ_CST))
+		sched_yield();
+	s->command[0] = 0;
+	s->pid[s->n++] = pid;
+}
+
+static void source_kill(struct source *s)
+{
+	for (int i = s->n - 1; i >= 0; i--)
+		if (s->pid[i])
+			kill(s->pid[i], SIGKILL);
+	waitpid(s->pid[0], NULL, 0);
+	s->n = 0;
+}
+
+static void source_free(struct source *s)
+{
+	source_kill(s);
+	munmap(s, sizeof(*s) + sizeof(unsigned int));
+}
+
+/* ---- capture ---- */
+
+struct captured {
+	struct tree *t;
+	struct refusals refused;
+	struct cr_err err;
+	int r;
+};
+
+static void capture_pids(struct captured *out, const pid_t *pids, int n, const struct tree *prev,
+			 bool exact)
+{
+	struct tree *t = tree_new();
+	struct capture_proc procs[MAX_PROCS] = {0};
+	struct capture c = {.tree = t,
+			    .prev = prev,
+			    .refused = &out->refused,
+			    .exact = exact,
+			    .tcp_close = true,
+			    .procs = procs};
+
+	memset(out, 0, sizeof(*out));
+	assert_non_null(t);
+	t->procs = arena_array(t->arena, struct process, (size_t)n);
+	t->n_procs = (size_t)n;
+	t->root_pid = pids[0];
+	for (int i = 0; i < n; i++) {
+		struct process *p = &t->procs[i];
+
+		p->pid = pids[i];
+		p->threads = arena_new_of(t->arena, struct thread);
+		p->threads[0].tid = pids[i];
+		p->n_threads = 1;
+		procs[i] = (struct capture_proc){
+		    .p = p,
+		    .prev = prev ? tree_find_process(prev, pids[i]) : NULL,
+		    .pidfd = (int)syscall(SYS_pidfd_open, pids[i], 0)};
+		assert_true(procs[i].pidfd >= 0);
+	}
+	out->t = t;
+	out->r = files_capture(&c, &out->err);
+	for (int i = 0; i < n; i++)
+		close(procs[i].pidfd);
+}
+
+static void captured_done(struct captured *c)
+{
+	tree_free(c->t);
+	refusals_done(&c->refused);
+}
+
+static const char *why_refused(const struct captured *c)
+{
+	return c->r ? c->err.msg : c->refused.list.n ? c->refused.list.v[0].why : "";
+}
+
+static void assert_clean(const struct captured *c)
+{
+	if (c->r || c->refused.list.n)
+		fail_msg("capture: %d, %s", c->r, why_refused(c));
+}
+
+/* p's description under that number. */
+static const struct file *file_at(const struct tree *t, size_t proc, int fd)
+{
+	const struct fd_entry *e = process_fd(&t->procs[proc], fd);
+
+	if (!e)
+		fail_msg("descriptor %d is missing", fd);
+	return &t->files[e->file];
+}
