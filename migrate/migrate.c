@@ -180,8 +180,8 @@ static int take_signal(struct migration *m, struct cr_err *err)
 	return link_send(m->source, &abort_msg, err);
 }
 
-/* Nothing is expected from the destination; its end is for the source to notice and to undo from.
- */
+/* Nothing is expected from the destination but its end, which comes with the migration's or is for the
+ * source to notice and to undo from. */
 static void watch_dest(struct migration *m)
 {
 	struct msg msg;
@@ -191,8 +191,6 @@ static void watch_dest(struct migration *m)
 	if (r == 0) {
 		msg_free(&msg);
 	} else if (r != -ETIMEDOUT) {
-		report_notice(&m->report, "destination", "the agent of %s: %s", m->opt.dest,
-			      err.msg);
 		link_free(m->dest);
 		m->dest = NULL;
 	}

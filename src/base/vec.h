@@ -38,4 +38,4 @@ static inline int vec_reserve_(void **v, size_t *cap, size_t want, size_t elem)
 	} while (0)
 
 #define vec_foreach(it, vec)                                                                       \
-	for (__typeof__((vec)->v) it = (vec)->v; it && it < (vec)->v + (vec)->n; it++)
+	for (__typeof__((vec)->v + 0) it = (vec)->v; it && it < (vec)->v + (vec)->n; it++)

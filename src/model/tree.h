@@ -276,6 +276,8 @@ struct tree {
 	uint64_t xcr0;	    /* the source CPU's enabled features */
 	uint8_t vdso_digest[16];
 	uint64_t clock_monotonic_ns, clock_boottime_ns; /* as the tasks read them, at capture */
+	/* the tasks' clocks less those of the source's agent: of a time namespace of their own */
+	int64_t task_monotonic_offset_ns, task_boottime_offset_ns;
 	char kernel_release[65];
 	char hostname[65];
 	char boot_id[37]; /* /proc/sys/kernel/random/boot_id: equal means one kernel, so (dev, ino) are

@@ -1,0 +1,155 @@
+#include "base/journal.h"
+
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static const char *const state_names[] = {"none", "preparing", "prepared", "commit", "done", "aborted"};
+
+const char *journal_state_name(enum journal_state s)
+{
+	return (unsigned)s < ARRAY_SIZE(state_names) ? state_names[s] : "?";
+}
+
+static void path_of(char *buf, size_t n, const char *dir, const char *id, const char *role)
+{
+	snprintf(buf, n, "%s/%s.%s", dir, id, role);
+}
+
+static void print(FILE *f, const struct journal *j)
+{
+	fprintf(f, "state %s\nid %s\ntoken %s\nrole %s\npeer %s\ncgroup %s\nsince %lld\n",
+		journal_state_name(j->state), j->id, j->token, j->role, *j->peer ? j->peer : "-",
+		*j->cgroup ? j->cgroup : "-", (long long)j->since_sec);
+	vec_foreach(p, &j->pids)
+		fprintf(f, "pid %d %llu\n", p->pid, (unsigned long long)p->starttime);
+	fputs("end\n", f);
+}
+
+int journal_write(const char *dir, const struct journal *j, struct cr_err *err)
+{
+	char path[512], tmp[540];
+
+	path_of(path, sizeof(path), dir, j->id, j->role);
+	snprintf(tmp, sizeof(tmp), "%s.new", path);
+	int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	_cleanup_file_ FILE *f = fd < 0 ? NULL : fdopen(fd, "w");
+	if (!f)
+		return cr_err_sys(err, "writing the journal %s", tmp);
+	print(f, j);
+	if (fflush(f) || ferror(f) || rename(tmp, path))
+		return cr_err_sys(err, "writing the journal %s", path);
+	return 0;
+}
+
+static void set_text(char *dst, size_t n, const char *src)
+{
+	snprintf(dst, n, "%s", strcmp(src, "-") ? src : "");
+}
+
+static bool parse_line(struct journal *j, const char *key, const char *value)
+{
+	if (!strcmp(key, "state")) {
+		for (size_t i = 0; i < ARRAY_SIZE(state_names); i++)
+			if (!strcmp(value, state_names[i]))
+				j->state = (enum journal_state)i;
+	} else if (!strcmp(key, "id")) {
+		set_text(j->id, sizeof(j->id), value);
+	} else if (!strcmp(key, "token")) {
+		set_text(j->token, sizeof(j->token), value);
+	} else if (!strcmp(key, "role")) {
+		set_text(j->role, sizeof(j->role), value);
+	} else if (!strcmp(key, "peer")) {
+		set_text(j->peer, sizeof(j->peer), value);
+	} else if (!strcmp(key, "cgroup")) {
+		set_text(j->cgroup, sizeof(j->cgroup), value);
+	} else if (!strcmp(key, "since")) {
+		j->since_sec = atoll(value);
+	} else if (!strcmp(key, "pid")) {
+		struct journal_pid *p = vec_push(&j->pids);
+		unsigned long long start;
+
+		if (!p || sscanf(value, "%d %llu", &p->pid, &start) != 2)
+			return false;
+		p->starttime = start;
+	}
+	return true;
+}
+
+static int read_file(const char *path, struct journal *ret, struct cr_err *err)
+{
+	_cleanup_file_ FILE *f = fopen(path, "re");
+	char line[512], key[32];
+	bool ended = false;
+	int at;
+
+	if (!f)
+		return cr_err_sys(err, "reading the journal %s", path);
+	*ret = (struct journal){0};
+	while (fgets(line, sizeof(line), f)) {
+		line[strcspn(line, "\n")] = 0;
+		if (!strcmp(line, "end")) {
+			ended = true;
+		} else if (sscanf(line, "%31s %n", key, &at) != 1 ||
+			   !parse_line(ret, key, line + at)) {
+			journal_done(ret);
+			return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal %s: bad line", path);
+		}
+	}
+	if (ended && ret->state != JOURNAL_NONE)
+		return 0;
+	journal_done(ret);
+	return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal %s is not whole", path);
+}
+
+int journal_read(const char *dir, const char *id, const char *role, struct journal *ret,
+		 struct cr_err *err)
+{
+	char path[512];
+
+	path_of(path, sizeof(path), dir, id, role);
+	return read_file(path, ret, err);
+}
+
+int journal_remove(const char *dir, const struct journal *j, struct cr_err *err)
+{
+	char path[512];
+
+	path_of(path, sizeof(path), dir, j->id, j->role);
+	if (unlink(path) && errno != ENOENT)
+		return cr_err_sys(err, "removing the journal %s", path);
+	return 0;
+}
+
+int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void *arg,
+		 struct cr_err *err)
+{
+	_cleanup_dir_ DIR *d = opendir(dir);
+	struct dirent *e;
+	int r = 0;
+
+	if (!d)
+		return errno == ENOENT ? 0 : cr_err_sys(err, "opening %s", dir);
+	while (!r && (e = readdir(d))) {
+		char path[800];
+		struct journal j;
+		const char *dot = strrchr(e->d_name, '.');
+
+		if (!dot || (strcmp(dot, ".source") && strcmp(dot, ".destination")))
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", dir, e->d_name);
+		r = read_file(path, &j, err);
+		if (r)
+			continue;
+		r = fn(&j, arg);
+		journal_done(&j);
+	}
+	return r;
+}
+
+void journal_done(struct journal *j)
+{
+	vec_done(&j->pids);
+}

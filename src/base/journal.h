@@ -1,0 +1,45 @@
+/* What an agent has decided about a migration, where it survives the agent: one small file for each
+ * migration and role below a directory under /run (a host that dies takes its tasks with it, which
+ * settles the question). Written whole and renamed: never half a record. */
+#pragma once
+#include <stdint.h>
+#include <sys/types.h>
+#include "base/err.h"
+#include "base/vec.h"
+
+
+enum journal_state {
+	JOURNAL_NONE,
+	JOURNAL_PREPARING, /* nothing decided: whoever finds it undoes */
+	JOURNAL_PREPARED,  /* destination: has promised; source: may commit */
+	JOURNAL_COMMIT,	   /* source: decided, the tasks never run here again; destination: told so */
+	JOURNAL_DONE,	   /* the tasks run at the destination */
+	JOURNAL_ABORTED,   /* the tasks run at the source */
+};
+
+struct journal_pid {
+	pid_t pid;
+	uint64_t starttime; /* clock ticks since boot: tells a reused pid */
+};
+
+struct journal {
+	char id[40];	   /* of the migration, hex */
+	char token[80];	   /* hex */
+	char role[16];	   /* "source", "destination" */
+	enum journal_state state;
+	char peer[128];	   /* the other agent's peer address */
+	char cgroup[256];  /* destination: the cgroup that holds the tasks; "" if none */
+	int64_t since_sec; /* CLOCK_REALTIME */
+	VEC(struct journal_pid) pids;
+};
+
+const char *journal_state_name(enum journal_state s);
+int journal_write(const char *dir, const struct journal *j, struct cr_err *err) must_check;
+/* -ENOENT if there is none. */
+int journal_read(const char *dir, const char *id, const char *role, struct journal *ret,
+		 struct cr_err *err) must_check;
+int journal_remove(const char *dir, const struct journal *j, struct cr_err *err) must_check;
+/* Calls fn for every journal in dir. */
+int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void *arg,
+		 struct cr_err *err) must_check;
+void journal_done(struct journal *j);

@@ -1,0 +1,2 @@
+#pragma once
+#define CR_VERSION "0.1.0"

@@ -1,0 +1,345 @@
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include "base/clock.h"
+#include "dest/dest.h"
+#include "kernel/vdso.h"
+#include "memory/capture.h"
+
+enum { OBJECT_TARGETS = 0x8000 }; /* target numbers on the page streams: processes below, objects from here */
+
+void dest_check(const struct tree *t, struct refusals *notes)
+{
+	uint8_t digest[16];
+	uint64_t start, end;
+	struct cr_err err = {0};
+
+	shells_check(t, notes);
+	memory_check(t, notes);
+	files_check(t, notes);
+	attrs_check(t, notes);
+	if (vdso_describe(getpid(), &start, &end, digest, &err))
+		refuse(notes, 0, "vdso", "%s", err.msg);
+	else if (memcmp(digest, t->vdso_digest, sizeof(digest)))
+		refuse(notes, 0, "vdso", "the destination's kernel (another build than %s) has another "
+		       "vdso, into which the tasks may have kept addresses: not supported",
+		       t->kernel_release);
+}
+
+/* ---- targets of the page streams ---- */
+
+static int add_objects(struct dest *d, const struct tree *t, size_t first, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = first; i < t->n_objects && !r; i++)
+		r = ps_target_object(d->ps, OBJECT_TARGETS + (uint32_t)i, d->objects.list.v[i].fd, err);
+	return r;
+}
+
+/* Before a process is reaped: its number might become another's. */
+static int drop_gone(struct dest *d, const struct tree *t, struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach(shp, &d->shells->list)
+		if (!r && !tree_find_process(t, (*shp)->pid) && (*shp)->target != NO_TARGET)
+			r = ps_target_del(d->ps, (*shp)->target, err);
+	return r;
+}
+
+int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n, struct cr_err *err)
+{
+	struct msg_target *v = calloc(d->tree->n_procs + d->tree->n_objects + 1, sizeof(*v));
+
+	*n = 0;
+	if (!v)
+		return cr_err_oom(err);
+	vec_foreach(shp, &d->shells->list)
+		if ((*shp)->target != NO_TARGET)
+			v[(*n)++] = (struct msg_target){.pid = (*shp)->pid, .object = UINT32_MAX,
+							.target = (*shp)->target};
+	for (size_t i = 0; i < d->tree->n_objects; i++)
+		v[(*n)++] = (struct msg_target){.object = (uint32_t)i,
+						.target = OBJECT_TARGETS + (uint32_t)i};
+	*ret = v;
+	return 0;
+}
+
+/* ---- one process ---- */
+
+struct work { /* what is to be done with a process, against what is built */
+	const struct tree *t;
+	const struct process *p, *old;
+	struct shell *sh;
+	bool fresh, layout, files, threads, attrs, late, launch;
+};
+
+static bool any_thread(const struct process *p, bool (*fn)(const struct process *, const struct thread *))
+{
+	for (size_t i = 0; i < p->n_threads; i++)
+		if (fn(p, &p->threads[i]))
+			return true;
+	return false;
+}
+
+static bool needs_launch(const struct process *p)
+{
+	for (size_t i = 0; i < p->n_threads; i++)
+		if (attrs_needs_launch(p, &p->threads[i], i == 0))
+			return true;
+	return false;
+}
+
+static void plan(struct dest *d, struct work *w, const struct tree *t, const struct process *p,
+		 bool files_changed, bool final)
+{
+	struct shell *sh = shells_find(d->shells, p->pid);
+
+	*w = (struct work){.t = t, .p = p, .sh = sh};
+	w->old = d->tree ? tree_find_process(d->tree, p->pid) : NULL;
+	w->fresh = sh->n_vmas == 0;
+	/* the trap resets an action that ignores or handles the signal, as all are blocked in a shell */
+	sh->no_breakpoint = attrs_sigtrap_fragile(p);
+	if (w->fresh)
+		w->old = NULL;
+	w->layout = w->fresh || layout_differs(sh, p) || (w->old && w->old->mm.brk != p->mm.brk);
+	w->files = w->fresh || files_changed;
+	w->attrs = !w->old || attrs_process_differs(w->old, p);
+	w->threads = !w->old || w->old->n_threads != p->n_threads;
+	for (size_t i = 0; i < p->n_threads && !w->threads; i++) {
+		const struct thread *o = process_find_thread(w->old, p->threads[i].tid);
+
+		w->threads = !o || attrs_thread_differs(o, &p->threads[i]);
+	}
+	w->late = final && any_thread(p, attrs_needs_late);
+	w->launch = final && needs_launch(p);
+}
+
+static bool needs_executor(const struct work *w)
+{
+	return w->fresh || w->layout || w->files || w->attrs || w->threads || w->late || w->launch;
+}
+
+static int build_memory(struct dest *d, const struct tree *t, const struct work *w, struct cr_err *err)
+{
+	int r = 0;
+
+	if (w->fresh)
+		r = layout_init(d->shells, w->sh, t, w->p, err);
+	if (!r && w->layout)
+		r = layout_sync(w->sh, t, w->p, &d->objects, err);
+	else if (!r)
+		r = layout_adopt(w->sh, w->p, err);
+	if (!r && w->old && w->old->mm.brk != w->p->mm.brk)
+		r = layout_set_mm_fields(w->sh, w->p, err);
+	if (r || w->sh->target != NO_TARGET)
+		return r;
+	w->sh->target = d->next_target++;
+	return ps_target_process(d->ps, w->sh->target, w->p->pid, d->shells->hole_start,
+				 d->shells->hole_end, err);
+}
+
+typedef int (*thread_fn)(struct dest *d, const struct work *w, struct shell_thread *st,
+			 const struct thread *th, bool leader, struct cr_err *err);
+
+/* Queue something for every thread, then run all batches side by side. */
+static int for_threads(struct dest *d, const struct work *w, thread_fn fn, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < w->sh->n_threads && !r; i++) {
+		struct shell_thread *st = w->sh->threads[i];
+		const struct thread *th = process_find_thread(w->p, st->tid);
+
+		rtask_scratch_reset(&st->rt);
+		r = th ? fn(d, w, st, th, i == 0, err) :
+			 cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d is not in the tree", st->tid);
+		rtask_start(&st->rt);
+	}
+	for (size_t i = 0; i < w->sh->n_threads; i++) {
+		struct cr_err e = {0};
+
+		if (rtask_wait(&w->sh->threads[i]->rt, &e) && !r) {
+			*err = e;
+			r = -e.code;
+		}
+	}
+	return r;
+}
+
+static int queue_attrs(struct dest *d, const struct work *w, struct shell_thread *st,
+		       const struct thread *th, bool leader, struct cr_err *err)
+{
+	const struct thread *old = w->old ? process_find_thread(w->old, th->tid) : NULL;
+	int r = leader ? attrs_rebuild_process_queue(&st->rt, w->old, w->p, err) : 0;
+
+	(void)d;
+	return r ? r : attrs_rebuild_thread_queue(&st->rt, w->p, old, th, err);
+}
+
+static int queue_late(struct dest *d, const struct work *w, struct shell_thread *st,
+		      const struct thread *th, bool leader, struct cr_err *err)
+{
+	(void)d;
+	return attrs_late_queue(&st->rt, w->p, th, leader, err);
+}
+
+static int queue_launch(struct dest *d, const struct work *w, struct shell_thread *st,
+			const struct thread *th, bool leader, struct cr_err *err)
+{
+	uint64_t now = clock_ns(CLOCK_MONOTONIC) + (uint64_t)d->clock_offset_ns;
+
+	return attrs_launch_queue(&st->rt, w->t, w->p, th, leader, now, err);
+}
+
+static int build_tasks(struct dest *d, const struct work *w, struct cr_err *err)
+{
+	int r = 0;
+
+	if (w->threads)
+		r = shells_sync_threads(d->shells, w->sh, w->p, err);
+	if (!r && (w->threads || w->attrs))
+		r = for_threads(d, w, queue_attrs, err);
+	if (!r && (w->threads || w->attrs))
+		r = attrs_timers_rebuild(shell_leader(w->sh), w->old, w->p, err);
+	for (size_t i = 0; i < w->sh->n_threads && !r && (w->threads || w->attrs); i++) {
+		struct shell_thread *st = w->sh->threads[i];
+
+		r = attrs_rebuild_outside(st->tid, w->p, process_find_thread(w->p, st->tid), i == 0, err);
+	}
+	return r;
+}
+
+/* ---- all of them ---- */
+
+static int object_array(const struct dest *d, int **ret, struct cr_err *err)
+{
+	int *v = calloc(d->objects.list.n + 1, sizeof(*v));
+
+	if (!v)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < d->objects.list.n; i++)
+		v[i] = d->objects.list.v[i].fd;
+	*ret = v;
+	return 0;
+}
+
+static bool write_sealed(const struct shared_object *so)
+{
+	return so->kind == OBJ_MEMFD && so->seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
+}
+
+/* Seals against writing come before the mappings: those of such objects are made once more. Their
+ * contents are in place, the source has seen to that. */
+static int seal_objects(struct dest *d, const struct tree *t, struct work *w, size_t n,
+			struct cr_err *err)
+{
+	int r = 0;
+
+	for (uint32_t o = 0; o < t->n_objects && !r; o++) {
+		if (!write_sealed(&t->objects[o]))
+			continue;
+		for (size_t i = 0; i < n && !r; i++) {
+			r = shell_unpark(d->shells, w[i].sh, err);
+			if (!r)
+				r = layout_unmap_object(w[i].sh, o, &w[i].layout, err);
+		}
+	}
+	return r ? r : objects_seal(&d->objects, t, err);
+}
+
+static int for_work(struct work *w, size_t n, struct dest *d, const struct tree *t, bool files_changed,
+		    bool final, struct cr_err *err)
+{
+	_cleanup_free_ int *object_fds = NULL;
+	int r = object_array(d, &object_fds, err);
+
+	if (!r && final)
+		r = seal_objects(d, t, w, n, err);
+	for (size_t i = 0; i < n && !r; i++) {
+		if (needs_executor(&w[i]))
+			r = shell_unpark(d->shells, w[i].sh, err);
+		if (!r && (w[i].files || w[i].layout))
+			r = shell_take_pidfd(d->shells, w[i].sh, err);
+	}
+	for (size_t i = 0; i < n && !r; i++)
+		r = build_memory(d, t, &w[i], err);
+	if (!r && files_changed)
+		r = fileset_build(d->files, t, object_fds, err);
+	for (size_t i = 0; i < n && !r; i++)
+		if (w[i].files)
+			r = fileset_install(d->files, shell_leader(w[i].sh), t, w[i].p,
+					    &w[i].sh->pidfd_slot, err);
+	for (size_t i = 0; i < n && !r; i++)
+		r = build_tasks(d, &w[i], err);
+	for (size_t i = 0; i < n && !r; i++)
+		if (!w[i].sh->parked)
+			r = shell_drop_pidfd(w[i].sh, err);
+	if (!r && final)
+		r = fileset_settle(d->files, t, err);
+	for (size_t i = 0; i < n && !r && final; i++) {
+		if (w[i].launch)
+			r = for_threads(d, &w[i], queue_launch, err);
+		if (!r && w[i].late)
+			r = for_threads(d, &w[i], queue_late, err);
+	}
+	for (size_t i = 0; i < n && !r; i++) /* those whose credentials come last are parked then */
+		if (final || !any_thread(w[i].p, attrs_needs_late))
+			r = shell_park(d->shells, w[i].sh, err);
+	return r;
+}
+
+static int build_shells(struct dest *d, const struct tree *t, struct cr_err *err)
+{
+	size_t had_objects = d->objects.list.n;
+	int r = 0;
+
+	if (!d->shells) {
+		r = dest_set_clocks(d, t, err);
+		if (!r)
+			r = shells_new(&d->shells, t, err);
+		if (!r && d->opts.no_hw_breakpoints)
+			d->shells->park_how = PARK_SYSCALL_TRACE;
+	}
+	for (size_t i = 0; i < t->n_procs && !r; i++) {
+		/* a parent that is to fork must be awake */
+		struct shell *sh = shells_find(d->shells, t->procs[i].ppid);
+
+		if (!shells_find(d->shells, t->procs[i].pid) && sh && sh->parked)
+			r = shell_unpark(d->shells, sh, err);
+	}
+	if (!r)
+		r = drop_gone(d, t, err);
+	if (!r)
+		r = shells_sync_processes(d->shells, t, d->cgroup, err);
+	if (!r)
+		r = objects_sync(&d->objects, t, err);
+	if (!r)
+		r = shells_settle_structure(d->shells, t, err);
+	return r ? r : add_objects(d, t, had_objects, err);
+}
+
+int dest_build(struct dest *d, struct tree *t, bool final, struct cr_err *err)
+{
+	_cleanup_free_ struct work *work = calloc(t->n_procs + 1, sizeof(*work));
+	bool files_changed = !d->tree || !files_same_shape(d->tree, t);
+	size_t n = 0;
+
+	if (!work)
+		return cr_err_oom(err);
+	int r = build_shells(d, t, err);
+	if (r)
+		return r;
+	for (size_t i = 0; i < t->n_procs; i++)
+		if (!t->procs[i].zombie)
+			plan(d, &work[n++], t, &t->procs[i], files_changed, final);
+	r = for_work(work, n, d, t, files_changed, final, err);
+	if (r)
+		return r;
+	tree_free(d->tree);
+	d->tree = t;
+	d->state = DEST_BUILT;
+	return 0;
+}

@@ -1,0 +1,350 @@
+#include "dest/dest.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include "base/clock.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "memory/digest.h"
+#include "wire/tree_codec.h"
+
+enum { SWITCH_PRIORITY = 40 };
+
+/* ---- life ---- */
+
+static int make_cgroup(struct dest *d, struct cr_err *err)
+{
+	static const enum cgroup_version order[] = {CGROUP_V2, CGROUP_V1};
+	char name[64];
+
+	snprintf(name, sizeof(name), "cr-%.16s", d->journal.id);
+	for (size_t i = 0; i < ARRAY_SIZE(order); i++) {
+		_cleanup_free_ char *path = NULL;
+		_cleanup_(cgroup_closep) struct cgroup *own = NULL;
+
+		int r = cgroup_of_pid(getpid(), order[i], &path, err);
+		if (!r)
+			r = cgroup_open(&own, order[i], path, err);
+		if (!r)
+			r = cgroup_create_child(&d->cgroup, own, name, err);
+		if (!r) {
+			snprintf(d->journal.cgroup, sizeof(d->journal.cgroup), "%s",
+				 cgroup_fs_path(d->cgroup));
+			return 0;
+		}
+	}
+	return cr_err_ctx(err, "making a cgroup that can hold the tasks");
+}
+
+int dest_init(struct dest *d, const struct dest_env *env, const struct msg_receive *rq,
+	      struct cr_err *err)
+{
+	struct ps_session_info info;
+	struct rlimit nofile;
+
+	*d = (struct dest){.env = env, .id = rq->id, .token = rq->token, .opts = rq->opts};
+	mig_id_format(&rq->id, d->journal.id);
+	for (size_t i = 0; i < sizeof(rq->token.b); i++)
+		snprintf(d->journal.token + 2 * i, 3, "%02x", rq->token.b[i]);
+	snprintf(d->journal.role, sizeof(d->journal.role), "destination");
+	d->journal.since_sec = (int64_t)(clock_ns(CLOCK_REALTIME) / 1000000000ull);
+	/* shells hold what their processes had open: as much as we may */
+	if (!getrlimit(RLIMIT_NOFILE, &nofile)) {
+		nofile.rlim_cur = nofile.rlim_max;
+		if (setrlimit(RLIMIT_NOFILE, &nofile))
+			return cr_err_sys(err, "raising the limit of open files");
+	}
+	d->files = fileset_new();
+	if (!d->files)
+		return cr_err_oom(err);
+	int r = ps_connect(&d->ps, env->page_server, err);
+	if (!r)
+		r = ps_session(d->ps, rq->id.b, rq->token.b, &info, err);
+	if (r)
+		return cr_err_ctx(err, "page-server on %s", env->host);
+	snprintf(d->pages_address, sizeof(d->pages_address), "%s", info.listen);
+	r = make_cgroup(d, err);
+	return r ? r : dest_journal(d, JOURNAL_PREPARING, err);
+}
+
+static void remove_cgroup(struct dest *d)
+{
+	struct cr_err err = {0};
+
+	if (d->cgroup && cgroup_remove(d->cgroup, &err))
+		log_warn("%s", err.msg);
+	cgroup_close(d->cgroup);
+	d->cgroup = NULL;
+}
+
+static void forget_journal(struct dest *d)
+{
+	struct cr_err err = {0};
+
+	if (journal_remove(d->env->state_dir, &d->journal, &err))
+		log_warn("%s", err.msg);
+}
+
+void dest_undo(struct dest *d)
+{
+	struct cr_err err = {0};
+
+	/* frozen tasks die when they are thawed */
+	if (d->state == DEST_PREPARED && cgroup_thaw(d->cgroup, &err))
+		log_warn("%s", err.msg);
+	ps_close(d->ps);
+	d->ps = NULL;
+	shells_free(d->shells);
+	d->shells = NULL;
+	remove_cgroup(d);
+	forget_journal(d);
+	d->state = DEST_ABORTED;
+}
+
+void dest_done(struct dest *d)
+{
+	ps_close(d->ps);
+	shells_forget(d->shells);
+	fileset_free(d->files);
+	objects_done(&d->objects);
+	cgroup_close(d->cgroup);
+	tree_free(d->tree);
+	refusals_done(&d->notes);
+	journal_done(&d->journal);
+}
+
+/* ---- the conversation ---- */
+
+static void real_time(bool on)
+{
+	struct sched_param sp = {.sched_priority = on ? SWITCH_PRIORITY : 0};
+
+	/* without the privilege it is only slower */
+	if (sched_setscheduler(0, on ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER, &sp))
+		return;
+}
+
+static int reply_tree_ok(struct dest *d, bool built, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_TREE_OK);
+	struct msg_tree_ok *ok = &m.tree_ok;
+	int r = msg_notes_from(d->notes.list.v, d->notes.list.n, d->env->host, &ok->refusals, err);
+
+	if (!r)
+		r = msg_notes_from(d->notes.warnings.v, d->notes.warnings.n, d->env->host, &ok->warnings,
+				   err);
+	if (!r && built) {
+		ok->hole_start = d->shells->hole_start;
+		ok->hole_end = d->shells->hole_end;
+		r = dest_targets(d, &ok->targets, &ok->n_targets, err);
+	}
+	if (!r)
+		r = link_send(d->peer, &m, err);
+	free(ok->refusals.v);
+	free(ok->warnings.v);
+	free(ok->targets);
+	refusals_done(&d->notes);
+	return r;
+}
+
+static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err)
+{
+	bool final = mt->stage == MSG_STAGE_FINAL;
+	struct tree *t;
+
+	if (final || mt->stage == MSG_STAGE_MEND)
+		real_time(final);
+	int r = tree_decode(mt->tree, mt->tree_len, &t, err);
+	if (r)
+		return r;
+	if (mt->stage == MSG_STAGE_CHECK) {
+		dest_check(t, &d->notes);
+		tree_free(t);
+		return reply_tree_ok(d, false, err);
+	}
+	if (d->state > DEST_BUILT || (final && d->state != DEST_BUILT)) {
+		tree_free(t);
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "a tree in a wrong state");
+	}
+	r = dest_build(d, t, final, err);
+	if (r) {
+		tree_free(t);
+		return cr_err_ctx(err, "rebuilding at %s", d->env->host);
+	}
+	fault_point(final ? "dest-final" : "dest-built");
+	return reply_tree_ok(d, true, err);
+}
+
+static int compare_digest(struct dest *d, const struct msg_digest *want, struct cr_err *err)
+{
+	struct memory_digest got;
+	uint8_t bytes[16];
+	int r;
+
+	if (want->pid > 0) {
+		const struct process *p = tree_find_process(d->tree, want->pid);
+
+		if (!p)
+			return cr_err_set(err, CR_ERR_PEER, ESRCH, "no process %d here", want->pid);
+		r = memory_digest_process(want->pid, p, &got, err);
+	} else {
+		if (want->object >= d->objects.list.n)
+			return cr_err_set(err, CR_ERR_PEER, ESRCH, "no object %u here", want->object);
+		r = memory_digest_object(d->objects.list.v[want->object].fd,
+					 d->tree->objects[want->object].size, &got, err);
+	}
+	if (r)
+		return r;
+	memcpy(bytes, &got.sum.lo, 8);
+	memcpy(bytes + 8, &got.sum.hi, 8);
+	if (got.pages == want->pages && !memcmp(bytes, want->digest, 16))
+		return 0;
+	err->pid = want->pid;
+	return cr_err_set(err, CR_ERR_BUG, EBADMSG,
+			  "the memory of %s %d differs from the source's (%llu pages here, %llu there)",
+			  want->pid > 0 ? "process" : "object",
+			  want->pid > 0 ? want->pid : (int)want->object, (unsigned long long)got.pages,
+			  (unsigned long long)want->pages);
+}
+
+static int on_verify(struct dest *d, const struct msg_digests *v, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_VERIFY_OK);
+
+	for (size_t i = 0; i < v->n; i++) {
+		int r = d->tree ? compare_digest(d, &v->v[i], err) :
+				  cr_err_set(err, CR_ERR_PEER, EPROTO, "nothing to verify");
+		if (r)
+			return r;
+	}
+	return link_send(d->peer, &m, err);
+}
+
+static int on_prepare(struct dest *d, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_PREPARED);
+
+	if (d->state != DEST_BUILT)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "nothing to prepare");
+	int r = dest_prepare(d, err);
+	if (r)
+		return r;
+	fault_point("dest-prepared");
+	return link_send(d->peer, &m, err);
+}
+
+static int on_commit(struct dest *d, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_RUNNING);
+	uint64_t t0 = now_us();
+
+	/* said again after a broken link: it has been done */
+	if (d->state != DEST_RUNNING) {
+		if (d->state != DEST_PREPARED)
+			return cr_err_set(err, CR_ERR_PEER, EPROTO, "not prepared");
+		int r = dest_launch(d, err);
+		if (r)
+			return r;
+	}
+	m.running.us = now_us() - t0;
+	return link_send(d->peer, &m, err);
+}
+
+static enum msg_peer_state state_of(const struct dest *d)
+{
+	static const enum msg_peer_state map[] = {
+		[DEST_NEW] = MSG_STATE_PREPARING,   [DEST_BUILT] = MSG_STATE_PREPARING,
+		[DEST_PREPARED] = MSG_STATE_PREPARED, [DEST_COMMITTED] = MSG_STATE_COMMITTED,
+		[DEST_RUNNING] = MSG_STATE_RUNNING, [DEST_ABORTED] = MSG_STATE_ABORTED,
+	};
+
+	return map[d->state];
+}
+
+/* 1: the conversation is over. */
+static int dispatch(struct dest *d, struct msg *m, struct cr_err *err)
+{
+	struct msg reply;
+	int r;
+
+	switch (m->type) {
+	case MSG_TREE:
+		return on_tree(d, &m->tree, err);
+	case MSG_VERIFY:
+		return on_verify(d, &m->verify, err);
+	case MSG_PREPARE_COMMIT:
+		return on_prepare(d, err);
+	case MSG_COMMIT:
+		r = on_commit(d, err);
+		return r ? r : 1;
+	case MSG_ABORT:
+		if (d->state >= DEST_COMMITTED)
+			return cr_err_set(err, CR_ERR_PEER, EPROTO, "committed: cannot be undone");
+		dest_undo(d);
+		reply = msg_of(MSG_ABORTED);
+		r = link_send(d->peer, &reply, err);
+		return r ? r : 1;
+	case MSG_QUERY:
+		reply = msg_of(MSG_STATE);
+		reply.state.state = state_of(d);
+		return link_send(d->peer, &reply, err);
+	case MSG_PING:
+		reply = msg_of(MSG_PONG);
+		return link_send(d->peer, &reply, err);
+	default:
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "unexpected %s", msg_type_name(m->type));
+	}
+}
+
+/* Wait for the peer's next message, or, as long as nothing is promised, for the daemon's end. */
+static int wait_message(struct dest *d, struct link *peer, int life_fd, struct cr_err *err)
+{
+	struct pollfd p[2] = {{.fd = link_fd(peer), .events = POLLIN},
+			      {.fd = d->state < DEST_PREPARED ? life_fd : -1, .events = POLLIN}};
+
+	while (!link_pending(peer)) {
+		int n = poll(p, 2, -1);
+
+		if (n < 0 && errno != EINTR)
+			return cr_err_sys(err, "poll");
+		if (n > 0 && p[1].revents)
+			return cr_err_set(err, CR_ERR_IO, ECANCELED, "this host's agent was ended");
+		if (n > 0)
+			break;
+	}
+	return 0;
+}
+
+int dest_serve(struct dest *d, struct link *peer, int life_fd, struct cr_err *err)
+{
+	int r = 0;
+
+	d->peer = peer;
+	link_accept_trees(peer);
+	while (!r) {
+		struct msg m;
+
+		r = wait_message(d, peer, life_fd, err);
+		if (!r)
+			r = link_recv(peer, -1, &m, err);
+		if (r)
+			break;
+		r = dispatch(d, &m, err);
+		msg_free(&m);
+		if (r < 0 && d->state < DEST_PREPARED) {
+			/* what went wrong here is told there; the undoing follows */
+			struct msg e = msg_of(MSG_ERROR);
+			struct cr_err ignored = {0};
+
+			e.error = *err;
+			if (link_send(peer, &e, &ignored))
+				log_debug("%s", ignored.msg);
+		}
+	}
+	d->peer = NULL;
+	real_time(false);
+	return r == 1 ? 0 : r;
+}

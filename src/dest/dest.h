@@ -1,0 +1,82 @@
+/* The destination's side of one migration, in a process of its own.
+ *
+ *   dest.c     the conversation with the source's agent: check, prepare, mend, final, commit, undo
+ *   build.c    from a tree to parked shells, and the mending of what changed
+ *   shells.c   processes and threads; layout.c their address spaces
+ *   launch.c   registers, the hold, and the point where the tasks run
+ *   clocks.c   a time namespace in which the tasks' clocks go on
+ *
+ * Until PREPARED, the end of this process ends every shell. From PREPARED on the shells survive it,
+ * frozen in a cgroup of their own, until somebody settles the migration. */
+#pragma once
+#include <stdbool.h>
+#include "base/err.h"
+#include "base/journal.h"
+#include "dest/layout.h"
+#include "dest/shells.h"
+#include "kernel/cgroup.h"
+#include "model/refusal.h"
+#include "model/tree.h"
+#include "resource/resource.h"
+#include "wire/link.h"
+#include "wire/ps_control.h"
+
+struct dest_env { /* of the agent */
+	const char *host;
+	const char *state_dir;
+	const char *page_server; /* path of its control socket */
+};
+
+enum dest_state { DEST_NEW, DEST_BUILT, DEST_PREPARED, DEST_COMMITTED, DEST_RUNNING, DEST_ABORTED };
+
+struct dest {
+	const struct dest_env *env;
+	struct mig_id id;
+	struct mig_token token;
+	struct msg_opts opts;
+	struct link *peer; /* the source's agent; NULL while it is not connected */
+	struct ps_client *ps;
+	char pages_address[64];
+	struct shells *shells;
+	struct objects objects;
+	struct fileset *files;
+	struct cgroup *cgroup; /* holds the tasks */
+	struct tree *tree;     /* as built */
+	struct refusals notes;
+	struct journal journal;
+	enum dest_state state;
+	uint32_t next_target;
+	bool clocks_set;
+	int64_t clock_offset_ns; /* the tasks' CLOCK_MONOTONIC less ours */
+};
+
+int dest_init(struct dest *d, const struct dest_env *env, const struct msg_receive *rq,
+	      struct cr_err *err) must_check;
+void dest_done(struct dest *d);
+
+/* Talk on a link that has said HELLO, until the migration ends or the link does. 0: it ended, see
+ * d->state; negative: the link broke (or the peer spoke nonsense, or, before PREPARED, life_fd became
+ * readable), state as it stands. */
+int dest_serve(struct dest *d, struct link *peer, int life_fd, struct cr_err *err) must_check;
+/* Every trace goes. Not after PREPARED, unless the source said so. */
+void dest_undo(struct dest *d);
+
+/* ---- build.c ---- */
+void dest_check(const struct tree *t, struct refusals *notes);
+/* Build, or bring what is built, to t. Takes t over (on success). final: registers are in it. */
+int dest_build(struct dest *d, struct tree *t, bool final, struct cr_err *err) must_check;
+
+/* Where pages go: one entry for every process and object; the caller frees *ret. */
+int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n, struct cr_err *err)
+	must_check;
+
+/* ---- launch.c ---- */
+/* All state written, nothing has run; held so that it survives us. */
+int dest_prepare(struct dest *d, struct cr_err *err) must_check;
+int dest_launch(struct dest *d, struct cr_err *err) must_check;
+int dest_journal(struct dest *d, enum journal_state state, struct cr_err *err) must_check;
+
+/* ---- clocks.c ---- */
+/* Once, before the first shell: children of this process then live in a time namespace in which the
+ * source's clocks go on. */
+int dest_set_clocks(struct dest *d, const struct tree *t, struct cr_err *err) must_check;

@@ -1,0 +1,129 @@
+#include <string.h>
+#include <sys/ptrace.h>
+#include "base/clock.h"
+#include "base/fault.h"
+#include "dest/dest.h"
+#include "kernel/procfs.h"
+#include "kernel/task.h"
+#include "remote/park.h"
+
+int dest_journal(struct dest *d, enum journal_state state, struct cr_err *err)
+{
+	d->journal.state = state;
+	d->journal.pids.n = 0;
+	for (size_t i = 0; d->tree && i < d->tree->n_procs; i++) {
+		struct journal_pid *p = vec_push(&d->journal.pids);
+
+		if (!p)
+			return cr_err_oom(err);
+		p->pid = d->tree->procs[i].pid;
+	}
+	return journal_write(d->env->state_dir, &d->journal, err);
+}
+
+static int thread_state(const struct thread *th, struct thread_state *st, struct cr_err *err)
+{
+	if (th->gpregs_len != sizeof(st->gp) || !th->xstate_len)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "thread %d came without registers", th->tid);
+	*st = (struct thread_state){
+		.xstate = th->xstate,
+		.xstate_len = th->xstate_len,
+		.sigmask = th->sigmask,
+		.altstack_sp = th->altstack_sp,
+		.altstack_size = th->altstack_size,
+		.altstack_flags = th->altstack_flags,
+	};
+	memcpy(&st->gp, th->gpregs, sizeof(st->gp));
+	regs_mend_restart(&st->gp, false);
+	return 0;
+}
+
+static int leave_thread(struct dest *d, const struct process *p, struct shell_thread *t, bool rewrite,
+			struct cr_err *err)
+{
+	const struct thread *th = process_find_thread(p, t->tid);
+	struct thread_state st;
+	enum leave_how how = d->opts.launch == MSG_LAUNCH_SIGRETURN ? LEAVE_SIGRETURN : LEAVE_REGSETS;
+
+	if (!th)
+		return cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d is not in the tree", t->tid);
+	int r = thread_state(th, &st, err);
+	if (r)
+		return r;
+	return rewrite ? leave_rewrite(&t->rt, &st, err) : leave_prepare(&t->rt, how, &st, err);
+}
+
+/* The executor goes from each address space, and every thread gets what it had. */
+static int leave_shell(struct dest *d, struct shell *sh, struct cr_err *err)
+{
+	const struct process *p = tree_find_process(d->tree, sh->pid);
+	bool frames = d->opts.launch == MSG_LAUNCH_SIGRETURN;
+	int r = 0;
+
+	if (!frames) /* its registers are written afterwards */
+		r = park_unmap(&sh->threads[0]->rt, err);
+	for (size_t i = 0; i < sh->n_threads && !r; i++)
+		r = leave_thread(d, p, sh->threads[i], false, err);
+	if (!r && frames) { /* the frames lay in the executor's memory: it goes after them */
+		r = park_unmap(&sh->threads[0]->rt, err);
+		if (!r)
+			r = leave_thread(d, p, sh->threads[0], true, err);
+	}
+	return r;
+}
+
+/* From here on the end of this process ends nothing: they stay, frozen, until somebody settles it. */
+static int hold(struct dest *d, struct cr_err *err)
+{
+	int r = cgroup_freeze_start(d->cgroup, err);
+
+	vec_foreach(shp, &d->shells->list)
+		for (size_t i = 0; i < (*shp)->n_threads && !r; i++)
+			if ((*shp)->threads[i]->seized &&
+			    ptrace(PTRACE_SETOPTIONS, (*shp)->threads[i]->tid, 0, PTRACE_O_TRACESYSGOOD))
+				r = cr_err_sys(err, "holding task %d", (*shp)->threads[i]->tid);
+	return r;
+}
+
+int dest_prepare(struct dest *d, struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach(shp, &d->shells->list)
+		if (!r && !(*shp)->zombie)
+			r = leave_shell(d, *shp, err);
+	if (!r)
+		r = hold(d, err);
+	fault_point("dest-held");
+	if (!r)
+		r = dest_journal(d, JOURNAL_PREPARED, err);
+	if (!r)
+		d->state = DEST_PREPARED;
+	return r;
+}
+
+static int detach(struct shell *sh, struct cr_err *err)
+{
+	for (size_t i = 0; i < sh->n_threads; i++)
+		if (sh->threads[i]->seized && ptrace(PTRACE_DETACH, sh->threads[i]->tid, 0, 0))
+			return cr_err_sys(err, "letting task %d go", sh->threads[i]->tid);
+	return 0;
+}
+
+int dest_launch(struct dest *d, struct cr_err *err)
+{
+	int r = dest_journal(d, JOURNAL_COMMIT, err);
+
+	d->state = DEST_COMMITTED;
+	fault_point("dest-commit");
+	if (!r)
+		r = fileset_launch(d->files, d->tree, err);
+	vec_foreach(shp, &d->shells->list)
+		if (!r && !(*shp)->zombie)
+			r = detach(*shp, err);
+	if (!r)
+		r = cgroup_thaw(d->cgroup, err);
+	if (!r)
+		d->state = DEST_RUNNING;
+	return r;
+}

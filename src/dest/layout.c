@@ -1,0 +1,505 @@
+#include "dest/layout.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <linux/prctl.h>
+#include "model/layout.h"
+
+#define ARCH_MAP_VDSO_64 0x2003 /* arch_prctl, 4.8: maps vdso and its data pages at the address given */
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102 /* 6.13 */
+#define MADV_GUARD_REMOVE 103
+#endif
+#ifndef PR_SET_VMA
+#define PR_SET_VMA 0x53564d41
+#define PR_SET_VMA_ANON_NAME 0
+#endif
+
+/* ---- shared objects ---- */
+
+/* A descriptor of shared anonymous memory: the only way to one leads through a mapping of it,
+ * /proc/PID/map_files, proc(5). */
+static int shared_anon_fd(uint64_t size, struct cr_err *err)
+{
+	char path[80];
+	size_t bytes = ALIGN_UP(size, CR_PAGE_SIZE);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
+		       -1, 0);
+
+	if (p == MAP_FAILED)
+		return cr_err_sys(err, "mapping %zu bytes of shared memory", bytes);
+	snprintf(path, sizeof(path), "/proc/self/map_files/%lx-%lx", (unsigned long)p,
+		 (unsigned long)p + bytes);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	int r = fd < 0 ? cr_err_sys(err, "opening %s", path) : fd;
+	munmap(p, bytes);
+	return r;
+}
+
+static int make_object(const struct shared_object *so, struct cr_err *err)
+{
+	if (so->kind == OBJ_SHARED_ANON)
+		return shared_anon_fd(so->size, err);
+	int fd = memfd_create(so->name ? so->name : "", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return cr_err_sys(err, "creating memfd \"%s\"", so->name ? so->name : "");
+	return fd;
+}
+
+int objects_sync(struct objects *o, const struct tree *t, struct cr_err *err)
+{
+	for (size_t i = 0; i < t->n_objects; i++) {
+		const struct shared_object *so = &t->objects[i];
+
+		if (i < o->list.n && (o->list.v[i].ino != so->ino || o->list.v[i].dev != so->dev))
+			return cr_err_set(err, CR_ERR_UNSUPPORTED, EAGAIN,
+					  "shared memory object %zu became another one", i);
+		if (i >= o->list.n) {
+			int fd = make_object(so, err);
+
+			if (fd < 0)
+				return fd;
+			struct object *e = vec_push(&o->list);
+			if (!e) {
+				close(fd);
+				return cr_err_oom(err);
+			}
+			e->fd = fd;
+			e->ino = so->ino;
+			e->dev = so->dev;
+		}
+		if (so->kind == OBJ_MEMFD && ftruncate(o->list.v[i].fd, (off_t)so->size))
+			return cr_err_sys(err, "sizing shared memory object %zu", i);
+	}
+	return 0;
+}
+
+int objects_seal(struct objects *o, const struct tree *t, struct cr_err *err)
+{
+	for (size_t i = 0; i < t->n_objects; i++)
+		if (t->objects[i].kind == OBJ_MEMFD && t->objects[i].seals &&
+		    fcntl(o->list.v[i].fd, F_ADD_SEALS, t->objects[i].seals))
+			return cr_err_sys(err, "sealing memfd \"%s\"", t->objects[i].name);
+	return 0;
+}
+
+void objects_done(struct objects *o)
+{
+	vec_foreach(e, &o->list)
+		close_fdp(&e->fd);
+	vec_done(&o->list);
+}
+
+/* ---- one address space ---- */
+
+static bool same_name(const struct vma *a, const struct vma *b)
+{
+	return (!a->name || !b->name) ? a->name == b->name : !strcmp(a->name, b->name);
+}
+
+static bool same_vma(const struct vma *a, const struct vma *b)
+{
+	return a->start == b->start && a->end == b->end && a->prot == b->prot &&
+	       a->flags == b->flags && vma_same_backing(a, b) && same_name(a, b);
+}
+
+bool layout_differs(const struct shell *sh, const struct process *p)
+{
+	if (sh->n_vmas != p->mm.n_vmas || sh->n_guards != p->mm.n_guards)
+		return true;
+	if (sh->n_guards && memcmp(sh->guards, p->mm.guards, sh->n_guards * sizeof(*sh->guards)))
+		return true;
+	for (size_t i = 0; i < sh->n_vmas; i++)
+		if (!same_vma(&sh->vmas[i], &p->mm.vmas[i]))
+			return true;
+	return false;
+}
+
+static bool is_ours(const struct vma *v)
+{
+	return v->kind != VMA_VDSO && v->kind != VMA_VSYSCALL;
+}
+
+struct mapper {
+	struct rtask *rt;
+	const struct tree *t;
+	const struct objects *objects;
+	int pidfd_slot;
+	int fd;		/* open in the shell, -1 if none */
+	const struct vma *fd_of;
+	struct cr_err *err;
+};
+
+static int close_backing(struct mapper *m)
+{
+	if (m->fd >= 0)
+		rqueue(m->rt, "close", SYS_close, m->fd);
+	m->fd = -1;
+	m->fd_of = NULL;
+	return 0;
+}
+
+static int remote_open(struct mapper *m, const char *path, int flags)
+{
+	uint64_t va;
+
+	if (rtask_run(m->rt, m->err))
+		return -m->err->code;
+	rtask_scratch_reset(m->rt);
+	if (!rtask_scratch_copy(m->rt, path, strlen(path) + 1, &va))
+		return cr_err_set(m->err, CR_ERR_INPUT, ENAMETOOLONG, "path too long: %s", path);
+	long fd = rcall_now(m->rt, SYS_openat, AT_FDCWD, va, flags | O_CLOEXEC);
+	rtask_scratch_reset(m->rt);
+	if (fd < 0)
+		return cr_err_set(m->err, CR_ERR_IO, (int)-fd, "opening %s for a mapping: %s", path,
+				  strerror((int)-fd));
+	return (int)fd;
+}
+
+/* A descriptor in the shell for what v maps; the last one is kept, mappings of a file are neighbours. */
+static int open_backing(struct mapper *m, const struct vma *v)
+{
+	if (m->fd_of && m->fd_of->kind == v->kind && m->fd_of->file == v->file &&
+	    m->fd_of->object == v->object)
+		return 0;
+	close_backing(m);
+	if (v->object != UINT32_MAX) {
+		if (rtask_run(m->rt, m->err))
+			return -m->err->code;
+		long fd = rcall_now(m->rt, SYS_pidfd_getfd, m->pidfd_slot,
+				    m->objects->list.v[v->object].fd, 0);
+		if (fd < 0)
+			return cr_err_set(m->err, CR_ERR_KERNEL, (int)-fd,
+					  "fetching a shared memory object: %s", strerror((int)-fd));
+		m->fd = (int)fd;
+	} else {
+		const struct mapped_file *f = &m->t->mapped_files[v->file];
+		bool rw = v->kind == VMA_FILE_SHARED && f->writable;
+		int fd = remote_open(m, f->path, rw ? O_RDWR : O_RDONLY);
+
+		if (fd < 0)
+			return fd;
+		m->fd = fd;
+	}
+	m->fd_of = v;
+	return 0;
+}
+
+static void advise(struct mapper *m, const struct vma *v, uint64_t start, uint64_t end,
+		   uint32_t had)
+{
+	static const struct {
+		uint32_t flag;
+		int on, off;
+	} advice[] = {
+		{VMA_F_DONTFORK, MADV_DONTFORK, MADV_DOFORK},
+		{VMA_F_DONTDUMP, MADV_DONTDUMP, MADV_DODUMP},
+		{VMA_F_MERGEABLE, MADV_MERGEABLE, MADV_UNMERGEABLE},
+		{VMA_F_WIPEONFORK, MADV_WIPEONFORK, MADV_KEEPONFORK},
+		{VMA_F_SEQ, MADV_SEQUENTIAL, MADV_NORMAL},
+		{VMA_F_RAND, MADV_RANDOM, MADV_NORMAL},
+		{VMA_F_HUGEPAGE, MADV_HUGEPAGE, 0},
+		{VMA_F_NOHUGEPAGE, MADV_NOHUGEPAGE, 0},
+	};
+	for (size_t i = 0; i < ARRAY_SIZE(advice); i++) {
+		bool want = v->flags & advice[i].flag;
+
+		if (want == !!(had & advice[i].flag))
+			continue;
+		int adv = want ? advice[i].on : advice[i].off;
+		if (adv || want)
+			rqueue(m->rt, want ? "madvise" : NULL, SYS_madvise, start, end - start, adv);
+	}
+	if ((v->flags ^ had) & VMA_F_LOCKED)
+		rqueue(m->rt, "mlock", v->flags & VMA_F_LOCKED ? SYS_mlock2 : SYS_munlock, start,
+		       end - start, 0);
+}
+
+static int set_name(struct mapper *m, const struct vma *v)
+{
+	uint64_t va;
+	const char *name = v->name;
+
+	/* "[anon:name]" or "[anon_shmem:name]" is what PR_SET_VMA_ANON_NAME (5.17) has set */
+	if (!name || (strncmp(name, "[anon:", 6) && strncmp(name, "[anon_shmem:", 12)))
+		return 0;
+	const char *start = strchr(name, ':') + 1;
+	size_t len = strlen(start);
+	if (rtask_scratch_room(m->rt) < 256) {
+		if (rtask_run(m->rt, m->err))
+			return -m->err->code;
+		rtask_scratch_reset(m->rt);
+	}
+	char *p = rtask_scratch_copy(m->rt, start, len + 1, &va);
+	if (!p)
+		return cr_err_set(m->err, CR_ERR_BUG, ENOSPC, "no scratch memory for a name");
+	p[len - 1] = 0; /* the closing bracket */
+	rqueue(m->rt, "prctl(PR_SET_VMA_ANON_NAME)", SYS_prctl, PR_SET_VMA, PR_SET_VMA_ANON_NAME,
+	       v->start, v->end - v->start, va);
+	return 0;
+}
+
+/* Map [start, end) of v anew. */
+static int map_range(struct mapper *m, const struct vma *v, uint64_t start, uint64_t end)
+{
+	int flags = MAP_FIXED, fd = -1;
+	uint64_t offset = 0;
+
+	if (v->kind == VMA_ANON) {
+		flags |= MAP_PRIVATE | MAP_ANONYMOUS;
+		if (v->flags & VMA_F_GROWSDOWN)
+			flags |= MAP_GROWSDOWN;
+	} else {
+		int r = open_backing(m, v);
+
+		if (r)
+			return r;
+		flags |= v->kind == VMA_FILE_PRIVATE ? MAP_PRIVATE : MAP_SHARED;
+		fd = m->fd;
+		offset = v->offset + (start - v->start);
+	}
+	if (v->flags & VMA_F_NORESERVE)
+		flags |= MAP_NORESERVE;
+	rqueue(m->rt, "mmap", SYS_mmap, start, end - start, v->prot, flags, fd, offset);
+	advise(m, v, start, end, 0);
+	return 0;
+}
+
+/* The part [start, end) of v that was mapped as old: attributes only. */
+static void keep_range(struct mapper *m, const struct vma *v, const struct vma *old, uint64_t start,
+		       uint64_t end)
+{
+	if (v->prot != old->prot)
+		rqueue(m->rt, "mprotect", SYS_mprotect, start, end - start, v->prot);
+	advise(m, v, start, end, old->flags);
+}
+
+static int sync_vma(struct mapper *m, const struct shell *sh, size_t *k, const struct vma *v)
+{
+	uint64_t at = v->start;
+	int r = 0;
+
+	while (*k < sh->n_vmas && sh->vmas[*k].end <= at)
+		(*k)++;
+	for (size_t i = *k; at < v->end && !r; i++) {
+		const struct vma *old = i < sh->n_vmas ? &sh->vmas[i] : NULL;
+
+		if (!old || old->start >= v->end)
+			return map_range(m, v, at, v->end);
+		if (!is_ours(old) || !vma_same_backing(old, v)) {
+			if (old->end >= v->end)
+				return map_range(m, v, at, v->end);
+			r = map_range(m, v, at, old->end);
+			at = old->end;
+			continue;
+		}
+		if (old->start > at)
+			r = map_range(m, v, at, old->start);
+		if (old->start > at)
+			at = old->start;
+		uint64_t end = old->end < v->end ? old->end : v->end;
+		keep_range(m, v, old, at, end);
+		at = end;
+	}
+	return r;
+}
+
+/* Unmap what no new mapping covers. */
+static void unmap_gone(struct mapper *m, const struct shell *sh, const struct mm *mm)
+{
+	size_t k = 0;
+
+	for (size_t i = 0; i < sh->n_vmas; i++) {
+		const struct vma *old = &sh->vmas[i];
+		uint64_t at = old->start;
+
+		if (!is_ours(old))
+			continue;
+		while (k < mm->n_vmas && mm->vmas[k].end <= at)
+			k++;
+		for (size_t j = k; at < old->end; j++) {
+			uint64_t next = j < mm->n_vmas ? mm->vmas[j].start : UINT64_MAX;
+			uint64_t end = next < old->end ? next : old->end;
+
+			if (end > at)
+				rqueue(m->rt, "munmap", SYS_munmap, at, end - at);
+			if (next >= old->end)
+				break;
+			at = mm->vmas[j].end > at ? mm->vmas[j].end : at;
+		}
+	}
+}
+
+static void sync_guards(struct mapper *m, const struct shell *sh, const struct mm *mm)
+{
+	for (size_t i = 0; i < sh->n_guards; i++) /* the mapping may be gone: then so are they */
+		rqueue(m->rt, NULL, SYS_madvise, sh->guards[i].start,
+		       sh->guards[i].end - sh->guards[i].start, MADV_GUARD_REMOVE);
+	for (size_t i = 0; i < mm->n_guards; i++)
+		rqueue(m->rt, "madvise(MADV_GUARD_INSTALL)", SYS_madvise, mm->guards[i].start,
+		       mm->guards[i].end - mm->guards[i].start, MADV_GUARD_INSTALL);
+}
+
+static bool guards_differ(const struct shell *sh, const struct mm *mm)
+{
+	return sh->n_guards != mm->n_guards ||
+	       (mm->n_guards &&
+		memcmp(sh->guards, mm->guards, mm->n_guards * sizeof(*mm->guards)));
+}
+
+int layout_adopt(struct shell *sh, const struct process *p, struct cr_err *err)
+{
+	const struct mm *mm = &p->mm;
+	struct vma *v = calloc(mm->n_vmas ? mm->n_vmas : 1, sizeof(*v));
+	struct addr_range *g = calloc(mm->n_guards ? mm->n_guards : 1, sizeof(*g));
+
+	if (!v || !g) {
+		free(v);
+		free(g);
+		return cr_err_oom(err);
+	}
+	memcpy(v, mm->vmas, mm->n_vmas * sizeof(*v));
+	if (mm->n_guards)
+		memcpy(g, mm->guards, mm->n_guards * sizeof(*g));
+	free(sh->vmas);
+	free(sh->guards);
+	sh->vmas = v;
+	sh->n_vmas = mm->n_vmas;
+	sh->guards = g;
+	sh->n_guards = mm->n_guards;
+	return 0;
+}
+
+int layout_sync(struct shell *sh, const struct tree *t, const struct process *p,
+		const struct objects *o, struct cr_err *err)
+{
+	struct mapper m = {.rt = shell_leader(sh), .t = t, .objects = o, .fd = -1, .err = err,
+			   .pidfd_slot = sh->pidfd_slot};
+	size_t k = 0, named = 0;
+	int r = 0;
+
+	/* unmapping first: a mapping may have moved to where another was */
+	unmap_gone(&m, sh, &p->mm);
+	for (size_t i = 0; i < p->mm.n_vmas && !r; i++)
+		if (is_ours(&p->mm.vmas[i]))
+			r = sync_vma(&m, sh, &k, &p->mm.vmas[i]);
+	for (size_t i = 0; i < p->mm.n_vmas && !r; i++) {
+		const struct vma *v = &p->mm.vmas[i];
+
+		while (named < sh->n_vmas && sh->vmas[named].end <= v->start)
+			named++;
+		if (named >= sh->n_vmas || !same_vma(&sh->vmas[named], v))
+			r = set_name(&m, v);
+	}
+	if (!r && guards_differ(sh, &p->mm))
+		sync_guards(&m, sh, &p->mm);
+	if (!r)
+		close_backing(&m);
+	if (!r)
+		r = rtask_run(m.rt, err);
+	rtask_scratch_reset(m.rt);
+	if (r) {
+		err->pid = sh->pid;
+		return cr_err_ctx(err, "mirroring the memory layout of %d", sh->pid);
+	}
+	return layout_adopt(sh, p, err);
+}
+
+int layout_unmap_object(struct shell *sh, uint32_t object, bool *ret_any, struct cr_err *err)
+{
+	for (size_t i = 0; i < sh->n_vmas; i++) {
+		struct vma *v = &sh->vmas[i];
+
+		if (v->object != object)
+			continue;
+		rqueue(shell_leader(sh), "munmap", SYS_munmap, v->start, v->end - v->start);
+		/* no mapping compares equal to this: it is made anew */
+		v->kind = VMA_VSYSCALL;
+		*ret_any = true;
+	}
+	return rtask_run(shell_leader(sh), err);
+}
+
+/* ---- PR_SET_MM_MAP ---- */
+
+static struct prctl_mm_map mm_fields(const struct mm *mm, uint64_t auxv_va, uint32_t exe_fd)
+{
+	return (struct prctl_mm_map){
+		.start_code = mm->start_code,
+		.end_code = mm->end_code,
+		.start_data = mm->start_data,
+		.end_data = mm->end_data,
+		.start_brk = mm->start_brk,
+		.brk = mm->brk,
+		.start_stack = mm->start_stack,
+		.arg_start = mm->arg_start,
+		.arg_end = mm->arg_end,
+		.env_start = mm->env_start,
+		.env_end = mm->env_end,
+		.auxv = (void *)auxv_va,
+		.auxv_size = auxv_va ? (uint32_t)mm->auxv_len : 0,
+		.exe_fd = exe_fd,
+	};
+}
+
+/* prctl(2) PR_SET_MM_MAP, 3.18; needs no CAP_SYS_RESOURCE. exe_fd is EBUSY once the current exe is mapped. */
+static int set_mm(struct rtask *rt, const struct mm *mm, int exe_fd, struct cr_err *err)
+{
+	uint64_t auxv_va = 0, map_va;
+
+	rtask_scratch_reset(rt);
+	if (mm->auxv_len && !rtask_scratch_copy(rt, mm->auxv, mm->auxv_len, &auxv_va))
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "auxiliary vector of %zu bytes", mm->auxv_len);
+	struct prctl_mm_map map = mm_fields(mm, auxv_va, (uint32_t)exe_fd);
+	if (!rtask_scratch_copy(rt, &map, sizeof(map), &map_va))
+		return cr_err_set(err, CR_ERR_BUG, ENOSPC, "no scratch memory");
+	rqueue(rt, "prctl(PR_SET_MM_MAP)", SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, map_va, sizeof(map), 0);
+	int r = rtask_run(rt, err);
+	rtask_scratch_reset(rt);
+	return r;
+}
+
+int layout_set_mm_fields(struct shell *sh, const struct process *p, struct cr_err *err)
+{
+	return set_mm(shell_leader(sh), &p->mm, -1, err);
+}
+
+static const struct vma *vdso_start(const struct mm *mm)
+{
+	for (size_t i = 0; i < mm->n_vmas; i++)
+		if (mm->vmas[i].kind == VMA_VDSO)
+			return &mm->vmas[i]; /* data pages come first */
+	return NULL;
+}
+
+int layout_init(struct shells *s, struct shell *sh, const struct tree *t, const struct process *p,
+		struct cr_err *err)
+{
+	struct mapper m = {.rt = shell_leader(sh), .t = t, .fd = -1, .err = err,
+			   .pidfd_slot = sh->pidfd_slot};
+	const struct vma *vdso = vdso_start(&p->mm);
+	int r;
+
+	/* a child forked from a shell that had its mappings already: away with them */
+	rqueue(m.rt, "munmap", SYS_munmap, 0, s->hole_start);
+	rqueue(m.rt, "munmap", SYS_munmap, s->hole_end, 0x7ffffffff000ull - s->hole_end);
+	if (vdso)
+		rqueue(m.rt, "arch_prctl(ARCH_MAP_VDSO_64)", SYS_arch_prctl, ARCH_MAP_VDSO_64,
+		       vdso->start);
+	r = rtask_run(m.rt, err);
+	int fd = r ? -1 : remote_open(&m, t->mapped_files[p->mm.exe_file].path, O_RDONLY);
+	if (!r && fd < 0)
+		r = fd;
+	if (!r)
+		r = set_mm(m.rt, &p->mm, fd, err);
+	if (fd >= 0) {
+		rqueue(m.rt, "close", SYS_close, fd);
+		if (!r)
+			r = rtask_run(m.rt, err);
+	}
+	return r ? cr_err_ctx(err, "preparing the address space of %d", sh->pid) : 0;
+}

@@ -1,0 +1,81 @@
+#include "kernel/pagemap.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+
+/* The ABI of linux/fs.h since 6.7; older headers lack it. */
+struct pm_scan_abi {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define PAGEMAP_SCAN_ _IOWR('f', 16, struct pm_scan_abi)
+enum { SCAN_WP_MATCHING = 1 };
+
+enum { EXTENTS = 4096 };
+
+int pagemap_open(pid_t pid, struct cr_err *err)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? cr_err_sys(err, "opening %s", path) : fd;
+}
+
+ssize_t pagemap_scan(int fd, const struct pagemap_query *q, uint64_t *at, struct page_extent *v,
+		     size_t n, struct cr_err *err)
+{
+	struct pm_scan_abi a = {
+		.size = sizeof(a),
+		.flags = q->protect ? SCAN_WP_MATCHING : 0,
+		.start = *at,
+		.end = q->end,
+		.vec = (uint64_t)(uintptr_t)v,
+		.vec_len = n,
+		.category_inverted = q->inverted,
+		.category_mask = q->mask,
+		.category_anyof_mask = q->anyof,
+		.return_mask = q->ret,
+	};
+	int r = ioctl(fd, PAGEMAP_SCAN_, &a);
+
+	if (r < 0)
+		return cr_err_sys(err, "scanning page tables");
+	*at = a.walk_end;
+	return r;
+}
+
+int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg, struct cr_err *err)
+{
+	_cleanup_free_ struct page_extent *v = malloc(EXTENTS * sizeof(*v));
+	uint64_t at = q->start;
+
+	if (!v)
+		return cr_err_oom(err);
+	while (at < q->end) {
+		uint64_t before = at;
+		ssize_t n = pagemap_scan(fd, q, &at, v, EXTENTS, err);
+
+		if (n < 0)
+			return (int)n;
+		for (ssize_t i = 0; i < n; i++) {
+			int r = fn(&v[i], arg, err);
+
+			if (r)
+				return r;
+		}
+		if (at <= before)
+			return cr_err_set(err, CR_ERR_KERNEL, EPROTO, "a page-table scan does not go on");
+	}
+	return 0;
+}
+
+int pagemap_entry(int fd, uint64_t va, uint64_t *ret, struct cr_err *err)
+{
+	ssize_t n = pread(fd, ret, sizeof(*ret), (off_t)(va / CR_PAGE_SIZE * sizeof(*ret)));
+
+	if (n == 0)
+		return cr_err_set(err, CR_ERR_KERNEL, ESRCH, "the address space is gone");
+	return n == sizeof(*ret) ? 0 : cr_err_sys(err, "reading a pagemap entry");
+}

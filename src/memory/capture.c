@@ -1,0 +1,452 @@
+#include "memory/capture.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <xxhash.h>
+#include "kernel/procfs.h"
+#include "model/layout.h"
+
+#define DELETED " (deleted)"
+
+void object_fds_done(struct object_fds *o)
+{
+	vec_foreach(fd, &o->list)
+		close_fdp(fd);
+	vec_done(&o->list);
+}
+
+static bool starts_with(const char *s, const char *prefix)
+{
+	return !strncmp(s, prefix, strlen(prefix));
+}
+
+static bool ends_with(const char *s, const char *suffix)
+{
+	size_t n = strlen(s), m = strlen(suffix);
+
+	return n >= m && !strcmp(s + n - m, suffix);
+}
+
+/* ---- arrays of the tree that grow ---- */
+
+static void *grow(struct arena *a, const void *old, size_t n, size_t elem)
+{
+	/* doubling, by copies: the arena frees all at once */
+	if (n && (n & (n - 1)))
+		return (void *)old;
+	void *p = arena_alloc(a, elem * (n ? 2 * n : 1));
+	if (p && n)
+		memcpy(p, old, n * elem);
+	return p;
+}
+
+/* Indices stay valid over captures: the new tree starts with what the old one had. */
+static int inherit(struct capture *c, struct cr_err *err)
+{
+	struct tree *t = c->tree;
+
+	if (!c->prev)
+		return 0;
+	for (size_t i = 0; i < c->prev->n_mapped_files; i++) {
+		t->mapped_files = grow(t->arena, t->mapped_files, i, sizeof(*t->mapped_files));
+		if (!t->mapped_files)
+			return cr_err_oom(err);
+		t->mapped_files[i] = c->prev->mapped_files[i];
+		t->mapped_files[i].path = arena_strdup(t->arena, c->prev->mapped_files[i].path);
+		t->n_mapped_files++;
+	}
+	for (size_t i = 0; i < c->prev->n_objects; i++) {
+		t->objects = grow(t->arena, t->objects, i, sizeof(*t->objects));
+		if (!t->objects)
+			return cr_err_oom(err);
+		t->objects[i] = c->prev->objects[i];
+		t->objects[i].name = arena_strdup(t->arena, c->prev->objects[i].name);
+		t->n_objects++;
+	}
+	return 0;
+}
+
+/* ---- mapped files ---- */
+
+static void map_label(char *buf, size_t n, const struct proc_map *m)
+{
+	snprintf(buf, n, "mapping %llx-%llx (%.120s)", (unsigned long long)m->start,
+		 (unsigned long long)m->end, m->name);
+}
+
+/* The entry of map_files says by its mode how the file was opened, proc(5). */
+static bool opened_for_writing(pid_t pid, const struct proc_map *m)
+{
+	char path[96];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", pid, (unsigned long long)m->start,
+		 (unsigned long long)m->end);
+	return !lstat(path, &st) && (st.st_mode & S_IWUSR);
+}
+
+static int add_mapped_file(struct capture *c, const char *path, uint64_t dev, uint64_t ino,
+			   uint32_t *ret, struct cr_err *err)
+{
+	struct tree *t = c->tree;
+	struct stat st;
+
+	for (size_t i = 0; i < t->n_mapped_files; i++) {
+		if (t->mapped_files[i].ino == ino && t->mapped_files[i].dev == dev &&
+		    !strcmp(t->mapped_files[i].path, path)) {
+			*ret = (uint32_t)i;
+			return 0;
+		}
+	}
+	/* the same file needs to be what the path leads to now */
+	if (stat(path, &st) || (ino && st.st_ino != ino) || !S_ISREG(st.st_mode))
+		return -ENOENT;
+	t->mapped_files = grow(t->arena, t->mapped_files, t->n_mapped_files, sizeof(*t->mapped_files));
+	char *copy = arena_strdup(t->arena, path);
+	if (!t->mapped_files || !copy)
+		return cr_err_oom(err);
+	*ret = (uint32_t)t->n_mapped_files;
+	t->mapped_files[t->n_mapped_files++] = (struct mapped_file){
+		.path = copy,
+		.size = (uint64_t)st.st_size,
+		.ino = ino ? ino : st.st_ino,
+		.dev = dev,
+		.mtime_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000ull + (uint64_t)st.st_mtim.tv_nsec,
+	};
+	return 0;
+}
+
+/* ---- shared objects ---- */
+
+static int open_map_file(pid_t pid, const struct proc_map *m)
+{
+	char path[96];
+
+	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", pid, (unsigned long long)m->start,
+		 (unsigned long long)m->end);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	return fd >= 0 ? fd : open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static int refresh_object(struct shared_object *so, int fd, struct cr_err *err)
+{
+	struct stat st;
+
+	if (fstat(fd, &st))
+		return cr_err_sys(err, "looking at a shared memory object");
+	so->size = (uint64_t)st.st_size;
+	int seals = so->kind == OBJ_MEMFD ? fcntl(fd, F_GET_SEALS) : 0;
+	so->seals = seals > 0 ? (uint32_t)seals : 0;
+	return 0;
+}
+
+static int find_object(const struct tree *t, uint64_t dev, uint64_t ino)
+{
+	for (size_t i = 0; i < t->n_objects; i++)
+		if (t->objects[i].ino == ino && t->objects[i].dev == dev)
+			return (int)i;
+	return -1;
+}
+
+static int add_object(struct capture *c, struct object_fds *o, pid_t pid, const struct proc_map *m,
+		      uint32_t *ret, struct cr_err *err)
+{
+	struct tree *t = c->tree;
+	int i = find_object(t, m->dev, m->ino);
+
+	if (i < 0) {
+		int fd = open_map_file(pid, m);
+		int *slot = fd < 0 ? NULL : vec_push(&o->list);
+
+		if (fd < 0)
+			return c->exact ? cr_err_sys(err, "opening shared memory of %d", pid) : -EAGAIN;
+		if (!slot) {
+			close(fd);
+			return cr_err_oom(err);
+		}
+		*slot = fd;
+		t->objects = grow(t->arena, t->objects, t->n_objects, sizeof(*t->objects));
+		if (!t->objects)
+			return cr_err_oom(err);
+		i = (int)t->n_objects++;
+		bool memfd = starts_with(m->name, "/memfd:");
+		t->objects[i] = (struct shared_object){
+			.kind = memfd ? OBJ_MEMFD : OBJ_SHARED_ANON, .ino = m->ino, .dev = m->dev};
+		if (memfd) {
+			char *name = arena_strdup(t->arena, m->name + strlen("/memfd:"));
+
+			if (!name)
+				return cr_err_oom(err);
+			if (ends_with(name, DELETED))
+				name[strlen(name) - strlen(DELETED)] = 0;
+			t->objects[i].name = name;
+		}
+	}
+	*ret = (uint32_t)i;
+	return refresh_object(&t->objects[i], o->list.v[i], err);
+}
+
+int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_err *err)
+{
+	struct tree *t = c->tree;
+
+	for (size_t i = o->list.n; i < t->n_objects; i++) {
+		int fd = -1;
+
+		for (size_t k = 0; k < t->n_procs && fd < 0; k++)
+			for (size_t j = 0; j < t->procs[k].n_fds && fd < 0; j++) {
+				const struct fd_entry *e = &t->procs[k].fds[j];
+
+				if (t->files[e->file].kind == FILE_MEMFD &&
+				    t->files[e->file].object == i)
+					fd = (int)syscall(SYS_pidfd_getfd, c->procs[k].pidfd, e->fd, 0);
+			}
+		if (fd < 0)
+			return cr_err_set(err, CR_ERR_KERNEL, ESTALE, "a memfd went away meanwhile");
+		int *slot = vec_push(&o->list);
+		if (!slot) {
+			close(fd);
+			return cr_err_oom(err);
+		}
+		*slot = fd;
+	}
+	for (size_t i = 0; i < t->n_objects; i++) {
+		int r = refresh_object(&t->objects[i], o->list.v[i], err);
+
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+/* ---- mappings ---- */
+
+static bool is_special_anon(const char *name)
+{
+	return !*name || !strcmp(name, "[heap]") || starts_with(name, "[stack") ||
+	       starts_with(name, "[anon:");
+}
+
+/* What kind it is, or why it cannot move. */
+static const char *classify(const struct proc_map *m, struct vma *v)
+{
+	const char *n = m->name;
+
+	if (!strcmp(n, "[vsyscall]")) {
+		v->kind = VMA_VSYSCALL;
+	} else if (!strcmp(n, "[vdso]") || starts_with(n, "[vvar")) {
+		v->kind = VMA_VDSO;
+	} else if (m->shared && (starts_with(n, "/memfd:") || starts_with(n, "/dev/zero" DELETED) ||
+				 starts_with(n, "[anon_shmem:"))) {
+		v->kind = VMA_SHARED_OBJ;
+	} else if (!m->shared && !m->ino && is_special_anon(n)) {
+		v->kind = VMA_ANON;
+	} else if (starts_with(n, "/memfd:")) {
+		v->kind = VMA_FILE_PRIVATE; /* of an object: its own pages over the object's */
+	} else if (starts_with(n, "/SYSV")) {
+		return "System V shared memory: not supported";
+	} else if (starts_with(n, "/anon_hugepage")) {
+		return "huge pages: not supported";
+	} else if (starts_with(n, "/[aio]")) {
+		return "kernel AIO context: not supported; io_destroy it first";
+	} else if (starts_with(n, "anon_inode:") || *n == '[' || starts_with(n, "socket:")) {
+		return "a mapping of this kind is not supported";
+	} else if (ends_with(n, DELETED)) {
+		return "mapped file was deleted or replaced: not supported; restart the program that "
+		       "was upgraded";
+	} else if (*n == '/') {
+		v->kind = m->shared ? VMA_FILE_SHARED : VMA_FILE_PRIVATE;
+	} else {
+		return "unknown mapping: not supported";
+	}
+	return NULL;
+}
+
+/* 1: left out (refused). */
+static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const struct proc_map *m,
+		    struct vma *v, struct cr_err *err)
+{
+	char label[200];
+	int r = 0;
+
+	*v = (struct vma){.start = m->start, .end = m->end, .offset = m->offset, .prot = m->prot,
+			  .flags = m->vmflags, .ino = m->ino, .dev = m->dev, .file = UINT32_MAX,
+			  .object = UINT32_MAX};
+	map_label(label, sizeof(label), m);
+	const char *why = classify(m, v);
+	if (why) {
+		refuse(c->refused, pid, label, "%s", why);
+		return 1;
+	}
+	if (*m->name == '[') {
+		v->name = arena_strdup(c->tree->arena, m->name);
+		if (!v->name)
+			return cr_err_oom(err);
+	}
+	if (v->kind == VMA_SHARED_OBJ || starts_with(m->name, "/memfd:"))
+		r = add_object(c, o, pid, m, &v->object, err);
+	else if (v->kind == VMA_FILE_PRIVATE || v->kind == VMA_FILE_SHARED) {
+		r = add_mapped_file(c, m->name, m->dev, m->ino, &v->file, err);
+		if (r == -ENOENT) {
+			refuse(c->refused, pid, label, "the path leads to another file now: not supported");
+			return 1;
+		}
+		if (!r && m->shared && opened_for_writing(pid, m))
+			c->tree->mapped_files[v->file].writable = true;
+	}
+	return r;
+}
+
+/* VmFlags are only in smaps, which walks the pages: read where the mappings have changed. */
+static int read_maps(pid_t pid, char **text, struct proc_maps *maps, struct cr_err *err)
+{
+	_cleanup_free_ char *smaps = NULL;
+
+	(void)text;
+	ssize_t n = proc_read(pid, "smaps", &smaps, err);
+	return n < 0 ? (int)n : proc_smaps_parse(smaps, maps, err);
+}
+
+static int fill_vmas(struct capture *c, struct object_fds *o, struct process *p, struct cr_err *err)
+{
+	struct proc_maps maps = {0};
+	int r = read_maps(p->pid, NULL, &maps, err);
+
+	if (r)
+		return r;
+	p->mm.vmas = arena_array(c->tree->arena, struct vma, maps.list.n + 1);
+	if (!p->mm.vmas)
+		r = cr_err_oom(err);
+	for (size_t i = 0; i < maps.list.n && r >= 0; i++) {
+		r = fill_vma(c, o, p->pid, &maps.list.v[i], &p->mm.vmas[p->mm.n_vmas], err);
+		if (r == 0)
+			p->mm.n_vmas++;
+	}
+	proc_maps_done(&maps);
+	return r < 0 ? r : 0;
+}
+
+/* Nothing has changed since: the new tree's copy of what the old one says. */
+static int copy_vmas(struct capture *c, struct process *p, const struct mm *old, struct cr_err *err)
+{
+	p->mm.vmas = arena_memdup(c->tree->arena, old->vmas, old->n_vmas * sizeof(*old->vmas));
+	p->mm.n_vmas = old->n_vmas;
+	if (!p->mm.vmas)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < p->mm.n_vmas; i++) {
+		p->mm.vmas[i].name = arena_strdup(c->tree->arena, old->vmas[i].name);
+		if (old->vmas[i].name && !p->mm.vmas[i].name)
+			return cr_err_oom(err);
+	}
+	return 0;
+}
+
+static int fill_fields(struct capture *c, struct process *p, const struct mm *old, struct cr_err *err)
+{
+	struct proc_stat st;
+	_cleanup_free_ char *auxv = NULL, *exe = NULL;
+	int r = proc_stat_read(p->pid, p->pid, &st, err);
+
+	if (r)
+		return r;
+	p->mm.start_code = st.start_code;
+	p->mm.end_code = st.end_code;
+	p->mm.start_data = st.start_data;
+	p->mm.end_data = st.end_data;
+	p->mm.start_brk = st.start_brk;
+	p->mm.start_stack = st.start_stack;
+	p->mm.arg_start = st.arg_start;
+	p->mm.arg_end = st.arg_end;
+	p->mm.env_start = st.env_start;
+	p->mm.env_end = st.env_end;
+	p->mm.brk = st.start_brk; /* as near as it shows from outside; the task itself tells at a stop */
+	for (size_t i = 0; i < p->mm.n_vmas; i++)
+		if (p->mm.vmas[i].name && !strcmp(p->mm.vmas[i].name, "[heap]"))
+			p->mm.brk = p->mm.vmas[i].end;
+	if (old && c->exact) { /* neither changes but by exec or prctl, which change the mappings too */
+		p->mm.auxv = arena_memdup(c->tree->arena, old->auxv, old->auxv_len);
+		p->mm.auxv_len = old->auxv_len;
+		p->mm.exe_file = old->exe_file;
+		return p->mm.auxv ? 0 : cr_err_oom(err);
+	}
+	ssize_t n = proc_read(p->pid, "auxv", &auxv, err);
+	if (n < 0)
+		return (int)n;
+	p->mm.auxv = arena_memdup(c->tree->arena, auxv, (size_t)n);
+	p->mm.auxv_len = (size_t)n;
+	if (!p->mm.auxv)
+		return cr_err_oom(err);
+	r = proc_readlink(p->pid, "exe", &exe, err);
+	if (r < 0)
+		return r;
+	r = add_mapped_file(c, exe, 0, 0, &p->mm.exe_file, err);
+	if (r == -ENOENT) {
+		refuse(c->refused, p->pid, "executable", "%s was deleted or replaced: not supported", exe);
+		return 0;
+	}
+	return r;
+}
+
+static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct cr_err *err)
+{
+	struct process *p = c->procs[i].p;
+	const struct process *prev = c->procs[i].prev;
+	const struct mm *old = prev && !prev->zombie ? &prev->mm : NULL;
+	_cleanup_free_ char *text = NULL;
+
+	ssize_t n = proc_read(p->pid, "maps", &text, err);
+	if (n < 0)
+		return (int)n;
+	p->mm.layout_digest = XXH3_64bits(text, (size_t)n);
+	bool same = old && old->layout_digest == p->mm.layout_digest;
+	/* attributes do not show in maps: ahead, where there is time, they are always read */
+	int r = same && c->exact ? copy_vmas(c, p, old, err) : fill_vmas(c, o, p, err);
+	if (!r)
+		r = fill_fields(c, p, same ? old : NULL, err);
+	if (old) { /* flags that attributes tell */
+		p->mm.thp_disable = old->thp_disable;
+		p->mm.dumpable = old->dumpable;
+	}
+	return r;
+}
+
+int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err)
+{
+	int r = inherit(c, err);
+
+	for (size_t i = 0; i < c->tree->n_procs && !r; i++) {
+		if (c->tree->procs[i].zombie)
+			continue;
+		r = capture_mm(c, o, i, err);
+		if (r == -EAGAIN && !c->exact)
+			r = 0; /* it changes under our eyes; the next capture sees it again */
+		if (r && !err->pid)
+			err->pid = c->tree->procs[i].pid;
+	}
+	return r;
+}
+
+void memory_check(const struct tree *t, struct refusals *refused)
+{
+	for (size_t i = 0; i < t->n_mapped_files; i++) {
+		const struct mapped_file *f = &t->mapped_files[i];
+		struct stat st;
+
+		if (stat(f->path, &st)) {
+			refuse(refused, 0, f->path, "mapped file is missing at the destination: %s",
+			       strerror(errno));
+			continue;
+		}
+		uint64_t mtime = (uint64_t)st.st_mtim.tv_sec * 1000000000ull + (uint64_t)st.st_mtim.tv_nsec;
+		if (st.st_ino == f->ino && st.st_size >= 0 && f->writable)
+			continue; /* the very same file, written through the mapping: times move */
+		if ((uint64_t)st.st_size != f->size || (mtime != f->mtime_ns && !f->writable))
+			refuse(refused, 0, f->path, "mapped file differs at the destination (size or "
+			       "modification time); install the same version there");
+	}
+}

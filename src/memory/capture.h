@@ -1,0 +1,21 @@
+/* Capture of address spaces: mappings, shared objects, mapped files. The pages are the tracker's. */
+#pragma once
+#include "base/err.h"
+#include "base/vec.h"
+#include "resource/resource.h"
+
+/* Descriptors of the shared memory objects of a tree, same index; kept over all captures. */
+struct object_fds {
+	VEC(int) list;
+};
+void object_fds_done(struct object_fds *o);
+
+/* Fill mm, tree->mapped_files and tree->objects of every process. Before files_capture(). Objects and
+ * files keep their index over captures. With exact set, what cannot be told is an error, else it is
+ * left to the next capture. */
+int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err) must_check;
+/* After files_capture(): descriptors for the memfds that it has added. */
+int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_err *err) must_check;
+
+/* Destination preflight: mapped files are there and the same. */
+void memory_check(const struct tree *t, struct refusals *refused);

@@ -1,0 +1,36 @@
+/* Tracks the writes to one address space and sends what changed.
+ *
+ * Rounds run beside the task: registered mappings are scanned and write-protected again in one step,
+ * then read; what is written meanwhile shows in the next round. The last round runs at the stop and
+ * protects nothing. Rules and traps: docs in src/ARCHITECTURE.md, "Tracking". */
+#pragma once
+#include "base/err.h"
+#include "base/vec.h"
+#include "memory/reader.h"
+#include "model/tree.h"
+
+struct tracker {
+	pid_t pid;
+	uint32_t target;
+	int uffd;	/* of the task's mm; -1: not tracked, every round sends all */
+	int pagemap, mem;
+	bool always_full; /* direct I/O: writes by devices are not seen; the last round compares all */
+	bool shares_cow;  /* pages may be shared with a relative: reading must not break that */
+	struct sentmap sent;
+	struct vma *vmas; /* as of the last round, names not kept */
+	size_t n_vmas;
+	VEC(struct addr_range) guards; /* as the last scan saw them */
+	VEC(uint64_t) retry;	       /* pages that could not be read while the task ran */
+	uint64_t rounds;
+	uint64_t pages_written; /* in the last round, as the kernel reported them */
+};
+
+/* Opens what is needed. uffd: the task's, becomes the tracker's; -1 for none. */
+int tracker_init(struct tracker *t, pid_t pid, uint32_t target, int uffd, size_t *digest_budget,
+		 struct cr_err *err) must_check;
+void tracker_done(struct tracker *t); /* closing the uffd releases every mapping */
+
+/* One round. mm: the layout that the destination has been given; pages outside it wait. Reading and
+ * sending go through r; the caller flushes. */
+int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool final,
+		  struct cr_err *err) must_check;

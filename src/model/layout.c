@@ -1,0 +1,44 @@
+#include "model/layout.h"
+
+bool vma_same_backing(const struct vma *a, const struct vma *b)
+{
+	if (a->kind != b->kind || a->ino != b->ino || a->dev != b->dev)
+		return false;
+	if ((a->flags ^ b->flags) & (VMA_F_GROWSDOWN | VMA_F_NORESERVE))
+		return false;
+	return a->kind == VMA_ANON || a->offset - a->start == b->offset - b->start;
+}
+
+size_t layout_lower(const struct vma *v, size_t n, uint64_t va)
+{
+	size_t lo = 0, hi = n;
+
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+
+		if (v[mid].end <= va)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+const struct vma *layout_find(const struct vma *v, size_t n, uint64_t va)
+{
+	size_t i = layout_lower(v, n, va);
+
+	return i < n && v[i].start <= va ? &v[i] : NULL;
+}
+
+bool layout_kept(const struct vma *old, size_t n_old, const struct vma *v)
+{
+	uint64_t at = v->start;
+
+	for (size_t i = layout_lower(old, n_old, at); at < v->end; i++) {
+		if (i >= n_old || old[i].start > at || !vma_same_backing(&old[i], v))
+			return false;
+		at = old[i].end;
+	}
+	return true;
+}

@@ -1,0 +1,311 @@
+#include "source/source.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include "base/clock.h"
+#include "memory/digest.h"
+#include "base/fault.h"
+
+enum { COMMIT_TIMEOUT_MS = 30000, SWITCH_PRIORITY = 40 };
+
+int source_journal(struct source *s, enum journal_state state, struct cr_err *err)
+{
+	s->journal.state = state;
+	s->journal.pids.n = 0;
+	vec_foreach(spp, &s->procs) {
+		struct journal_pid *p = vec_push(&s->journal.pids);
+
+		if (!p)
+			return cr_err_oom(err);
+		*p = (struct journal_pid){(*spp)->pid, (*spp)->starttime};
+	}
+	return journal_write(s->env->state_dir, &s->journal, err);
+}
+
+/* ---- the last of the memory ---- */
+
+/* A process that was forked since the rounds has no tracker: all its pages go now. */
+static int track_newcomers(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	for (size_t i = 0; i < t->n_procs; i++) {
+		struct source_proc *sp = source_find(s, t->procs[i].pid);
+
+		if (t->procs[i].zombie || !sp || sp->has_tracker)
+			continue;
+		sp->has_tracker = true;
+		int r = tracker_init(&sp->tracker, sp->pid, 0, -1, &s->digest_budget, err);
+		if (r)
+			return r;
+		sp->tracker.shares_cow = true;
+	}
+	return 0;
+}
+
+/* Guard pages show in no listing but the scan's. */
+static int take_guards(struct source *s, struct tree *t, struct cr_err *err)
+{
+	for (size_t i = 0; i < t->n_procs; i++) {
+		struct source_proc *sp = source_find(s, t->procs[i].pid);
+		struct mm *mm = &t->procs[i].mm;
+
+		if (!sp || !sp->has_tracker || !sp->tracker.guards.n)
+			continue;
+		mm->n_guards = sp->tracker.guards.n;
+		mm->guards = arena_memdup(t->arena, sp->tracker.guards.v,
+					  mm->n_guards * sizeof(*mm->guards));
+		if (!mm->guards)
+			return cr_err_oom(err);
+	}
+	return 0;
+}
+
+static bool layout_changed(const struct tree *old, const struct tree *t)
+{
+	if (old->n_procs != t->n_procs || old->n_objects != t->n_objects)
+		return true;
+	for (size_t i = 0; i < t->n_procs; i++)
+		if (old->procs[i].pid != t->procs[i].pid || old->procs[i].zombie != t->procs[i].zombie ||
+		    old->procs[i].mm.layout_digest != t->procs[i].mm.layout_digest)
+			return true;
+	for (size_t i = 0; i < t->n_objects; i++)
+		if (old->objects[i].size != t->objects[i].size)
+			return true;
+	return false;
+}
+
+static int send_rest(struct source *s, struct tree *t, struct cr_err *err)
+{
+	int r = track_newcomers(s, t, err);
+
+	/* pages need their mappings first: only if there are new ones does this cost a round trip */
+	if (!r && layout_changed(s->tree, t))
+		r = source_send_tree(s, MSG_STAGE_MEND, t, err);
+	if (!r)
+		r = source_send_memory(s, t, true, err);
+	if (!r)
+		r = take_guards(s, t, err);
+	/* what is sealed there at the last step takes no more pages */
+	for (size_t i = 0; i < t->n_objects && !r; i++)
+		if (t->objects[i].seals)
+			return page_tx_flush(s->tx, NULL, err);
+	return r;
+}
+
+static int digest_all(struct source *s, const struct tree *t, struct msg_digest *v, size_t *n,
+		      struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < t->n_procs + t->n_objects && !r; i++) {
+		bool object = i >= t->n_procs;
+		struct memory_digest d;
+
+		if (!object && t->procs[i].zombie)
+			continue;
+		v[*n] = (struct msg_digest){.pid = object ? 0 : t->procs[i].pid, .object = UINT32_MAX};
+		if (object) {
+			v[*n].object = (uint32_t)(i - t->n_procs);
+			r = memory_digest_object(s->object_fds.list.v[v[*n].object],
+						 t->objects[v[*n].object].size, &d, err);
+		} else {
+			r = memory_digest_process(t->procs[i].pid, &t->procs[i], &d, err);
+		}
+		v[*n].pages = d.pages;
+		memcpy(v[*n].digest, &d.sum.lo, 8);
+		memcpy(v[*n].digest + 8, &d.sum.hi, 8);
+		(*n)++;
+	}
+	return r;
+}
+
+/* --verify full: everything, read again on both sides. */
+static int verify_full(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_VERIFY), reply;
+	_cleanup_free_ struct msg_digest *v = calloc(t->n_procs + t->n_objects + 1, sizeof(*v));
+
+	if (!v)
+		return cr_err_oom(err);
+	m.verify.v = v;
+	int r = digest_all(s, t, v, &m.verify.n, err);
+	if (!r)
+		r = link_call(s->peer, &m, MSG_VERIFY_OK, COMMIT_TIMEOUT_MS, &reply, err);
+	if (!r)
+		msg_free(&reply);
+	return r ? cr_err_ctx(err, "comparing the memories") : 0;
+}
+
+/* ---- two phases ---- */
+
+static int prepare(struct source *s, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_PREPARE_COMMIT), reply;
+	int r = link_call(s->peer, &m, MSG_PREPARED, COMMIT_TIMEOUT_MS, &reply, err);
+
+	if (!r)
+		msg_free(&reply);
+	return r;
+}
+
+/* The link broke after the decision: it stands. Try to tell the destination again, for as long as this
+ * process is let: the tasks here stay stopped until then. */
+static int settle_commit(struct source *s, struct cr_err *err)
+{
+	const struct timespec pause = {.tv_nsec = 200 * 1000 * 1000};
+
+	for (unsigned int i = 0; i < 150; i++) {
+		struct msg_hello hello = {.version = MSG_VERSION, .role = MSG_ROLE_PEER,
+					  .id = s->rq->id, .token = s->rq->token,
+					  .host = s->env->host};
+		struct msg m = msg_of(MSG_COMMIT), reply;
+
+		link_free(s->peer);
+		s->peer = NULL;
+		int r = link_connect(&s->peer, s->rq->peer_address, 1000, err);
+		if (!r)
+			r = link_hello(s->peer, &hello, 2000, &reply, err);
+		if (!r) {
+			msg_free(&reply);
+			r = link_call(s->peer, &m, MSG_RUNNING, COMMIT_TIMEOUT_MS, &reply, err);
+		}
+		if (!r) {
+			msg_free(&reply);
+			return 0;
+		}
+		nanosleep(&pause, NULL);
+	}
+	return cr_err_ctx(err, "the destination cannot be told that it has the tasks; they stay stopped "
+			       "here; `cr-migrate resolve` settles it");
+}
+
+static void kill_source(struct source *s)
+{
+	vec_foreach(q, &s->seizure->procs)
+		kill(q->pid, SIGKILL);
+	vec_foreach(q, &s->seizure->procs)
+		for (size_t i = q->tasks.n; i-- > 0;) {
+			int st;
+
+			while (waitpid(q->tasks.v[i].tid, &st, __WALL) > 0 && WIFSTOPPED(st))
+				;
+		}
+	seizure_forget(s->seizure);
+	s->seizure = NULL;
+}
+
+static int commit(struct source *s, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_COMMIT), reply;
+	int r = seizure_hold(s->seizure, err);
+
+	/* From here on the tasks do not run on by themselves, whatever becomes of this process. */
+	fault_point("source-held");
+	if (!r)
+		r = source_journal(s, JOURNAL_COMMIT, err);
+	if (r)
+		return r;
+	fault_point("source-commit");
+	s->committed = true; /* the decision: one place, this one */
+	r = link_call(s->peer, &m, MSG_RUNNING, COMMIT_TIMEOUT_MS, &reply, err);
+	if (!r)
+		msg_free(&reply);
+	else
+		r = settle_commit(s, err);
+	return r;
+}
+
+/* ---- the switch-over ---- */
+
+static void real_time(bool on)
+{
+	struct sched_param sp = {.sched_priority = on ? SWITCH_PRIORITY : 0};
+
+	/* without the privilege it is only slower */
+	if (sched_setscheduler(0, on ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER, &sp))
+		return;
+}
+
+static int undo_switch(struct source *s, struct tree *t, int r, struct cr_err *err)
+{
+	struct cr_err undo = {0};
+
+	tree_free(t);
+	real_time(false);
+	if (source_resume(s, &undo))
+		cr_err_ctx(err, "and the tasks could not be let go cleanly: %s", undo.msg);
+	return r;
+}
+
+int source_switch_over(struct source *s, struct cr_err *err)
+{
+	struct msg_phases *ph = &s->done.phases;
+	struct stop_times times;
+	struct tree *t = NULL;
+
+	source_event(s, "switch-over", "stopping the tasks");
+	real_time(true);
+	int r = source_stop(s, &t, true, &times, err);
+	if (r) {
+		real_time(false);
+		return r;
+	}
+	fault_point("source-stopped");
+	ph->freeze = times.frozen_us - times.start_us;
+	ph->capture = times.captured_us - times.frozen_us;
+	if (s->notes.list.n)
+		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s of %d: %s",
+			       s->notes.list.v[0].what, s->notes.list.v[0].pid, s->notes.list.v[0].why);
+	if (!r)
+		r = send_rest(s, t, err);
+	ph->last_pages = now_us() - times.captured_us;
+	uint64_t t1 = now_us();
+	if (!r)
+		r = source_send_tree(s, MSG_STAGE_FINAL, t, err);
+	if (!r)
+		r = page_tx_flush(s->tx, NULL, err);
+	ph->rebuild = now_us() - t1;
+	t1 = now_us();
+	if (!r && s->rq->opts.verify == MSG_VERIFY_FULL)
+		r = verify_full(s, t, err);
+	ph->last_pages += now_us() - t1;
+	t1 = now_us();
+	if (!r)
+		r = prepare(s, err);
+	ph->launch = now_us() - t1;
+	fault_point("source-prepared");
+	if (!r)
+		r = source_check_abort(s, err);
+	if (r || s->rq->opts.rehearse) {
+		s->done.downtime_us = now_us() - times.start_us;
+		return undo_switch(s, t, r, err);
+	}
+	t1 = now_us();
+	r = commit(s, err);
+	ph->commit = now_us() - t1;
+	s->done.downtime_us = now_us() - times.start_us;
+	if (r && !s->committed) {
+		struct cr_err undo = {0};
+
+		if (seizure_unhold(s->seizure, &undo))
+			cr_err_ctx(err, "%s; then", undo.msg);
+		return undo_switch(s, t, r, err);
+	}
+	real_time(false);
+	tree_free(t);
+	if (r) /* decided, but not confirmed: stopped, and held, until somebody settles it */
+		return r;
+	if (s->rq->opts.leave_running) {
+		struct cr_err undo = {0};
+
+		if (seizure_unhold(s->seizure, &undo) || source_resume(s, &undo))
+			return cr_err_ctx(err, "letting the source run on: %s", undo.msg);
+		return 0;
+	}
+	kill_source(s);
+	fault_point("source-killed");
+	return source_journal(s, JOURNAL_DONE, err);
+}

@@ -1,0 +1,249 @@
+#include "source/source.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+#include "kernel/procfs.h"
+#include "kernel/timens.h"
+#include "kernel/vdso.h"
+#include "resource/resource.h"
+
+void source_request(const struct source *s, struct seize_request *rq)
+{
+	*rq = (struct seize_request){
+		.root = s->rq->pid,
+		.cgroup = *s->rq->cgroup ? s->rq->cgroup :
+			  *s->rq->freeze_cgroup ? s->rq->freeze_cgroup : NULL,
+		.whole_cgroup = *s->rq->cgroup != 0,
+	};
+}
+
+struct source_proc *source_find(struct source *s, pid_t pid)
+{
+	vec_foreach(sp, &s->procs)
+		if ((*sp)->pid == pid)
+			return *sp;
+	return NULL;
+}
+
+static void proc_free(struct source_proc *sp)
+{
+	if (sp->has_tracker)
+		tracker_done(&sp->tracker);
+	if (sp->infected)
+		parasite_done(&sp->parasite);
+	close_fdp(&sp->pidfd);
+	free(sp);
+}
+
+/* Known process, or one more. A pid that was reused is another process. */
+static int know(struct source *s, const struct seized_proc *q, struct source_proc **ret,
+		struct cr_err *err)
+{
+	uint8_t digest[16];
+	uint64_t end;
+
+	for (size_t i = 0; i < s->procs.n; i++) {
+		struct source_proc *sp = s->procs.v[i];
+
+		if (sp->pid != q->pid)
+			continue;
+		if (sp->starttime == q->starttime) {
+			*ret = sp;
+			return 0;
+		}
+		proc_free(sp);
+		s->procs.v[i] = s->procs.v[--s->procs.n];
+		break;
+	}
+	struct source_proc *sp = calloc(1, sizeof(*sp));
+	struct source_proc **slot = sp ? vec_push(&s->procs) : NULL;
+	if (!slot) {
+		free(sp);
+		return cr_err_oom(err);
+	}
+	*slot = sp;
+	sp->pid = q->pid;
+	sp->starttime = q->starttime;
+	sp->pidfd = (int)syscall(SYS_pidfd_open, q->pid, 0);
+	if (sp->pidfd < 0)
+		return cr_err_sys(err, "opening a pidfd of %d", q->pid);
+	if (!q->zombie) {
+		int r = vdso_describe(q->pid, &sp->vdso_start, &end, digest, err);
+
+		if (!r)
+			r = vdso_syscall_insn(q->pid, sp->vdso_start, end, &sp->syscall_insn, err);
+		if (r)
+			return r;
+	}
+	*ret = sp;
+	return 0;
+}
+
+static int fill_process(struct source *s, struct tree *t, const struct seized_proc *q,
+			struct process *p, struct cr_err *err)
+{
+	struct proc_stat st;
+	int r = proc_stat_read(q->pid, q->pid, &st, err);
+
+	(void)s;
+	if (r)
+		return r;
+	p->pid = q->pid;
+	p->ppid = st.ppid;
+	p->pgid = st.pgrp;
+	p->sid = st.session;
+	p->zombie = q->zombie;
+	p->exit_status = st.exit_code;
+	p->exit_signal = (uint32_t)st.exit_signal;
+	if (q->zombie)
+		return 0;
+	p->threads = arena_array(t->arena, struct thread, q->tasks.n);
+	if (!p->threads)
+		return cr_err_oom(err);
+	vec_foreach(task, &q->tasks)
+		if (!task->dead)
+			p->threads[p->n_threads++].tid = task->tid;
+	return 0;
+}
+
+static int describe_host(struct tree *t, struct cr_err *err)
+{
+	struct utsname u;
+	uint64_t start, end;
+	uint32_t eax, edx;
+
+	uname(&u);
+	snprintf(t->kernel_release, sizeof(t->kernel_release), "%s", u.release);
+	snprintf(t->hostname, sizeof(t->hostname), "%s", u.nodename);
+	__asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+	t->xcr0 = (uint64_t)edx << 32 | eax;
+	/* tile data belongs to who asked for it; those are told at the stop */
+	t->xfeatures = t->xcr0 & ~(3ull << 17);
+	return vdso_describe(getpid(), &start, &end, t->vdso_digest, err);
+}
+
+static int list_processes(struct source *s, const struct seizure *who, bool exact, struct tree *t,
+			  struct capture_proc *cp, struct cr_err *err)
+{
+	t->procs = arena_array(t->arena, struct process, who->procs.n + 1);
+	if (!t->procs)
+		return cr_err_oom(err);
+	vec_foreach(q, &who->procs) {
+		struct process *p = &t->procs[t->n_procs];
+		struct source_proc *sp = NULL;
+		struct cr_err gone = {0};
+		int r = know(s, q, &sp, &gone);
+
+		if (!r)
+			r = fill_process(s, t, q, p, &gone);
+		if (r == -ESRCH && !exact) {
+			memset(p, 0, sizeof(*p));
+			continue; /* died meanwhile */
+		}
+		if (r) {
+			*err = gone;
+			return r;
+		}
+		cp[t->n_procs].pidfd = sp->pidfd;
+		cp[t->n_procs].prev = s->tree ? tree_find_process(s->tree, p->pid) : NULL;
+		cp[t->n_procs].p = p;
+		t->n_procs++;
+	}
+	if (!t->n_procs)
+		return cr_err_set(err, CR_ERR_INPUT, ESRCH, "no process to move");
+	t->root_pid = s->rq->pid > 0 ? s->rq->pid : t->procs[0].pid;
+	return 0;
+}
+
+/* Tasks that have moved before live in a time namespace of their own. */
+static int compare_clocks(struct tree *t, struct cr_err *err)
+{
+	struct timens_offsets own, theirs;
+	int r = timens_read(0, &own, err);
+
+	if (!r)
+		r = timens_read(t->procs[0].pid, &theirs, err);
+	if (r)
+		return r;
+	t->task_monotonic_offset_ns = theirs.monotonic - own.monotonic;
+	t->task_boottime_offset_ns = theirs.boottime - own.boottime;
+	return 0;
+}
+
+int source_capture(struct source *s, const struct seizure *who, bool exact, struct tree **ret,
+		   struct cr_err *err)
+{
+	struct tree *t = tree_new();
+	_cleanup_free_ struct capture_proc *cp = calloc(who->procs.n + 1, sizeof(*cp));
+
+	if (!t || !cp) {
+		tree_free(t);
+		return cr_err_oom(err);
+	}
+	struct capture c = {.tree = t, .prev = s->tree, .refused = &s->notes, .exact = exact,
+			    .procs = cp, .tcp_close = true};
+	int r = describe_host(t, err);
+	if (!r)
+		r = list_processes(s, who, exact, t, cp, err);
+	if (!r && s->tree) { /* fixed for as long as a process lives */
+		t->task_monotonic_offset_ns = s->tree->task_monotonic_offset_ns;
+		t->task_boottime_offset_ns = s->tree->task_boottime_offset_ns;
+	} else if (!r) {
+		r = compare_clocks(t, err);
+	}
+	if (!r)
+		r = memory_capture(&c, &s->object_fds, err);
+	if (!r)
+		r = files_capture(&c, err);
+	if (!r)
+		r = memory_capture_objects(&c, &s->object_fds, err);
+	if (!r)
+		r = attrs_capture(&c, err);
+	for (size_t i = 0; i < t->n_procs && !r && !exact; i++)
+		if (!t->procs[i].zombie)
+			attrs_copy_inside(t, &t->procs[i], cp[i].prev);
+	for (size_t i = 0; i < t->n_procs && !r; i++) {
+		struct source_proc *sp = source_find(s, t->procs[i].pid);
+
+		if (sp && sp->brk)
+			t->procs[i].mm.brk = sp->brk;
+	}
+	if (r) {
+		tree_free(t);
+		return r;
+	}
+	*ret = t;
+	return 0;
+}
+
+static bool process_differs(const struct process *a, const struct process *b)
+{
+	if (a->zombie != b->zombie || a->n_threads != b->n_threads || a->ppid != b->ppid ||
+	    a->pgid != b->pgid || a->sid != b->sid)
+		return true;
+	if (a->zombie)
+		return false;
+	for (size_t i = 0; i < a->n_threads; i++)
+		if (a->threads[i].tid != b->threads[i].tid ||
+		    attrs_thread_differs(&a->threads[i], &b->threads[i]))
+			return true;
+	return a->mm.layout_digest != b->mm.layout_digest || a->mm.brk != b->mm.brk ||
+	       attrs_process_differs(a, b);
+}
+
+bool source_structure_differs(const struct tree *a, const struct tree *b)
+{
+	if (a->n_procs != b->n_procs || a->n_objects != b->n_objects || !files_same_shape(a, b))
+		return true;
+	for (size_t i = 0; i < a->n_procs; i++)
+		if (a->procs[i].pid != b->procs[i].pid || process_differs(&a->procs[i], &b->procs[i]))
+			return true;
+	for (size_t i = 0; i < a->n_objects; i++)
+		if (a->objects[i].size != b->objects[i].size)
+			return true;
+	return false;
+}

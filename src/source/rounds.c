@@ -1,0 +1,318 @@
+#include "source/source.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "base/clock.h"
+#include "model/layout.h"
+#include "wire/tree_codec.h"
+
+enum {
+	ANSWER_TIMEOUT_MS = 30000,
+	/* a round that shrank what was left by less than this fraction shows that it will not get less */
+	SHRINK_NUM = 4,
+	SHRINK_DEN = 5,
+	/* what a switch-over costs besides the pages, until one has been measured */
+	BASE_DOWNTIME_US = 1500,
+};
+
+/* ---- telling the destination ---- */
+
+static int answer_clock(struct source *s, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_CLOCK_REPLY);
+
+	m.clock_reply.monotonic_ns = clock_ns(CLOCK_MONOTONIC);
+	m.clock_reply.boottime_ns = clock_ns(CLOCK_BOOTTIME);
+	return link_send(s->peer, &m, err);
+}
+
+/* The destination asks for our clock while it works on the tree. */
+static int wait_tree_ok(struct source *s, struct msg *reply, struct cr_err *err)
+{
+	for (;;) {
+		int r = link_recv(s->peer, ANSWER_TIMEOUT_MS, reply, err);
+
+		if (r)
+			return r;
+		if (reply->type == MSG_TREE_OK)
+			return 0;
+		if (reply->type == MSG_CLOCK) {
+			msg_free(reply);
+			r = answer_clock(s, err);
+			if (r)
+				return r;
+			continue;
+		}
+		if (reply->type == MSG_ERROR) {
+			*err = reply->error;
+			r = err->code ? -err->code : -EPROTO;
+		} else {
+			r = cr_err_set(err, CR_ERR_PEER, EPROTO, "the destination answered %s to a tree",
+				       msg_type_name(reply->type));
+		}
+		msg_free(reply);
+		return r;
+	}
+}
+
+static int take_targets(struct source *s, const struct msg_tree_ok *ok, struct cr_err *err)
+{
+	for (size_t i = 0; i < ok->n_targets; i++) {
+		const struct msg_target *tg = &ok->targets[i];
+		struct source_proc *sp = tg->pid > 0 ? source_find(s, tg->pid) : NULL;
+
+		if (sp && sp->has_tracker)
+			sp->tracker.target = tg->target;
+		if (tg->pid > 0 || tg->object == UINT32_MAX)
+			continue;
+		while (s->objects.n <= tg->object && tg->object < s->object_fds.list.n) {
+			struct source_object *o = vec_push(&s->objects);
+
+			if (!o)
+				return cr_err_oom(err);
+			sentmap_init(&o->sent, &s->digest_budget);
+		}
+		if (tg->object < s->objects.n)
+			s->objects.v[tg->object].target = tg->target;
+	}
+	if (ok->hole_end) {
+		s->hole_start = ok->hole_start;
+		s->hole_end = ok->hole_end;
+	}
+	return 0;
+}
+
+int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
+{
+	_cleanup_free_ uint8_t *bytes = NULL;
+	struct msg m = msg_of(MSG_TREE), reply;
+	int r = tree_encode(t, &bytes, &m.tree.tree_len, err);
+
+	if (r)
+		return r;
+	m.tree.stage = stage;
+	m.tree.tree = bytes;
+	r = link_send(s->peer, &m, err);
+	if (!r)
+		r = wait_tree_ok(s, &reply, err);
+	if (r)
+		return cr_err_ctx(err, "destination");
+	msg_notes_refuse(&reply.tree_ok.refusals, &s->notes);
+	msg_notes_warn(&reply.tree_ok.warnings, &s->notes);
+	r = take_targets(s, &reply.tree_ok, err);
+	msg_free(&reply);
+	return r;
+}
+
+/* ---- sending memory ---- */
+
+/* Shared memory is compared whole: another mapper's writes, or write(2), leave no mark here. */
+static int send_object(struct source *s, size_t i, uint64_t size, struct cr_err *err)
+{
+	struct source_object *o = &s->objects.v[i];
+	int fd = s->object_fds.list.v[i];
+	int r = reader_target(s->reader, o->target, &o->sent, READ_FILE, 0, fd, err);
+	uint64_t end = ALIGN_UP(size, CR_PAGE_SIZE);
+
+	for (uint64_t at = 0; at < end && !r;) {
+		off_t data = lseek(fd, (off_t)at, SEEK_DATA);
+		uint64_t next = data < 0 ? end : (uint64_t)data & ~(CR_PAGE_SIZE - 1);
+
+		/* a hole: zeros, where something else was sent before */
+		for (uint64_t va = at; va < next && !r; va += CR_PAGE_SIZE)
+			if (sentmap_chunk(&o->sent, va, false) == NULL)
+				va = va - va % CHUNK_SIZE + CHUNK_SIZE - CR_PAGE_SIZE;
+			else if (sentmap_test(&o->sent, va))
+				r = reader_add(s->reader, va, va + CR_PAGE_SIZE, true, err);
+		if (r || next >= end)
+			break;
+		off_t hole = lseek(fd, (off_t)next, SEEK_HOLE);
+		at = hole < 0 ? end : ALIGN_UP((uint64_t)hole, CR_PAGE_SIZE);
+		if (at > end)
+			at = end;
+		r = reader_add(s->reader, next, at, true, err);
+	}
+	return r ? r : reader_finish(s->reader, err);
+}
+
+int source_send_memory(struct source *s, const struct tree *t, bool final, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < t->n_procs && !r; i++) {
+		struct source_proc *sp = source_find(s, t->procs[i].pid);
+
+		if (t->procs[i].zombie || !sp || !sp->has_tracker)
+			continue;
+		r = tracker_round(&sp->tracker, &t->procs[i].mm, s->reader, final, err);
+		if (r == -ESRCH && !final)
+			r = 0; /* it died: the next look at the tree will tell */
+		if (!r && !final)
+			r = source_check_abort(s, err);
+	}
+	for (size_t i = 0; i < t->n_objects && i < s->objects.n && !r; i++)
+		r = send_object(s, i, t->objects[i].size, err);
+	return r;
+}
+
+/* ---- rounds ---- */
+
+static int check_hole(const struct source *s, const struct tree *t, struct cr_err *err)
+{
+	for (size_t i = 0; i < t->n_procs; i++) {
+		const struct mm *mm = &t->procs[i].mm;
+		size_t k = layout_lower(mm->vmas, mm->n_vmas, s->hole_start);
+
+		if (k < mm->n_vmas && mm->vmas[k].start < s->hole_end)
+			return cr_err_set(err, CR_ERR_UNSUPPORTED, EADDRINUSE,
+					  "process %d has mapped something at %#llx, which was free at the "
+					  "start and is needed for the restorer; try again",
+					  t->procs[i].pid, (unsigned long long)mm->vmas[k].start);
+	}
+	return 0;
+}
+
+/* Only processes that were armed: those forked since come at the stop. */
+static void keep_armed(struct source *s, struct seizure *who)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < who->procs.n; i++) {
+		struct seized_proc q = who->procs.v[i];
+		struct source_proc *sp = source_find(s, q.pid);
+
+		if (sp && sp->starttime == q.starttime && (sp->has_tracker || q.zombie))
+			who->procs.v[n++] = q;
+		else
+			vec_done(&q.tasks);
+	}
+	who->procs.n = n;
+}
+
+/* What changed beside the pages goes first: pages are placed into the mappings that it makes. */
+static int follow_structure(struct source *s, struct cr_err *err)
+{
+	struct seize_request rq;
+	struct seizure *who = NULL;
+	struct tree *t = NULL;
+
+	source_request(s, &rq);
+	int r = seizure_preview(&who, &rq, &s->notes, err);
+	if (r)
+		return r;
+	keep_armed(s, who);
+	r = source_capture(s, who, false, &t, err);
+	seizure_forget(who);
+	if (r)
+		return r;
+	r = check_hole(s, t, err);
+	if (!r && s->notes.list.n)
+		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s of %d: %s",
+			       s->notes.list.v[0].what, s->notes.list.v[0].pid, s->notes.list.v[0].why);
+	if (!r && source_structure_differs(s->tree, t))
+		r = source_send_tree(s, MSG_STAGE_MEND, t, err);
+	if (r) {
+		tree_free(t);
+		return r;
+	}
+	tree_free(s->tree);
+	s->tree = t;
+	return 0;
+}
+
+struct round_result {
+	uint64_t written, sent, wire, us;
+};
+
+static uint64_t pages_written(const struct source *s)
+{
+	uint64_t n = 0;
+
+	vec_foreach(spp, &s->procs)
+		if ((*spp)->has_tracker)
+			n += (*spp)->tracker.pages_written;
+	return n;
+}
+
+static int one_round(struct source *s, struct round_result *res, struct cr_err *err)
+{
+	struct page_tx_stats before, after;
+	uint64_t t0 = now_us();
+
+	page_tx_stats(s->tx, &before);
+	int r = source_send_memory(s, s->tree, false, err);
+	if (!r)
+		r = page_tx_flush(s->tx, NULL, err);
+	page_tx_stats(s->tx, &after);
+	*res = (struct round_result){
+		.written = pages_written(s),
+		.sent = after.data_pages - before.data_pages,
+		.wire = after.wire_bytes - before.wire_bytes,
+		.us = now_us() - t0,
+	};
+	return r;
+}
+
+static uint64_t predict(const struct round_result *res)
+{
+	/* what was written during this round would have to go at the stop */
+	uint64_t per_page = res->sent ? res->us * 1000 / res->sent : 2000;
+
+	if (per_page > 20000)
+		per_page = 20000; /* a round of few pages costs its round trip, not its pages */
+	return BASE_DOWNTIME_US + res->written * per_page / 1000;
+}
+
+static void report_round(struct source *s, uint32_t n, const struct round_result *res)
+{
+	struct msg m = msg_of(MSG_ROUND);
+	struct cr_err ignored = {0};
+
+	m.round = (struct msg_round){
+		.round = n,
+		.pages_written = res->written,
+		.pages_sent = res->sent,
+		.bytes_wire = res->wire,
+		.duration_us = res->us,
+		.rate = res->us ? res->wire * 1000000 / res->us : 0,
+		.predicted_downtime_us = predict(res),
+	};
+	if (link_send(s->client, &m, &ignored))
+		s->aborted = true;
+}
+
+/* Enough? Either little is left, or it does not get less. */
+static bool converged(const struct source *s, uint32_t n, const struct round_result *last,
+		      const struct round_result *res)
+{
+	if (n >= s->rq->opts.max_rounds)
+		return true;
+	if (n < 2)
+		return false;
+	bool shrinking = res->written * SHRINK_DEN < last->written * SHRINK_NUM;
+	if (res->written < 64)
+		return true;
+	return !shrinking && (n >= 4 || predict(res) <= s->rq->opts.downtime_limit_us);
+}
+
+int source_rounds(struct source *s, struct cr_err *err)
+{
+	struct round_result last = {0}, res = {0};
+
+	for (uint32_t n = 1;; n++) {
+		int r = source_check_abort(s, err);
+
+		if (!r && n > 1)
+			r = follow_structure(s, err);
+		if (!r)
+			r = one_round(s, &res, err);
+		if (r)
+			return cr_err_ctx(err, "round %u", n);
+		report_round(s, n, &res);
+		if (converged(s, n, &last, &res))
+			return 0;
+		last = res;
+	}
+}

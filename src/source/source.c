@@ -1,0 +1,279 @@
+#include "source/source.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include "base/clock.h"
+#include "base/fault.h"
+
+enum {
+	CONNECT_TIMEOUT_MS = 5000,
+	ABORT_TIMEOUT_MS = 5000,
+	DIGEST_BYTES = 12 * 1024 * 1024, /* for telling unchanged pages: 3 GiB of rewritten pages */
+};
+
+void source_init(struct source *s, const struct source_env *env, const struct msg_migrate *rq,
+		 struct link *client)
+{
+	*s = (struct source){.env = env, .rq = rq, .client = client, .digest_budget = DIGEST_BYTES};
+	s->started_us = now_us();
+	mig_id_format(&rq->id, s->journal.id);
+	for (size_t i = 0; i < sizeof(rq->token.b); i++)
+		snprintf(s->journal.token + 2 * i, 3, "%02x", rq->token.b[i]);
+	snprintf(s->journal.role, sizeof(s->journal.role), "source");
+	snprintf(s->journal.peer, sizeof(s->journal.peer), "%s", rq->peer_address);
+	s->journal.since_sec = (int64_t)(clock_ns(CLOCK_REALTIME) / 1000000000ull);
+}
+
+void source_done(struct source *s)
+{
+	vec_foreach(spp, &s->procs) {
+		if ((*spp)->has_tracker)
+			tracker_done(&(*spp)->tracker);
+		close_fdp(&(*spp)->pidfd);
+		free(*spp);
+	}
+	vec_done(&s->procs);
+	vec_foreach(o, &s->objects)
+		sentmap_done(&o->sent);
+	vec_done(&s->objects);
+	object_fds_done(&s->object_fds);
+	reader_free(s->reader);
+	page_tx_free(s->tx);
+	link_free(s->peer);
+	tree_free(s->tree);
+	refusals_done(&s->notes);
+	journal_done(&s->journal);
+}
+
+void source_event(struct source *s, const char *name, const char *text)
+{
+	struct msg m = msg_of(MSG_EVENT);
+	struct cr_err ignored = {0};
+
+	m.event = (struct msg_event){.name = name, .text = text};
+	if (link_send(s->client, &m, &ignored))
+		s->aborted = true;
+}
+
+int source_check_abort(struct source *s, struct cr_err *err)
+{
+	struct msg m;
+	struct cr_err e = {0};
+
+	struct pollfd life = {.fd = s->env->life_fd, .events = POLLIN};
+
+	if (s->aborted)
+		return cr_err_set(err, CR_ERR_PEER, ECANCELED, "aborted");
+	if (poll(&life, 1, 0) > 0) {
+		s->aborted = true;
+		return cr_err_set(err, CR_ERR_PEER, ECANCELED, "this host's agent was ended");
+	}
+	int r = link_recv(s->client, 0, &m, &e);
+	if (r == -ETIMEDOUT)
+		return 0;
+	s->aborted = true;
+	if (r)
+		return cr_err_set(err, CR_ERR_PEER, ECANCELED, "cr-migrate went away (%s)", e.msg);
+	bool asked = m.type == MSG_ABORT;
+	msg_free(&m);
+	return cr_err_set(err, CR_ERR_INPUT, ECANCELED,
+			  asked ? "aborted by the user" : "unexpected message from cr-migrate");
+}
+
+static int poll_abort(void *arg)
+{
+	struct source *s = arg;
+	struct cr_err ignored = {0};
+
+	return !s->committed && source_check_abort(s, &ignored);
+}
+
+/* ---- the steps ---- */
+
+static int connect_peer(struct source *s, struct cr_err *err)
+{
+	struct msg_hello hello = {
+		.version = MSG_VERSION,
+		.role = MSG_ROLE_PEER,
+		.id = s->rq->id,
+		.token = s->rq->token,
+		.host = s->env->host,
+	};
+	struct msg reply;
+	int r = link_connect(&s->peer, s->rq->peer_address, CONNECT_TIMEOUT_MS, err);
+
+	if (!r)
+		r = link_hello(s->peer, &hello, CONNECT_TIMEOUT_MS, &reply, err);
+	if (r)
+		return cr_err_ctx(err, "reaching the destination's agent at %s", s->rq->peer_address);
+	msg_free(&reply);
+	return 0;
+}
+
+static int connect_pages(struct source *s, struct cr_err *err)
+{
+	static const enum page_tx_compress compress[] = {
+		[MSG_COMPRESS_AUTO] = PAGE_TX_COMPRESS_AUTO,
+		[MSG_COMPRESS_LZ4] = PAGE_TX_COMPRESS_LZ4,
+		[MSG_COMPRESS_NONE] = PAGE_TX_COMPRESS_NONE,
+	};
+	struct page_tx_opts o = {
+		.address = s->rq->pages_address,
+		.id = s->rq->id.b,
+		.token = s->rq->token.b,
+		.streams = s->rq->opts.streams,
+		.compress = compress[s->rq->opts.compress],
+		.max_bandwidth_bytes_s = s->rq->opts.max_bandwidth,
+		.poll_cb = poll_abort,
+		.poll_arg = s,
+	};
+	int r = page_tx_open(&s->tx, &o, err);
+
+	return r ? cr_err_ctx(err, "reaching the page-server") : reader_new(&s->reader, s->tx, err);
+}
+
+static void send_notes(struct source *s, enum msg_type type, const struct refusal *list, size_t n)
+{
+	struct msg m = msg_of(type);
+	struct cr_err ignored = {0};
+
+	if (!n || msg_notes_from(list, n, s->env->host, &m.refused, &ignored))
+		return;
+	if (link_send(s->client, &m, &ignored))
+		s->aborted = true;
+	free(m.refused.v);
+}
+
+/* Both sides look at everything before anything is touched. */
+static int check(struct source *s, struct cr_err *err)
+{
+	struct seize_request rq;
+	struct seizure *who = NULL;
+	struct tree *t = NULL;
+
+	source_event(s, "check", "looking at the tasks and at the destination");
+	source_request(s, &rq);
+	int r = seizure_preview(&who, &rq, &s->notes, err);
+	if (r)
+		return r;
+	r = source_capture(s, who, false, &t, err);
+	seizure_forget(who);
+	if (!r && !s->notes.list.n) /* an incomplete tree cannot be judged by the other side */
+		r = source_send_tree(s, MSG_STAGE_CHECK, t, err);
+	tree_free(t);
+	if (r)
+		return r;
+	send_notes(s, MSG_WARNING, s->notes.warnings.v, s->notes.warnings.n);
+	if (!s->notes.list.n)
+		return 0;
+	send_notes(s, MSG_REFUSED, s->notes.list.v, s->notes.list.n);
+	s->done.outcome = MSG_OUTCOME_REFUSED;
+	return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%zu thing%s cannot be moved",
+			  s->notes.list.n, s->notes.list.n == 1 ? "" : "s");
+}
+
+/* The only stop before the switch-over: a tracker for every process. */
+static int arm(struct source *s, struct cr_err *err)
+{
+	struct stop_times times;
+	struct tree *t = NULL;
+
+	source_event(s, "arm", "one short stop to start tracking writes");
+	int r = source_stop(s, &t, false, &times, err);
+	if (r)
+		return r;
+	fault_point("source-arm");
+	r = source_arm(s, err);
+	struct cr_err undo = {0};
+	int e = source_resume(s, &undo);
+	uint64_t us = now_us() - times.start_us;
+	s->stops++;
+	if (us > s->longest_stop_us)
+		s->longest_stop_us = us;
+	if (!r && e) {
+		*err = undo;
+		r = e;
+	}
+	if (r) {
+		tree_free(t);
+		return cr_err_ctx(err, "starting to track writes");
+	}
+	s->tree = t;
+	bool many = t->n_procs > 1;
+	vec_foreach(spp, &s->procs)
+		(*spp)->tracker.shares_cow = many;
+	for (size_t i = 0; i < t->n_files; i++)
+		if (t->files[i].flags & O_DIRECT)
+			vec_foreach(spp, &s->procs)
+				(*spp)->tracker.always_full = true;
+	return 0;
+}
+
+static void tell_abort(struct source *s)
+{
+	struct msg m = msg_of(MSG_ABORT), reply;
+	struct cr_err ignored = {0};
+
+	if (s->peer && !link_call(s->peer, &m, MSG_ABORTED, ABORT_TIMEOUT_MS, &reply, &ignored))
+		msg_free(&reply);
+}
+
+static int run(struct source *s, struct cr_err *err)
+{
+	int r = source_journal(s, JOURNAL_PREPARING, err);
+
+	if (!r)
+		r = connect_peer(s, err);
+	if (!r)
+		r = check(s, err);
+	if (!r)
+		r = connect_pages(s, err);
+	if (!r)
+		r = arm(s, err);
+	if (!r) {
+		source_event(s, "prepare", "building the shells at the destination");
+		r = source_send_tree(s, MSG_STAGE_PREPARE, s->tree, err);
+	}
+	if (!r && s->notes.list.n)
+		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s: %s", s->notes.list.v[0].what,
+			       s->notes.list.v[0].why);
+	if (!r) {
+		source_event(s, "pre-copy", "copying memory beside the running tasks");
+		r = source_rounds(s, err);
+	}
+	return r ? r : source_switch_over(s, err);
+}
+
+static uint64_t memory_bytes(const struct source *s)
+{
+	struct reader_stats st = {0};
+
+	if (s->reader)
+		reader_stats(s->reader, &st);
+	return (st.pages_sent + st.pages_same) * CR_PAGE_SIZE;
+}
+
+void source_run(struct source *s)
+{
+	struct cr_err err = {0}, ignored = {0};
+	int r = run(s, &err);
+
+	if (!s->committed)
+		tell_abort(s);
+	if (r && s->committed)
+		s->done.outcome = MSG_OUTCOME_IN_DOUBT;
+	else if (r && s->done.outcome != MSG_OUTCOME_REFUSED)
+		s->done.outcome = MSG_OUTCOME_FAILED;
+	else if (!r)
+		s->done.outcome = s->committed ? MSG_OUTCOME_MIGRATED : MSG_OUTCOME_REHEARSED;
+	if (r)
+		s->done.error = err;
+	if (!(r && s->committed) && journal_remove(s->env->state_dir, &s->journal, &ignored))
+		source_event(s, "warning", ignored.msg);
+	s->done.total_us = now_us() - s->started_us;
+	s->done.memory_bytes = memory_bytes(s);
+	s->done.stops = s->stops;
+	s->done.longest_stop_us = s->longest_stop_us;
+}
