@@ -217,11 +217,14 @@ enum options_result options_parse(int argc, char **argv, struct migrate_options 
 			id == OPT_HELP ? cli_usage(true) : cli_version();
 			return OPTIONS_SHOWN;
 		}
-		if (id == '?' || id == ':') {
-			bad(err, id == ':' ? "%s needs a value" : "unknown option %s",
-			    argv[optind - 1]);
+		if (id == ':')
+			bad(err, "%s needs a value", argv[optind - 1]);
+		else if (id == '?' && optopt)
+			bad(err, "unknown option -%c", optopt);
+		else if (id == '?')
+			bad(err, "unknown option %s", argv[optind - 1]);
+		if (id == ':' || id == '?')
 			return OPTIONS_BAD;
-		}
 		if (take_switch(&o, id))
 			continue;
 		if (take_value(&o, id, optarg, err) < 0) {

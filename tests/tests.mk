@@ -39,3 +39,7 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/cr-migrate
 	install -m 755 $(PROGS) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(DOCS) $(DESTDIR)$(PREFIX)/share/doc/cr-migrate
+
+# Tests of cr-migrate: the program as a user runs it, and its parts.
+$(B)/tests/unit/test_cli: $(B)/migrate/settle.o $(B)/migrate/agent.o | $(B)/cr-migrate
+$(B)/tests/unit/test_hosts: $(B)/migrate/hosts.o $(B)/migrate/units.o
