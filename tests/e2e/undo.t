@@ -92,11 +92,21 @@ is_again() {
 
 # --- striking -------------------------------------------------------------------------------------------
 
+# The agent's own children: what does the work of one migration.
+kill_workers() {
+	local pid
+	for pid in $(on "$1" pgrep -P "$("$testbed" agent "$1" pid)"); do
+		on "$1" kill -KILL "$pid"
+	done
+}
+
 strike() {
 	case $1 in
 	cr-migrate) kill -KILL "$migrate_pid" ;;
 	"source agent") "$testbed" agent alpha kill ;;
 	"destination agent") "$testbed" agent beta kill ;;
+	"source worker") kill_workers alpha ;;
+	"destination worker") kill_workers beta ;;
 	"page-server") "$testbed" page-server beta kill ;;
 	"link of the source") "$testbed" link alpha down ;;
 	"link of the destination") "$testbed" link beta down ;;
@@ -173,8 +183,8 @@ undo_case() {
 }
 
 for ((i = 0; i < ${UNDO_REPEAT:-1}; i++)); do
-	for who in cr-migrate "source agent" "destination agent" page-server "link of the destination" \
-		"link of the source" interrupt; do
+	for who in cr-migrate "source agent" "destination agent" "source worker" "destination worker" \
+		page-server "link of the destination" "link of the source" interrupt; do
 		for when in early late; do
 			scene="$who, $when"
 			failed=$tap_failed
