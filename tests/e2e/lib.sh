@@ -11,7 +11,7 @@ e2e=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 tree=$(readlink -f "$e2e/../..")
 # shellcheck source=tests/e2e/tap.sh
 . "$e2e/tap.sh"
-testbed=$tree/tools/testbed
+testbed=${TESTBED:-$tree/tools/testbed}
 build=${CR_BUILD:-$tree/build} # another one to test a build with sanitizers
 workloads=$(readlink -f "$build/tests/workload")
 work=
@@ -127,8 +127,16 @@ progress_is_from() {
 	[ "$host" = "$1" ]
 }
 
+progress_from_or_result() {
+	progress_is_from "$1" || [ -e "$wl_dir/result" ]
+}
+
 progress_differs() {
 	[ "$(progress)" != "$1" ]
+}
+
+progress_or_result() {
+	progress_differs "$1" || [ -e "$wl_dir/result" ]
 }
 
 # It goes on: two changes, the second of which began after we asked.
@@ -139,7 +147,7 @@ runs_on() {
 progresses() {
 	local p
 	p=$(progress)
-	until_true 10 progress_differs "$p" || {
+	{ until_true 10 progress_or_result "$p" && progress_differs "$p"; } || {
 		diag "no progress since: $p; $(result_text)"
 		return 1
 	}
@@ -235,7 +243,7 @@ other() {
 
 # It runs on HOST under its pid, and the other host has nothing of it.
 moved_to() {
-	until_true 15 progress_is_from "$1" || {
+	{ until_true 15 progress_from_or_result "$1" && progress_is_from "$1"; } || {
 		diag "no progress from $1: $(progress); $(result_text)"
 		return 1
 	}

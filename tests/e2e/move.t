@@ -55,7 +55,7 @@ sockets_case() {
 	"$testbed" addr beta hold $service
 	start_workload alpha sockets --listen $service || return 1
 	port=$(<"$wl_dir/port")
-	is "$(ask $service "$port" before)" "before alpha 632" "a listening socket answers in alpha" || return 1
+	is "$(ask $service "$port" before)" "before alpha 627" "a listening socket answers in alpha" || return 1
 	move_workload beta || return 1
 	"$testbed" addr alpha del $service
 	"$testbed" addr beta add $service

@@ -59,6 +59,7 @@ fifo fifo|named pipe
 procfile proc
 device kmsg|device
 secretmem secretmem|memfd_secret|secret
+opath O_PATH
 flock lock
 posixlock lock
 ofdlock lock

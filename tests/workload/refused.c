@@ -218,6 +218,12 @@ static int do_secretmem(void)
 	return syscall(SYS_memfd_secret, 0);
 }
 
+static int do_opath(void)
+{
+	close(file_in_dir(0));
+	return file_in_dir(O_PATH);
+}
+
 static int do_flock(void)
 {
 	return flock(file_in_dir(0), LOCK_EX);
@@ -528,6 +534,7 @@ static const struct {
     {"procfile", do_procfile},
     {"device", do_device},
     {"secretmem", do_secretmem},
+    {"opath", do_opath},
     {"flock", do_flock},
     {"posixlock", do_posixlock},
     {"ofdlock", do_ofdlock},

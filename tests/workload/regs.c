@@ -165,8 +165,9 @@ static void hold_once(struct regs_job *job, uint64_t seed, bool syscalls, uint64
 {
 	static const char *const names[GPRS] = {"rax", "rbx", "rdx", "rsi", "rdi", "rbp", "r8",
 						"r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
-	/* CF PF AF ZF SF DF OF and ID, and the bits that are always set (1, IF) */
-	const uint64_t settable = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800 | 0x200000;
+	/* CF PF AF ZF SF DF OF, and the bits that are always set (1, IF). Not ID: neither ptrace
+	 * nor sigreturn can set it (arch/x86/kernel/ptrace.c, FLAG_MASK), and it means nothing. */
+	const uint64_t settable = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800;
 	uint64_t rnd = seed;
 
 	for (int i = 0; i < GPRS; i++)

@@ -175,9 +175,11 @@ __attribute__((optimize("no-stack-protector"))) static void wl_crash(int sig, si
 								     void *ctx)
 {
 	const greg_t *r = ((ucontext_t *)ctx)->uc_mcontext.gregs;
-	char text[512], *p = text;
+	struct utsname u = {0};
+	char text[700], *p = text;
 	int fd;
 
+	wl_raw(SYS_uname, (long)&u, 0, 0, 0);
 	p = wl_hex(p, "FAIL: fatal signal 0x", sig);
 	p = wl_hex(p, " code 0x", (uint32_t)si->si_code);
 	p = wl_hex(p, " address 0x", (uint64_t)si->si_addr);
@@ -185,6 +187,10 @@ __attribute__((optimize("no-stack-protector"))) static void wl_crash(int sig, si
 	p = wl_hex(p, " rsp 0x", r[REG_RSP]);
 	p = wl_hex(p, " rax 0x", r[REG_RAX]);
 	p = wl_hex(p, " tid 0x", wl_raw(SYS_gettid, 0, 0, 0, 0));
+	for (const char *h = " on "; *h; h++)
+		*p++ = *h;
+	for (const char *h = u.nodename; *h; h++)
+		*p++ = *h;
 	*p++ = '\n';
 	wl_raw(SYS_write, 2, (long)text, p - text, 0);
 	fd = wl_raw(SYS_open, (long)wl_crash_path, O_WRONLY | O_CREAT | O_EXCL, 0644, 0);
