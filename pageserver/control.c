@@ -114,7 +114,7 @@ static int handle_request(struct control *c, const struct ps_request *rq, int fd
 		session_stats(c->session, &rp->stats);
 		return 0;
 	}
-	return session_request(c->session, rq, take_fd(&owned), err);
+	return session_request(c->sv, c->session, rq, take_fd(&owned), err);
 }
 
 static int answer(struct control *c, const void *bytes, size_t n, int fd)

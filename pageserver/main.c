@@ -205,6 +205,10 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	r = uv_loop_init(&sv->loop);
+	if (!r)
+		r = uv_mutex_init(&sv->lock);
+	if (!r)
+		r = uv_cond_init(&sv->idle);
 	if (r) {
 		log_error("event loop: %s", uv_strerror(r));
 		return 1;

@@ -13,7 +13,7 @@ struct placing {
 	const struct target *t;
 	uint32_t index;
 	uint64_t size; /* of an object: no byte is written beyond */
-	struct place_scratch *scratch;
+	const struct place_memory *mem;
 	struct page_ack acc;
 };
 
@@ -162,9 +162,13 @@ static void push_range(struct iovec *to, size_t *n, uint64_t addr, size_t bytes)
 static int place_data(struct placing *p, const struct page_batch *b, struct cr_err *err)
 {
 	struct iovec to[IOV_MOST];
-	const uint8_t *data = b->data;
+	const uint8_t *data;
 	size_t n = 0;
+	int r = page_batch_unpack(b, p->mem->work, &data, err);
 
+	if (r)
+		return r;
+	const uint8_t *all = data;
 	for (size_t i = 0; i < b->nruns; i++) {
 		const struct page_wire_run *run = &b->runs[i];
 
@@ -176,7 +180,7 @@ static int place_data(struct placing *p, const struct page_batch *b, struct cr_e
 					page_hash(data, p->index, run->addr + k * CR_PAGE_SIZE));
 		p->acc.data_pages += run->npages;
 	}
-	return n ? write_ranges(p, b->data, to, n, err) : 0;
+	return n ? write_ranges(p, all, to, n, err) : 0;
 }
 
 static int place_zeros(struct placing *p, const struct page_batch *b, struct cr_err *err)
@@ -191,8 +195,8 @@ static int place_zeros(struct placing *p, const struct page_batch *b, struct cr_
 			uint64_t addr = run->addr + k * CR_PAGE_SIZE;
 
 			/* each call writes at most what there is of zeros */
-			if (bytes == sizeof(p->scratch->zeros) || n == IOV_MOST) {
-				int r = write_ranges(p, p->scratch->zeros, to, n, err);
+			if (bytes == PAGE_BATCH_BYTES || n == IOV_MOST) {
+				int r = write_ranges(p, p->mem->zeros, to, n, err);
 				if (r)
 					return r;
 				n = bytes = 0;
@@ -203,7 +207,7 @@ static int place_zeros(struct placing *p, const struct page_batch *b, struct cr_
 			p->acc.zero_pages++;
 		}
 	}
-	return n ? write_ranges(p, p->scratch->zeros, to, n, err) : 0;
+	return n ? write_ranges(p, p->mem->zeros, to, n, err) : 0;
 }
 
 /* By the descriptor, also for a process: process_vm_readv() would break the copy-on-write sharing
@@ -238,7 +242,7 @@ static int read_source(const struct target *t, uint32_t index, uint64_t addr, ui
 static int place_same(struct placing *p, const struct page_wire_run *run, struct cr_err *err)
 {
 	const struct target *src = targets_get(p->ts, run->src_target);
-	uint8_t *copy = p->scratch->copy;
+	uint8_t *copy = p->mem->work;
 
 	for (size_t at = 0; at < run->npages; at += PAGE_BATCH_DATA_PAGES) {
 		size_t n = run->npages - at;
@@ -334,10 +338,10 @@ static int check_batch(struct placing *p, const struct page_batch *b, struct cr_
 	return r;
 }
 
-int place_batch(const struct targets *ts, const struct page_batch *b, struct place_scratch *scratch,
-		struct page_ack *acc, struct cr_err *err)
+int place_batch(const struct targets *ts, const struct page_batch *b,
+		const struct place_memory *mem, struct page_ack *acc, struct cr_err *err)
 {
-	struct placing p = {.ts = ts, .index = b->target, .scratch = scratch, .acc = *acc};
+	struct placing p = {.ts = ts, .index = b->target, .mem = mem, .acc = *acc};
 	int r = check_batch(&p, b, err);
 
 	if (!r)
@@ -350,4 +354,21 @@ int place_batch(const struct targets *ts, const struct page_batch *b, struct pla
 	if (!r)
 		*acc = p.acc;
 	return r;
+}
+
+bool place_needs_work(const struct page_batch *b)
+{
+	for (size_t i = 0; i < b->nruns; i++)
+		if (b->runs[i].kind == PAGE_SAME)
+			return true;
+	return b->lz4;
+}
+
+size_t place_pages(const struct page_batch *b)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < b->nruns; i++)
+		n += b->runs[i].npages;
+	return n;
 }

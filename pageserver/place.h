@@ -19,10 +19,10 @@ struct targets {
 	size_t n; /* that are not NULL */
 };
 
-/* Working memory of one thread's placing. */
-struct place_scratch {
-	_Alignas(64) uint8_t copy[PAGE_BATCH_BYTES]; /* pages on their way from target to target */
-	uint8_t zeros[PAGE_BATCH_BYTES];             /* never written */
+struct place_memory {
+	const uint8_t *zeros; /* PAGE_BATCH_BYTES of them */
+	uint8_t
+	    *work; /* PAGE_BATCH_BYTES; may be NULL for a batch that is not place_needs_work() */
 };
 
 /* NULL if there is none. */
@@ -36,5 +36,11 @@ void target_free(struct target *t); /* closes its descriptors; takes NULL */
 /* Writes all runs of the batch: those with DATA first, then the others in their order. The whole
  * batch is checked against its target before anything is written. Adds the pages placed and their
  * hashes to *acc if all went well. */
-int place_batch(const struct targets *ts, const struct page_batch *b, struct place_scratch *scratch,
-		struct page_ack *acc, struct cr_err *err) must_check;
+int place_batch(const struct targets *ts, const struct page_batch *b,
+		const struct place_memory *mem, struct page_ack *acc,
+		struct cr_err *err) must_check;
+
+/* Whether it has to unpack or to copy from target to target. */
+bool place_needs_work(const struct page_batch *b);
+/* How many pages it writes in all. */
+size_t place_pages(const struct page_batch *b);

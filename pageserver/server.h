@@ -1,5 +1,9 @@
-/* What the rooms of the page-server share. One thread, one loop; handles are owned by the one
- * struct that embeds them and freed only when their close callbacks have run. */
+/* What the rooms of the page-server share. One loop, whose thread owns everything; handles are
+ * owned by the one struct that embeds them and freed only when their close callbacks have run.
+ *
+ * Placing, which can take long, is done by threads of libuv's pool, at most one batch of a stream
+ * at a time. They use what their batch needs and read the session's targets, so these are changed
+ * only while no batch of the session is being placed. */
 #pragma once
 #include <uv.h>
 #include "pageserver/place.h"
@@ -9,7 +13,7 @@ struct stream;
 struct control;
 
 enum {
-	SERVER_STREAMS_MOST = 48, /* that are past their HELLO: about 1.1 MiB of memory each */
+	SERVER_STREAMS_MOST = 32, /* that are past their HELLO: at most 1.8 MiB of memory each */
 	SERVER_CONTROLS_MOST = 64,
 };
 
@@ -21,6 +25,7 @@ struct session {
 	struct targets targets;
 	struct stream *streams;
 	unsigned int nstreams;
+	unsigned int placing;     /* batches under way; under the server's lock */
 	struct page_ack placed;   /* by streams that are gone */
 	struct cr_err last_error; /* of a stream */
 };
@@ -37,10 +42,10 @@ struct server {
 	struct control *controls;
 	unsigned int nstreams, ngreeted, ncontrols, max_connections;
 	bool stopping;
-	/* used by one callback at a time */
-	struct page_rx_scratch rx_scratch;
-	struct place_scratch place_scratch;
-	char discard[64 * 1024];
+	uv_mutex_t lock;                 /* of `placing` of the sessions */
+	uv_cond_t idle;                  /* one of them went to zero */
+	char discard[64 * 1024];         /* what nobody wants to know */
+	uint8_t zeros[PAGE_BATCH_BYTES]; /* never written */
 };
 
 /* session.c */
@@ -54,8 +59,11 @@ void session_end(struct server *sv, struct session *s);
 /* Keeps the count of a stream that leaves. */
 void session_add_placed(struct session *s, const struct page_ack *placed);
 void session_stats(const struct session *s, struct ps_stats *ret);
+/* A batch begins or ends to be placed; the latter from any thread. */
+void session_placing(struct server *sv, struct session *s);
+void session_placed(struct server *sv, struct session *s);
 /* Answers one request about targets; takes fd (may be -1). */
-int session_request(struct session *s, const struct ps_request *rq, int fd,
+int session_request(struct server *sv, struct session *s, const struct ps_request *rq, int fd,
 		    struct cr_err *err) must_check;
 
 /* stream.c */

@@ -46,6 +46,30 @@ int session_new(struct session **ret, struct server *sv, const struct ps_request
 	return 0;
 }
 
+void session_placing(struct server *sv, struct session *s)
+{
+	uv_mutex_lock(&sv->lock);
+	s->placing++;
+	uv_mutex_unlock(&sv->lock);
+}
+
+void session_placed(struct server *sv, struct session *s)
+{
+	uv_mutex_lock(&sv->lock);
+	if (!--s->placing)
+		uv_cond_broadcast(&sv->idle);
+	uv_mutex_unlock(&sv->lock);
+}
+
+/* Blocks the loop, for the time that a batch or a few take: below a millisecond each. */
+static void wait_idle(struct server *sv, struct session *s)
+{
+	uv_mutex_lock(&sv->lock);
+	while (s->placing)
+		uv_cond_wait(&sv->idle, &sv->lock);
+	uv_mutex_unlock(&sv->lock);
+}
+
 void session_end(struct server *sv, struct session *s)
 {
 	struct cr_err why = {0};
@@ -61,6 +85,7 @@ void session_end(struct server *sv, struct session *s)
 			break;
 		}
 	}
+	wait_idle(sv, s);
 	targets_done(&s->targets);
 	explicit_bzero(s->token, sizeof(s->token));
 	free(s);
@@ -128,8 +153,10 @@ static int add_target(struct session *s, const struct ps_request *rq, int fd, st
 	return targets_set(&s->targets, rq->index, t, err);
 }
 
-int session_request(struct session *s, const struct ps_request *rq, int fd, struct cr_err *err)
+int session_request(struct server *sv, struct session *s, const struct ps_request *rq, int fd,
+		    struct cr_err *err)
 {
+	wait_idle(sv, s);
 	if (rq->type == PS_TARGET_PROCESS || rq->type == PS_TARGET_OBJECT)
 		return add_target(s, rq, fd, err);
 	close_fdp(&fd);

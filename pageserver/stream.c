@@ -8,6 +8,7 @@
 enum {
 	HELLO_TIMEOUT_MS = 5000,
 	LINGER_MS = 2000,    /* for the peer to read why it failed */
+	INLINE_PAGES = 16,   /* placed at once: handing it to a thread would take longer */
 	DEAD_PEER_MS = 5000, /* unacknowledged for so long: the connection is lost */
 };
 
@@ -26,6 +27,15 @@ struct stream {
 	char peer[64];
 	struct page_rx *rx;
 	struct page_ack placed;
+	/* the batch that a thread is placing */
+	bool working;
+	uv_work_t work;
+	struct session *work_session; /* stays while it has a batch under way */
+	struct page_batch work_batch;
+	struct page_ack work_placed;
+	struct cr_err work_err;
+	int work_result;
+	uint8_t *work_memory; /* PAGE_BATCH_BYTES, allocated when first needed */
 };
 
 const struct page_ack *stream_placed(const struct stream *st)
@@ -42,6 +52,9 @@ struct stream *stream_next_in_session(const struct stream *st)
 {
 	return st->next_in_session;
 }
+
+static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf);
+static void on_read(uv_stream_t *h, ssize_t n, const uv_buf_t *buf);
 
 /* ---- the end ---- */
 
@@ -63,14 +76,22 @@ static void leave_session(struct stream *st)
 	st->next_in_session = NULL;
 }
 
+/* The last of: both handles closed, no thread at work. */
+static void free_if_unused(struct stream *st)
+{
+	if (st->open_handles || st->working)
+		return;
+	page_rx_free(st->rx);
+	free(st->work_memory);
+	free(st);
+}
+
 static void on_closed(uv_handle_t *h)
 {
 	struct stream *st = h->data;
 
-	if (--st->open_handles)
-		return;
-	page_rx_free(st->rx);
-	free(st);
+	st->open_handles--;
+	free_if_unused(st);
 }
 
 void stream_close(struct stream *st)
@@ -90,6 +111,14 @@ void stream_close(struct stream *st)
 	st->sv->ngreeted -= st->greeted;
 	uv_close((uv_handle_t *)&st->tcp, on_closed);
 	uv_close((uv_handle_t *)&st->timer, on_closed);
+}
+
+static void read_on(struct stream *st)
+{
+	int r = uv_read_start((uv_stream_t *)&st->tcp, on_alloc, on_read);
+
+	if (r && r != UV_EALREADY)
+		stream_close(st);
 }
 
 static void on_timeout(uv_timer_t *timer)
@@ -136,6 +165,7 @@ void stream_fail(struct stream *st, const struct cr_err *why)
 	}
 	/* A close with bytes unread would be a reset, which can overtake the text: read on, drop
 	 * all. */
+	read_on(st);
 }
 
 /* ---- frames ---- */
@@ -186,11 +216,64 @@ static int on_hello(void *arg, const struct page_hello *h, struct cr_err *err)
 	return 0;
 }
 
+/* On a thread of the pool: touches the work_ members and what they point to, nothing else. */
+static void place_in_thread(uv_work_t *w)
+{
+	struct stream *st = w->data;
+	struct place_memory mem = {.zeros = st->sv->zeros, .work = st->work_memory};
+
+	st->work_result = place_batch(&st->work_session->targets, &st->work_batch, &mem,
+				      &st->work_placed, &st->work_err);
+	session_placed(st->sv, st->work_session);
+}
+
+static void after_placing(uv_work_t *w, int status)
+{
+	struct stream *st = w->data;
+	struct cr_err err = {0};
+
+	(void)status; /* is never cancelled */
+	st->working = false;
+	if (st->over) {
+		free_if_unused(st);
+		return;
+	}
+	if (st->work_result) {
+		stream_fail(st, &st->work_err);
+		return;
+	}
+	st->placed = st->work_placed;
+	if (page_rx_resume(st->rx, &err) < 0)
+		stream_fail(st, &err);
+	else if (!page_rx_stalled(st->rx))
+		read_on(st);
+}
+
 static int on_batch(void *arg, const struct page_batch *b, struct cr_err *err)
 {
 	struct stream *st = arg;
 
-	return place_batch(&st->session->targets, b, &st->sv->place_scratch, &st->placed, err);
+	if (!st->work_memory && place_needs_work(b)) {
+		st->work_memory = malloc(PAGE_BATCH_BYTES);
+		if (!st->work_memory)
+			return cr_err_oom(err);
+	}
+	struct place_memory mem = {.zeros = st->sv->zeros, .work = st->work_memory};
+	if (place_pages(b) <= INLINE_PAGES)
+		return place_batch(&st->session->targets, b, &mem, &st->placed, err);
+	st->work.data = st;
+	st->work_session = st->session;
+	st->work_batch = *b;
+	st->work_placed = st->placed;
+	session_placing(st->sv, st->session);
+	int r = uv_queue_work(&st->sv->loop, &st->work, place_in_thread, after_placing);
+	if (r) {
+		session_placed(st->sv, st->session);
+		return cr_err_set(err, CR_ERR_KERNEL, -r, "hand a batch to a thread: %s",
+				  uv_strerror(r));
+	}
+	st->working = true;
+	return PAGE_RX_BUSY;
 }
 
 static int on_flush(void *arg, uint64_t seq, struct cr_err *err)
@@ -231,8 +314,12 @@ static void on_read(uv_stream_t *h, ssize_t n, const uv_buf_t *buf)
 		stream_close(st);
 		return;
 	}
-	if (n > 0 && !st->over && page_rx_advance(st->rx, (size_t)n, &err) < 0)
+	if (n == 0 || st->over)
+		return;
+	if (page_rx_advance(st->rx, (size_t)n, &err) < 0)
 		stream_fail(st, &err);
+	else if (page_rx_stalled(st->rx))
+		uv_read_stop(h);
 }
 
 static void name_peer(struct stream *st)
@@ -288,7 +375,7 @@ void stream_accept(uv_stream_t *listener, int status)
 		st->next->prev = st;
 	sv->streams = st;
 	sv->nstreams++;
-	st->rx = page_rx_new(&rx_ops, st, &sv->rx_scratch);
+	st->rx = page_rx_new(&rx_ops, st);
 	if (!st->rx || uv_accept(listener, (uv_stream_t *)&st->tcp)) {
 		stream_close(st);
 		return;
@@ -301,7 +388,8 @@ void stream_accept(uv_stream_t *listener, int status)
 		return;
 	}
 	set_options(st);
-	if (uv_timer_start(&st->timer, on_timeout, HELLO_TIMEOUT_MS, 0) ||
-	    uv_read_start((uv_stream_t *)&st->tcp, on_alloc, on_read))
+	if (uv_timer_start(&st->timer, on_timeout, HELLO_TIMEOUT_MS, 0))
 		stream_close(st);
+	else
+		read_on(st);
 }

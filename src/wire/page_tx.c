@@ -16,10 +16,6 @@ enum {
 	POLL_CB_US = 100000,
 	LZ4_ACCELERATION =
 	    4, /* on pages of a heap about twice as fast as 1, for 5 % of the ratio */
-	/* Of data in a batch that this sender makes. What is received, hashed and placed in one go
-	 * should stay in a core's second-level cache: 512 KiB were best, by a little (of 128 KiB to
-	 * 1 MiB). */
-	SEND_PAGES = 128,
 	PACED_PAGES_LEAST = 16, /* a batch under a low limit is at least this */
 };
 
@@ -35,7 +31,7 @@ struct page_tx {
 	uint64_t called_us; /* poll_cb was */
 	struct token_bucket bucket;
 	uint64_t waited_us; /* since the last batch, for the policy */
-	uint8_t *gathered;  /* SEND_PAGES: what lz4 needs in one piece */
+	uint8_t *gathered;  /* PAGE_BATCH_BYTES: what lz4 needs in one piece */
 	bool broken;
 	struct page_tx_stats stats;
 };
@@ -122,8 +118,8 @@ static uint32_t batch_data_pages(const struct page_tx *tx)
 {
 	uint64_t pages = tx->bucket.bytes_s * TOKEN_BUCKET_BURST_US / 1000000 / CR_PAGE_SIZE;
 
-	if (!tx->bucket.bytes_s || pages > SEND_PAGES)
-		return SEND_PAGES;
+	if (!tx->bucket.bytes_s || pages > PAGE_BATCH_DATA_PAGES)
+		return PAGE_BATCH_DATA_PAGES;
 	return pages < PACED_PAGES_LEAST ? PACED_PAGES_LEAST : (uint32_t)pages;
 }
 
@@ -199,10 +195,10 @@ static uint32_t compress_batch(struct page_tx *tx, struct page_conn *c, uint32_t
 	const uint8_t *from = c->iov[1].iov_base;
 
 	if (!c->packed)
-		c->packed = malloc(SEND_PAGES * CR_PAGE_SIZE);
+		c->packed = malloc(PAGE_BATCH_BYTES);
 	if (c->iov_n > 2) {
 		if (!tx->gathered)
-			tx->gathered = malloc(SEND_PAGES * CR_PAGE_SIZE);
+			tx->gathered = malloc(PAGE_BATCH_BYTES);
 		if (!tx->gathered)
 			return 0;
 		uint8_t *to = tx->gathered;

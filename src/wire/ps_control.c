@@ -184,8 +184,14 @@ int ps_fd(const struct ps_client *ps)
 
 void ps_close(struct ps_client *ps)
 {
+	uint8_t bytes[PS_REPLY_BYTES];
+
 	if (!ps)
 		return;
+	/* the page-server closes its end when the session is over */
+	if (shutdown(ps->fd, SHUT_WR) == 0)
+		while (recv(ps->fd, bytes, sizeof(bytes), 0) > 0)
+			;
 	close_fdp(&ps->fd);
 	free(ps);
 }

@@ -56,5 +56,6 @@ int ps_stats(struct ps_client *ps, struct ps_stats *ret, struct cr_err *err) mus
 /* The connection's descriptor, to poll: readable means that the page-server is gone. */
 int ps_fd(const struct ps_client *ps);
 
-/* Ends the session. NULL is fine. */
+/* Ends the session: when this returns nothing is written into its targets any more (unless the
+ * page-server did not react for 10 s). NULL is fine. */
 void ps_close(struct ps_client *ps);

@@ -22,10 +22,11 @@ static int on_hello(void *arg, const struct page_hello *h, struct cr_err *err)
 
 static int on_batch(void *arg, const struct page_batch *b, struct cr_err *err)
 {
+	static uint8_t room[PAGE_BATCH_BYTES];
 	uint64_t *sum = arg;
+	const uint8_t *pages;
 	size_t data = 0;
 
-	(void)err;
 	if (b->data_bytes > PAGE_BATCH_BYTES || b->target >= PAGE_TARGETS_MAX)
 		__builtin_trap();
 	for (size_t i = 0; i < b->nruns; i++) {
@@ -38,9 +39,10 @@ static int on_batch(void *arg, const struct page_batch *b, struct cr_err *err)
 	}
 	if (data != b->data_bytes)
 		__builtin_trap();
-	for (size_t i = 0; i < data; i++) /* all of it is there to be read */
-		*sum += b->data[i];
-	return 0;
+	int r = page_batch_unpack(b, room, &pages, err);
+	for (size_t i = 0; !r && i < data; i++) /* all of it is there to be read */
+		*sum += pages[i];
+	return r ? r : (int)(b->seq % 2); /* every other one stays in use for a while */
 }
 
 static int on_flush(void *arg, uint64_t seq, struct cr_err *err)
@@ -78,7 +80,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static const struct page_rx_ops ops = {
 	    .hello = on_hello, .batch = on_batch, .flush = on_flush};
-	static struct page_rx_scratch scratch;
 	struct cr_err err = {0};
 	uint64_t sum = 0;
 
@@ -86,7 +87,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!size)
 		return 0;
 	size_t piece = data[0] ? (size_t)data[0] * data[0] : SIZE_MAX;
-	struct page_rx *rx = page_rx_new(&ops, &sum, &scratch);
+	struct page_rx *rx = page_rx_new(&ops, &sum);
 	if (!rx)
 		return 0;
 	for (data++, size--; size;) {
@@ -94,12 +95,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		size_t n;
 
 		page_rx_room(rx, &room, &n);
+		if (page_rx_stalled(rx)) {
+			if (n)
+				__builtin_trap();
+			if (page_rx_resume(rx, &err))
+				break;
+			continue;
+		}
 		if (!n)
 			__builtin_trap();
 		n = n < piece ? n : piece;
 		n = n < size ? n : size;
 		memcpy(room, data, n);
-		if (page_rx_advance(rx, n, &err))
+		if (page_rx_advance(rx, n, &err) || (size % 2 && page_rx_resume(rx, &err)))
 			break;
 		data += n;
 		size -= n;
@@ -131,8 +139,9 @@ static void mend(uint8_t *p, size_t size)
 			memcpy(p + PAGE_HDR_BYTES, "\1\0\1\0\1\0\0\0\1\0", 10);
 			continue;
 		}
+		seq++;
 		h[4] = h[4] & 1 ? PAGE_FRAME_BATCH : PAGE_FRAME_FLUSH;
-		struct page_frame f = {.type = h[4], .seq = ++seq};
+		struct page_frame f = {.type = h[4], .seq = seq};
 		if (h[4] == PAGE_FRAME_BATCH) {
 			f.nruns = 1 + h[6] % 4;
 			f.flags = h[5] & 1;

@@ -276,6 +276,9 @@ struct seen {
 	int hellos, batches, flushes;
 	struct page_digest digest;
 	int refuse;
+	bool hold;               /* each batch is in use until the test resumes */
+	struct page_batch batch; /* held */
+	bool held;
 };
 
 static int see_hello(void *arg, const struct page_hello *h, struct cr_err *err)
@@ -287,15 +290,30 @@ static int see_hello(void *arg, const struct page_hello *h, struct cr_err *err)
 	return s->refuse ? cr_err_set(err, CR_ERR_PEER, EACCES, "no") : 0;
 }
 
+static int count_batch(struct seen *s, const struct page_batch *b, struct cr_err *err)
+{
+	static uint8_t room[PAGE_BATCH_BYTES];
+	const uint8_t *data;
+	int r = page_batch_unpack(b, room, &data, err);
+
+	if (r)
+		return r;
+	s->batches++;
+	for (size_t i = 0; i < b->data_bytes; i += 4096)
+		page_digest_add(&s->digest, page_hash(data + i, b->target, i));
+	return 0;
+}
+
 static int see_batch(void *arg, const struct page_batch *b, struct cr_err *err)
 {
 	struct seen *s = arg;
 
-	(void)err;
-	s->batches++;
-	for (size_t i = 0; i < b->data_bytes; i += 4096)
-		page_digest_add(&s->digest, page_hash(b->data + i, b->target, i));
-	return 0;
+	if (!s->hold)
+		return count_batch(s, b, err);
+	assert_false(s->held);
+	s->batch = *b;
+	s->held = true;
+	return PAGE_RX_BUSY;
 }
 
 static int see_flush(void *arg, uint64_t seq, struct cr_err *err)
@@ -304,12 +322,12 @@ static int see_flush(void *arg, uint64_t seq, struct cr_err *err)
 
 	(void)seq;
 	(void)err;
+	assert_false(s->held); /* all before it is placed */
 	s->flushes++;
 	return 0;
 }
 
 static const struct page_rx_ops see = {.hello = see_hello, .batch = see_batch, .flush = see_flush};
-static struct page_rx_scratch scratch;
 
 static size_t put_frame(uint8_t *out, struct page_frame f, const void *payload)
 {
@@ -326,7 +344,7 @@ static size_t put_frame(uint8_t *out, struct page_frame f, const void *payload)
 	return page_frame_bytes(&f);
 }
 
-/* HELLO, a raw batch of two pages, FLUSH, an lz4 batch of 256, a raw batch of 256, FLUSH. */
+/* HELLO, a raw batch of two pages, FLUSH, a full batch in lz4, a full one raw, FLUSH. */
 static uint8_t *golden_stream(size_t *ret_bytes, struct page_digest *digest)
 {
 	uint8_t *out = malloc(3 << 20), *pages = malloc(PAGE_BATCH_BYTES),
@@ -401,9 +419,50 @@ static void any_pieces_give_the_same(void **state)
 	(void)state;
 	for (size_t i = 0; i < ARRAY_SIZE(pieces); i++) {
 		struct seen s = {0};
-		struct page_rx *rx = page_rx_new(&see, &s, &scratch);
+		struct page_rx *rx = page_rx_new(&see, &s);
 
 		assert_int_equal(feed(rx, stream, n, pieces[i], &err), 0);
+		assert_true(s.hellos == 1 && s.batches == 3 && s.flushes == 2);
+		assert_true(page_digest_equal(s.digest, want));
+		page_rx_free(rx);
+	}
+	free(stream);
+}
+
+/* Batches stay in use for as long as can be: until nothing more may be read. */
+static void batches_in_use_are_left_alone(void **state)
+{
+	static const size_t pieces[] = {1000, 70000, 1 << 20};
+	struct page_digest want = {0};
+	size_t n;
+	uint8_t *stream = golden_stream(&n, &want);
+	struct cr_err err = {0};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(pieces); i++) {
+		struct seen s = {.hold = true};
+		struct page_rx *rx = page_rx_new(&see, &s);
+		size_t at = 0;
+
+		while (at < n || s.held) {
+			char *room;
+			size_t len;
+
+			page_rx_room(rx, &room, &len);
+			assert_int_equal(len == 0, page_rx_stalled(rx));
+			len = len < pieces[i] ? len : pieces[i];
+			len = len < n - at ? len : n - at;
+			if (len) {
+				memcpy(room, stream + at, len);
+				assert_int_equal(page_rx_advance(rx, len, &err), 0);
+				at += len;
+				continue;
+			}
+			assert_true(s.held);
+			assert_int_equal(count_batch(&s, &s.batch, &err), 0);
+			s.held = false;
+			assert_int_equal(page_rx_resume(rx, &err), 0);
+		}
 		assert_true(s.hellos == 1 && s.batches == 3 && s.flushes == 2);
 		assert_true(page_digest_equal(s.digest, want));
 		page_rx_free(rx);
@@ -422,7 +481,7 @@ static void truncation_handles_nothing_more(void **state)
 	(void)state;
 	for (size_t k = 0; k < n; k += k < 9000 ? 1 : 50021) {
 		struct seen s = {0};
-		struct page_rx *rx = page_rx_new(&see, &s, &scratch);
+		struct page_rx *rx = page_rx_new(&see, &s);
 
 		assert_int_equal(feed(rx, stream, k, 1 << 20, &err), 0);
 		assert_int_equal(s.hellos, k >= 96);
@@ -446,7 +505,7 @@ static void changed_bytes_are_survived(void **state)
 	for (size_t k = 0; k < n; k += k == 300 ? 8000 : 1) {
 		for (int bit = 0; bit < 8; bit += 3) {
 			struct seen s = {0};
-			struct page_rx *rx = page_rx_new(&see, &s, &scratch);
+			struct page_rx *rx = page_rx_new(&see, &s);
 
 			stream[k] ^= 1 << bit;
 			refused += feed(rx, stream, n, 1 << 20, &err) < 0;
@@ -465,7 +524,7 @@ static void order_of_frames_is_checked(void **state)
 	uint8_t *stream = golden_stream(&n, &want);
 	struct cr_err err = {0};
 	struct seen s = {.refuse = 1};
-	struct page_rx *rx = page_rx_new(&see, &s, &scratch);
+	struct page_rx *rx = page_rx_new(&see, &s);
 	char *room;
 	size_t len;
 
@@ -476,11 +535,11 @@ static void order_of_frames_is_checked(void **state)
 	assert_int_equal(page_rx_advance(rx, 0, &err), -EINVAL);
 	page_rx_free(rx);
 	s.refuse = 0;
-	rx = page_rx_new(&see, &s, &scratch);
+	rx = page_rx_new(&see, &s);
 	assert_int_equal(feed(rx, stream + 96, 96, 96, &err), -EPROTO); /* no HELLO */
 	assert_non_null(strstr(err.msg, "no HELLO first"));
 	page_rx_free(rx);
-	rx = page_rx_new(&see, &s, &scratch);
+	rx = page_rx_new(&see, &s);
 	assert_int_equal(feed(rx, stream, 96, 96, &err), 0);
 	assert_int_equal(feed(rx, stream + 96 + 96 + 8192, 32, 96, &err),
 			 -EPROTO); /* seq 2 first */
@@ -644,6 +703,7 @@ int main(void)
 	    cmocka_unit_test(bad_headers_fail),
 	    cmocka_unit_test(bad_runs_fail),
 	    cmocka_unit_test(any_pieces_give_the_same),
+	    cmocka_unit_test(batches_in_use_are_left_alone),
 	    cmocka_unit_test(truncation_handles_nothing_more),
 	    cmocka_unit_test(changed_bytes_are_survived),
 	    cmocka_unit_test(order_of_frames_is_checked),
