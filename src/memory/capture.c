@@ -133,6 +133,15 @@ static int open_map_file(pid_t pid, const struct proc_map *m)
 	return fd >= 0 ? fd : open(path, O_RDONLY | O_CLOEXEC);
 }
 
+static int reopen(int fd)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	int own = open(path, O_RDWR | O_CLOEXEC);
+	return own >= 0 ? own : open(path, O_RDONLY | O_CLOEXEC);
+}
+
 static int refresh_object(struct shared_object *so, int fd, struct cr_err *err)
 {
 	struct stat st;
@@ -208,6 +217,12 @@ int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_er
 			}
 		if (fd < 0)
 			return cr_err_set(err, CR_ERR_KERNEL, ESTALE, "a memfd went away meanwhile");
+		/* a description of our own: the task's position is not ours to move */
+		int own = reopen(fd);
+		close(fd);
+		fd = own;
+		if (fd < 0)
+			return cr_err_sys(err, "opening a memfd");
 		int *slot = vec_push(&o->list);
 		if (!slot) {
 			close(fd);

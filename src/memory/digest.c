@@ -100,9 +100,16 @@ int memory_digest_process(pid_t pid, const struct process *p, struct memory_dige
 	return r;
 }
 
-int memory_digest_object(int fd, uint64_t size, struct memory_digest *ret, struct cr_err *err)
+int memory_digest_object(int shared_fd, uint64_t size, struct memory_digest *ret, struct cr_err *err)
 {
 	_cleanup_free_ uint8_t *buf = calloc(1, CHUNK_BYTES);
+	char path[64];
+
+	/* a description of our own: a task may share the other, and its position */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", shared_fd);
+	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return cr_err_sys(err, "opening a shared object");
 	struct digester d = {.mem = fd, .out = ret, .buf = buf};
 
 	*ret = (struct memory_digest){0};

@@ -79,19 +79,63 @@ static int drop_range(struct round *ro, const struct vma *v, uint64_t start, uin
 
 static int add_guard(struct round *ro, uint64_t start, uint64_t end, struct cr_err *err)
 {
-	struct tracker *t = ro->t;
-	struct addr_range *last = t->guards.n ? &t->guards.v[t->guards.n - 1] : NULL;
+	struct addr_range *g = vec_push(&ro->t->guards);
 
-	sentmap_forget(&t->sent, start, end);
-	if (last && last->end == start) {
-		last->end = end;
-		return 0;
-	}
-	struct addr_range *g = vec_push(&t->guards);
 	if (!g)
 		return cr_err_oom(err);
 	*g = (struct addr_range){start, end};
+	sentmap_forget(&ro->t->sent, start, end);
 	return 0;
+}
+
+static int on_guard(const struct page_extent *e, void *arg, struct cr_err *err)
+{
+	return add_guard(arg, e->start, e->end, err);
+}
+
+/* Guards that a former round has protected do not show as written any more: they are looked up where
+ * they were. New ones show in the scan. */
+static int look_at_guards(struct round *ro, struct cr_err *err)
+{
+	struct tracker *t = ro->t;
+	__typeof__(t->guards) known = t->guards;
+	int r = 0;
+
+	memset(&t->guards, 0, sizeof(t->guards));
+	for (size_t i = 0; i < known.n && !r; i++) {
+		struct pagemap_query q = {.start = known.v[i].start, .end = known.v[i].end,
+					  .mask = PAGE_CAT_GUARD, .ret = PAGE_CAT_GUARD};
+
+		r = pagemap_walk(t->pagemap, &q, on_guard, ro, err);
+	}
+	vec_done(&known);
+	return r;
+}
+
+static int by_start(const void *a, const void *b)
+{
+	const struct addr_range *x = a, *y = b;
+
+	return x->start < y->start ? -1 : x->start > y->start;
+}
+
+/* Ascending and disjoint. */
+static void tidy_guards(struct tracker *t)
+{
+	size_t n = 0;
+
+	if (!t->guards.n)
+		return;
+	qsort(t->guards.v, t->guards.n, sizeof(*t->guards.v), by_start);
+	for (size_t i = 1; i < t->guards.n; i++) {
+		struct addr_range *last = &t->guards.v[n], *g = &t->guards.v[i];
+
+		if (g->start > last->end)
+			t->guards.v[++n] = *g;
+		else if (g->end > last->end)
+			last->end = g->end;
+	}
+	t->guards.n = n + 1;
 }
 
 /* Swapped pages one by one: some are markers that userfaultfd left behind, no pages at all. */
@@ -469,14 +513,16 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 {
 	struct round ro = {.t = t, .mm = mm, .r = r, .final = final};
 
-	t->guards.n = 0;
 	t->pages_written = 0;
 	forget_unmapped(t, mm);
 	int e = reader_target(r, t->target, &t->sent,
 			      t->shares_cow ? READ_PROC_MEM : READ_PROCESS_VM, t->pid, t->mem, err);
 	reader_set_unread(r, final ? NULL : remember_unread, t);
 	if (!e)
+		e = look_at_guards(&ro, err);
+	if (!e)
 		e = final ? final_round(&ro, err) : running_round(&ro, err);
+	tidy_guards(t);
 	if (!e)
 		e = reader_finish(r, err);
 	reader_set_unread(r, NULL, NULL);
