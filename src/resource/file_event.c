@@ -198,15 +198,15 @@ static int timerfd_build(struct fileset *fs, const struct tree *t, uint32_t i, s
 	return fs->held[i].fd < 0 ? cr_err_sys(err, "timerfd on clock %d", t->files[i].clockid) : 0;
 }
 
-/* Set as an absolute time where that is exact: what is due by then goes off at once, with all periods
- * that passed. A relative time on a wall clock stays one: value_ns is on another clock. */
+/* Set as an absolute time where that is exact: what is due by then goes off at once, with all
+ * periods that passed. A relative time on a wall clock stays one: value_ns is on another clock. */
 static void expiry_to_set(const struct fileset *fs, const struct file *f, struct itimerspec *its,
 			  int *flags)
 {
 	clockid_t clock = travel_clock(f->clockid, f->settime_flags);
-	int64_t shift = clock == CLOCK_MONOTONIC ? fs->monotonic_off_ns :
-			clock == CLOCK_BOOTTIME	 ? fs->boottime_off_ns :
-						   0;
+	int64_t shift = clock == CLOCK_MONOTONIC  ? fs->monotonic_off_ns
+			: clock == CLOCK_BOOTTIME ? fs->boottime_off_ns
+						  : 0;
 	int64_t due = (int64_t)f->value_ns - shift;
 
 	if (is_realtime(f->clockid) && clock == CLOCK_MONOTONIC)

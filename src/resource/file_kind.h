@@ -175,6 +175,7 @@ struct held {
 	bool same_file;       /* REGULAR: the very file, not a copy of it */
 	bool async_set;       /* O_ASYNC: done, in a task */
 	bool listening;       /* UNIX_LISTEN: done, in a task */
+	bool launched;        /* fileset_launch did it: the task's own from then on */
 	struct epoll_items items;
 	uint32_t capacity_set; /* PIPE */
 	bool filled;           /* PIPE: settle wrote into it */

@@ -235,7 +235,8 @@ static int listen_build(struct fileset *fs, const struct tree *t, uint32_t i, st
 /* The socket that takes its place has to get the port while tasks still hold this one. */
 static void listen_drop(struct held *h)
 {
-	set_int(h->fd, SOL_SOCKET, SO_REUSEADDR, 1);
+	if (!h->launched)
+		set_int(h->fd, SOL_SOCKET, SO_REUSEADDR, 1);
 }
 
 static int listen_launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)

@@ -351,6 +351,7 @@ int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err)
 
 		if (ops->launch)
 			r = ops->launch(fs, t, i, err);
+		fs->held[i].launched = !r;
 	}
 	return r;
 }

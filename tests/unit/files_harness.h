@@ -1,10 +1,10 @@
-/* A source tree and shells for the tests of open files: processes forked by the test, and an rtask whose
- * calls a forked process runs, one at a time, as the blob does in a shell. */
+/* A source tree and shells for the tests of open files: processes forked by the test, and an rtask
+ * whose calls a forked process runs, one at a time, as the blob does in a shell. */
 #pragma once
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <sched.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -16,6 +16,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include <cmocka.h>
 #include "resource/file_kind.h"
@@ -67,9 +68,9 @@ static struct rtask *shell_new(void)
 	    mmap(NULL, sizeof(*t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	assert_ptr_not_equal(t, MAP_FAILED);
-	t->tid = fork();
-	assert_true(t->tid >= 0);
-	if (t->tid == 0) {
+	pid_t pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		int fd = (int)syscall(SYS_pidfd_open, getppid(), 0);
 		if (fd != SHELL_SLOT) {
@@ -78,6 +79,7 @@ static struct rtask *shell_new(void)
 		}
 		shell_loop(t);
 	}
+	t->tid = pid;
 	return t;
 }
 
@@ -127,7 +129,8 @@ int rtask_run(struct rtask *t, struct cr_err *err)
 	int code = t->failed;
 
 	t->failed = 0;
-	return code ? cr_err_set(err, CR_ERR_KERNEL, code, "%s: %s", t->failure, strerror(code)) : 0;
+	return code ? cr_err_set(err, CR_ERR_KERNEL, code, "%s: %s", t->failure, strerror(code))
+		    : 0;
 }
 
 long rtask_syscall(struct rtask *t, long nr, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
@@ -166,8 +169,7 @@ void rtask_scratch_reset(struct rtask *t)
 struct source {
 	pid_t pid[MAX_PROCS];
 	int n;
-	int said[2]; /* pipe: a byte when ready */
-	unsigned int *command; /* shared word: a forked process is ready */
+	unsigned int ready, forked_ready; /* futex words */
 };
 
 /* In a forked process: descriptor fd becomes number n. */
@@ -181,59 +183,48 @@ static int put_at(int fd, int n, int flags)
 	return n;
 }
 
-static void say_ready(struct source *s)
+static void say_ready(unsigned int *word)
 {
-	int fd = s->said[1];
-
-	if (write(fd, "r", 1) != 1)
-		_exit(93);
-	close(fd);
-	close(s->said[0]);
+	__atomic_store_n(word, 1, __ATOMIC_SEQ_CST);
+	futex_wake(word);
 }
 
-/* Runs prepare(s) in a new process with nothing open but descriptors 0 to 2 on /dev/null; it may fork
- * others, storing their pids in shared memory. */
+static void wait_ready(unsigned int *word, pid_t pid)
+{
+	const struct timespec slice = {0, 50000000};
+	int st;
+
+	while (!__atomic_load_n(word, __ATOMIC_SEQ_CST)) {
+		syscall(SYS_futex, word, FUTEX_WAIT, 0, &slice, NULL, 0);
+		if (waitpid(pid, &st, WNOHANG) == pid)
+			fail_msg("the source process ended: status %x", st);
+	}
+}
+
+/* Runs prepare(s) in a new process with nothing open but descriptors 0 to 2 on /dev/null; it may
+ * fork others, storing their pids in shared memory. */
 static struct source *source_new(void (*prepare)(struct source *))
 {
-	struct source *s = mmap(NULL, sizeof(*s) + sizeof(unsigned int), PROT_READ | PROT_WRITE,
-				MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct source *s =
+	    mmap(NULL, sizeof(*s), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	assert_ptr_not_equal(s, MAP_FAILED);
-	s->command = (unsigned int *)(s + 1);
-	assert_int_equal(pipe(s->said), 0);
+	s->n = 1;
 	pid_t pid = fork();
 	assert_true(pid >= 0);
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (int i = 0; i < 3; i++) {
-			close(i);
+		close_range(0, ~0u, 0);
+		for (int i = 0; i < 3; i++)
 			if (open("/dev/null", O_RDWR) != i)
 				_exit(90);
-		}
-		/* out of the way of the numbers that the tests use */
-		int fd = fcntl(s->said[1], F_DUPFD, 900);
-		close(s->said[1]);
-		close(s->said[0]);
-		s->said[0] = -1;
-		s->said[1] = fd;
-		close_range(3, 899, 0);
 		s->pid[0] = getpid();
-		s->n = 1;
 		prepare(s);
-		say_ready(s);
+		say_ready(&s->ready);
 		for (;;)
 			pause();
 	}
-	close(s->said[1]);
-	char c;
-	int fd = s->said[0];
-	if (read(fd, &c, 1) != 1) {
-		int st = 0;
-
-		waitpid(pid, &st, 0);
-		fail_msg("the source process did not get ready: status %x", st);
-	}
-	close(fd);
+	wait_ready(&s->ready, pid);
 	return s;
 }
 
@@ -244,30 +235,35 @@ static void source_fork(struct source *s)
 
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		close(s->said[1]);
-		__atomic_store_n(&s->command[0], 1, __ATOMIC_SEQ_CST);
+		say_ready(&s->forked_ready);
 		for (;;)
 			pause();
 	}
-	while (!__atomic_load_n(&s->command[0], __ATOMIC_SEQ_CST))
-		sched_yield();
-	s->command[0] = 0;
+	wait_ready(&s->forked_ready, pid);
+	s->forked_ready = 0;
 	s->pid[s->n++] = pid;
 }
 
+/* And waits until all they had open is closed. */
 static void source_kill(struct source *s)
 {
-	for (int i = s->n - 1; i >= 0; i--)
-		if (s->pid[i])
-			kill(s->pid[i], SIGKILL);
-	waitpid(s->pid[0], NULL, 0);
+	for (int i = s->n - 1; i >= 0; i--) {
+		struct pollfd pfd = {.fd = (int)syscall(SYS_pidfd_open, s->pid[i], 0),
+				     .events = POLLIN};
+
+		kill(s->pid[i], SIGKILL);
+		poll(&pfd, 1, 5000);
+		close(pfd.fd);
+	}
+	if (s->n)
+		waitpid(s->pid[0], NULL, 0);
 	s->n = 0;
 }
 
 static void source_free(struct source *s)
 {
 	source_kill(s);
-	munmap(s, sizeof(*s) + sizeof(unsigned int));
+	munmap(s, sizeof(*s));
 }
 
 /* ---- capture ---- */
@@ -303,10 +299,10 @@ static void capture_pids(struct captured *out, const pid_t *pids, int n, const s
 		p->threads = arena_new_of(t->arena, struct thread);
 		p->threads[0].tid = pids[i];
 		p->n_threads = 1;
-		procs[i] = (struct capture_proc){
-		    .p = p,
-		    .prev = prev ? tree_find_process(prev, pids[i]) : NULL,
-		    .pidfd = (int)syscall(SYS_pidfd_open, pids[i], 0)};
+		procs[i] =
+		    (struct capture_proc){.p = p,
+					  .prev = prev ? tree_find_process(prev, pids[i]) : NULL,
+					  .pidfd = (int)syscall(SYS_pidfd_open, pids[i], 0)};
 		assert_true(procs[i].pidfd >= 0);
 	}
 	out->t = t;
