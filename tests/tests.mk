@@ -23,6 +23,16 @@ demo: deps
 	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(TEST_PROGS)
 	$(Q)tools/demo
 
+# The sampler of peak memory is the benchmark's own program.
+$(B)/tests/bench/%: tests/bench/%.c
+	@echo '  CC      $@'
+	@mkdir -p $(@D)
+	$(Q)$(CC) -D_GNU_SOURCE -std=gnu17 $(WARN) $(CFLAGS) -o $@ $<
+
+bench: deps
+	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(WORKLOADS) $(B)/testbed-init $(B)/tests/bench/peak
+	$(Q)tests/bench/bench
+
 lint:
 	$(Q)tools/lint
 lint-deep:

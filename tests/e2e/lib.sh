@@ -108,7 +108,7 @@ ready_or_done() {
 }
 
 workload_is_up() {
-	if ! until_true 20 ready_or_done || [ ! -e "$wl_dir/ready" ]; then
+	if ! until_true "${START_TIMEOUT:-20}" ready_or_done || [ ! -e "$wl_dir/ready" ]; then
 		diag "$1 did not start: $(cat "$wl_dir/result" "$wl_dir/log" 2>/dev/null)"
 		wl_pid=
 		return 1

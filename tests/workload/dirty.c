@@ -6,8 +6,9 @@
  *
  * A thread of its own ticks every 100 us and keeps the largest gaps between two ticks. DIR/gaps is
  * written as JSON at the end and whenever DIR/report appears (which is then removed); DIR/reset
- * forgets the gaps so far (and is removed). Gaps are measured with CLOCK_REALTIME: the hosts of one
- * machine agree on it, so it is the time that really passed. */
+ * forgets the gaps so far (and is removed). The gap in which the host last changed is kept apart,
+ * as "move": on a busy machine it need not be the largest. Gaps are measured with CLOCK_REALTIME:
+ * the hosts of one machine agree on it, so it is the time that really passed. */
 #include "workload.h"
 #include <pthread.h>
 #include <sched.h>
@@ -24,6 +25,7 @@ struct gap {
 static struct {
 	pthread_mutex_t lock;
 	struct gap top[TOP_GAPS];
+	struct gap move; /* end_ns 0: none */
 	int n;
 	uint64_t ticks, since_ns, histogram[BUCKETS]; /* by power of two of microseconds */
 } gaps = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -44,12 +46,27 @@ static void gap_keep(const struct gap *g)
 		gaps.top[min] = *g;
 }
 
+/* Asked right before the clock is read: a change of host fell into the gap that this reading ends,
+ * or, between the last such question and the reading that followed it, into the one before. */
+static bool host_changed(char host[65])
+{
+	struct utsname u;
+
+	if (uname(&u) || !strcmp(u.nodename, host))
+		return false;
+	strcpy(host, u.nodename);
+	return true;
+}
+
 static void *tick_main(void *arg)
 {
 	const struct timespec pause = {.tv_nsec = TICK_US * 1000};
 	uint64_t real = wl_ns(CLOCK_REALTIME), mono = wl_ns(CLOCK_MONOTONIC);
+	struct gap before = {0};
+	char host[65] = "";
 
 	(void)arg;
+	host_changed(host);
 	prctl(PR_SET_NAME, "dirty-tick");
 	prctl(PR_SET_TIMERSLACK, 1);
 	if (wl_flag("rt"))
@@ -57,6 +74,7 @@ static void *tick_main(void *arg)
 	while (!stopping) {
 		clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
 
+		const bool moved = host_changed(host);
 		const uint64_t r = wl_ns(CLOCK_REALTIME), m = wl_ns(CLOCK_MONOTONIC);
 		const struct gap g = {.real_ns = r - real, .mono_ns = m - mono, .end_ns = r};
 		const int bucket = 63 - __builtin_clzll(g.real_ns / 1000 | 1);
@@ -65,7 +83,10 @@ static void *tick_main(void *arg)
 		gaps.ticks++;
 		gaps.histogram[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
 		gap_keep(&g);
+		if (moved)
+			gaps.move = before.real_ns > g.real_ns ? before : g;
 		pthread_mutex_unlock(&gaps.lock);
+		before = g;
 		real = r;
 		mono = m;
 	}
@@ -76,6 +97,7 @@ static void gaps_reset(void)
 {
 	pthread_mutex_lock(&gaps.lock);
 	gaps.n = 0;
+	gaps.move.end_ns = 0;
 	gaps.ticks = 0;
 	gaps.since_ns = wl_ns(CLOCK_REALTIME);
 	memset(gaps.histogram, 0, sizeof(gaps.histogram));
@@ -109,7 +131,13 @@ static void gaps_write(void)
 	p += snprintf(p, end - p, "],\"histogram_us_log2\":[");
 	for (int i = 0; i < BUCKETS; i++)
 		p += snprintf(p, end - p, "%s%lu", i ? "," : "", gaps.histogram[i]);
-	snprintf(p, end - p, "]}\n");
+	p += snprintf(p, end - p, "]");
+	if (gaps.move.end_ns)
+		p += snprintf(
+		    p, end - p,
+		    ",\"move\":{\"us\":%.1f,\"monotonic_us\":%.1f,\"end_realtime_ns\":%lu}",
+		    gaps.move.real_ns / 1e3, gaps.move.mono_ns / 1e3, gaps.move.end_ns);
+	snprintf(p, end - p, "}\n");
 	pthread_mutex_unlock(&gaps.lock);
 	unlink(wl_path(path, "gaps"));
 	wl_write("gaps", text);
@@ -145,7 +173,7 @@ static void page_verify(size_t i)
 		       v = wl_mix(i ^ (seq << 40));
 
 	for (uint64_t k = 0; k < WL_PAGE / 8; k++) {
-		const uint64_t want = wl_flag("incompressible")
+		const uint64_t want = incompressible
 					  ? wl_mix(i * 0x100000001b3ull + (seq << 32) + k)
 				      : k >= 128 ? seq
 				      : k == 0   ? i
