@@ -48,5 +48,6 @@ int dest_set_clocks(struct dest *d, const struct tree *t, struct cr_err *err)
 	r = timens_enter(&own, err);
 	d->clocks_set = !r;
 	d->clock_offset_ns = diff.monotonic;
+	fileset_set_clocks(d->files, diff.monotonic, diff.boottime);
 	return r;
 }

@@ -177,6 +177,16 @@ static void lines_done(struct tfd_lines *lines)
 	vec_done(lines);
 }
 
+/* The kernel's order is that of its addresses: not one to compare captures by. */
+static int cmp_target(const void *va, const void *vb)
+{
+	const struct epoll_target *a = va, *b = vb;
+
+	if (a->fd != b->fd)
+		return a->fd < b->fd ? -1 : 1;
+	return (a->file > b->file) - (a->file < b->file);
+}
+
 static int link_one(struct files_ctx *x, uint32_t file, struct cr_err *err)
 {
 	_cleanup_(lines_done) struct tfd_lines lines = {0};
@@ -198,6 +208,7 @@ static int link_one(struct files_ctx *x, uint32_t file, struct cr_err *err)
 		nth = i && l->tfd == l[-1].tfd ? nth + 1 : 0;
 		add_target(x, file, l, find_target(x, ep, l, nth));
 	}
+	qsort(f->targets, f->n_targets, sizeof(*f->targets), cmp_target);
 	return 0;
 }
 

@@ -134,6 +134,12 @@ static clockid_t travel_clock(int32_t clockid, uint32_t settime_flags)
 	return clockid == CLOCK_MONOTONIC ? CLOCK_MONOTONIC : CLOCK_BOOTTIME;
 }
 
+/* What the tasks' time namespace adds to that clock beyond ours. */
+static int64_t clock_shift(clockid_t clock, int64_t monotonic, int64_t boottime)
+{
+	return clock == CLOCK_MONOTONIC ? monotonic : clock == CLOCK_BOOTTIME ? boottime : 0;
+}
+
 static uint64_t to_ns(const struct timespec *ts)
 {
 	return (uint64_t)ts->tv_sec * NSEC + (uint64_t)ts->tv_nsec;
@@ -185,7 +191,8 @@ static int timerfd_capture(struct files_ctx *x, const struct fd_probe *p, struct
 		if (clock_ns(clock) - now < CLOCK_APART_NS)
 			break; /* nobody else ran between the two */
 	}
-	int64_t shift = files_clock_offset(p->pid, clock) - files_clock_offset(getpid(), clock);
+	int64_t shift = clock_shift(clock, x->c->tree->task_monotonic_offset_ns,
+				    x->c->tree->task_boottime_offset_ns);
 	uint64_t left = to_ns(&its.it_value);
 	f->interval_ns = to_ns(&its.it_interval);
 	f->value_ns = left ? now + left + (uint64_t)shift : 0;

@@ -115,8 +115,6 @@ int files_scan_outside(struct files_ctx *x, struct cr_err *err) must_check;
 bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writing);
 /* files_proc.c: cwd, root, umask, namespaces, shared tables. */
 int files_capture_places(struct files_ctx *x, struct cr_err *err) must_check;
-/* clocks of pid's time namespace minus the machine's, ns; 0 where there are no time namespaces. */
-int64_t files_clock_offset(pid_t pid, int32_t clockid);
 
 /* file_sockopt.c: options that differ from those of a fresh socket. */
 int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,

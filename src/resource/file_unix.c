@@ -417,8 +417,8 @@ static int listen_as(struct shell_fds *sh, int fd, const struct file *f, struct 
 	rqueue(sh->rt, "setresgid", SYS_setresgid, -1, f->cred_gid, -1);
 	rqueue(sh->rt, "setresuid", SYS_setresuid, -1, f->cred_uid, -1);
 	rqueue(sh->rt, "listen", SYS_listen, fd, f->backlog);
-	rqueue(sh->rt, "setresuid", SYS_setresuid, -1, 0, -1);
-	rqueue(sh->rt, "setresgid", SYS_setresgid, -1, 0, -1);
+	rqueue(sh->rt, "setresuid", SYS_setresuid, -1, geteuid(), -1);
+	rqueue(sh->rt, "setresgid", SYS_setresgid, -1, getegid(), -1);
 	rqueue(sh->rt, "prctl", SYS_prctl, PR_SET_PDEATHSIG, signal);
 	rqueue(sh->rt, "prctl", SYS_prctl, PR_SET_DUMPABLE, 1);
 	return 0;
@@ -435,7 +435,7 @@ int fileset_unix_install(struct shell_fds *sh, struct cr_err *err)
 
 		if (f->kind != FILE_UNIX_LISTEN || h->listening || !is_the_one(sh, file))
 			continue;
-		if (f->cred_uid || f->cred_gid)
+		if (f->cred_uid != geteuid() || f->cred_gid != getegid()) /* ours: the shell's */
 			r = listen_as(sh, sh->p->fds[i].fd, f, err);
 		else
 			rqueue(sh->rt, "listen", SYS_listen, sh->p->fds[i].fd, f->backlog);

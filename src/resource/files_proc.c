@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 
 /* Namespaces that have to be the agent's own: what it opens and binds for the tasks is in those.
  * The time namespace may be another, but must be the same for the whole tree. */
@@ -253,28 +252,4 @@ int files_capture_places(struct files_ctx *x, struct cr_err *err)
 			return r;
 	}
 	return check_processes(x->c, err);
-}
-
-/* ---- clocks ---- */
-
-/* "monotonic  SEC  NSEC" and "boottime …", time_namespaces(7). 5.6. */
-int64_t files_clock_offset(pid_t pid, int32_t clockid)
-{
-	char path[64], text[256];
-	long long sec, nsec;
-	const char *key = clockid == CLOCK_MONOTONIC ? "monotonic"
-			  : clockid == CLOCK_BOOTTIME || clockid == CLOCK_BOOTTIME_ALARM
-			      ? "boottime"
-			      : NULL;
-
-	snprintf(path, sizeof(path), "/proc/%d/timens_offsets", pid);
-	_cleanup_fd_ int fd = key ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-	if (n <= 0)
-		return 0;
-	text[n] = '\0';
-	const char *l = strstr(text, key);
-	if (!l || sscanf(l + strlen(key), "%lld %lld", &sec, &nsec) != 2)
-		return 0;
-	return sec * 1000000000ll + nsec;
 }

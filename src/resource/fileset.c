@@ -124,6 +124,12 @@ struct fileset *fileset_new(void)
 	return fs;
 }
 
+void fileset_set_clocks(struct fileset *fs, int64_t monotonic_ns, int64_t boottime_ns)
+{
+	fs->monotonic_off_ns = monotonic_ns;
+	fs->boottime_off_ns = boottime_ns;
+}
+
 static void held_done(struct held *h)
 {
 	const struct file_ops *ops = file_ops_of(h->id.kind);

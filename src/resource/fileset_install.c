@@ -10,7 +10,6 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 
 enum { TEMPORARY_MAX = 4 }; /* numbers in use at once beside the final ones */
 
@@ -287,11 +286,6 @@ int fileset_install(struct fileset *fs, struct rtask *rt, const struct tree *t,
 		if (!was)
 			return cr_err_oom(err);
 		was->pid = p->pid;
-		pid_t tid = rtask_tid(rt);
-		fs->monotonic_off_ns = files_clock_offset(tid, CLOCK_MONOTONIC) -
-				       files_clock_offset(getpid(), CLOCK_MONOTONIC);
-		fs->boottime_off_ns = files_clock_offset(tid, CLOCK_BOOTTIME) -
-				      files_clock_offset(getpid(), CLOCK_BOOTTIME);
 	}
 	int above = highest(p, was, *agent_pidfd_slot) + 1;
 	struct shell_fds sh = {.fs = fs,

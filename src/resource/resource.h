@@ -146,6 +146,8 @@ struct fileset;
 struct fileset *fileset_new(void); /* NULL when memory is out */
 /* Closes all and removes what fileset_build left in the file system (temporary socket names). */
 void fileset_free(struct fileset *fs);
+/* The tasks' CLOCK_MONOTONIC and CLOCK_BOOTTIME less ours, for timerfds. Not called: 0. */
+void fileset_set_clocks(struct fileset *fs, int64_t monotonic_ns, int64_t boottime_ns);
 /* Open what t lists. Called again with a later tree, it opens only what is new and closes what is gone;
  * then every process needs fileset_install again (which likewise does only what differs).
  * object_fds[i]: descriptor for tree->objects[i], stays the caller's. The shells exist already, with

@@ -12,18 +12,6 @@
 #include <sys/un.h>
 #include "base/clock.h"
 
-static char dir[] = "/tmp/test_files.XXXXXX";
-
-static const char *at_dir(const char *name)
-{
-	static char path[4][256];
-	static int k;
-
-	k = (k + 1) % 4;
-	snprintf(path[k], sizeof(path[k]), "%s/%s", dir, name);
-	return path[k];
-}
-
 enum { /* descriptor numbers in the source */
        FD_LOG = 5,
        FD_LOG_DUP = 6,
@@ -70,7 +58,7 @@ static void open_files(void)
 	fd = put_at(open(at_dir("log"), O_RDWR | O_APPEND | O_NONBLOCK), FD_LOG_OTHER, O_CLOEXEC);
 	if (lseek(fd, 7, SEEK_SET) != 7)
 		_exit(2);
-	put_at(open(dir, O_RDONLY | O_DIRECTORY), FD_DIR, O_CLOEXEC);
+	put_at(open(test_dir, O_RDONLY | O_DIRECTORY), FD_DIR, O_CLOEXEC);
 	put_at(open("/dev/zero", O_RDONLY), FD_ZERO, 0);
 	dup3(FD_ZERO, FD_FAR, O_CLOEXEC);
 	put_at(memfd_create("mem", 0), FD_MEMFD, 0);
@@ -240,7 +228,7 @@ static void open_unix_paths(void)
 static void prepare_all(struct source *s)
 {
 	umask(027);
-	if (chdir(dir))
+	if (chdir(test_dir))
 		_exit(24);
 	open_files();
 	open_pipes();
@@ -252,24 +240,7 @@ static void prepare_all(struct source *s)
 	source_fork(s);
 }
 
-/* ---- rebuild and compare ---- */
-
-struct rebuilt {
-	struct rtask *shell[MAX_PROCS];
-	int slot[MAX_PROCS];
-	pid_t pid[MAX_PROCS];
-	int n;
-	struct fileset *fs;
-};
-
-static void install_all(struct rebuilt *b, const struct tree *t)
-{
-	struct cr_err err = {0};
-
-	for (int i = 0; i < b->n; i++)
-		if (fileset_install(b->fs, b->shell[i], t, &t->procs[i], &b->slot[i], &err))
-			fail_msg("install: %s", err.msg);
-}
+/* ---- the test ---- */
 
 static int memfd_for(const struct tree *t)
 {
@@ -280,141 +251,6 @@ static int memfd_for(const struct tree *t)
 	assert_int_equal(t->objects[0].size, 5);
 	assert_int_equal(pwrite(fd, "hello", 5, 0), 5);
 	return fd;
-}
-
-static void build_all(struct rebuilt *b, const struct tree *t, const int *objects)
-{
-	struct cr_err err = {0};
-
-	if (fileset_build(b->fs, t, objects, &err))
-		fail_msg("build: %s", err.msg);
-	install_all(b, t);
-}
-
-static void shells_new(struct rebuilt *b, int n)
-{
-	b->n = n;
-	b->fs = fileset_new();
-	for (int i = 0; i < n; i++) {
-		b->shell[i] = shell_new();
-		b->slot[i] = SHELL_SLOT;
-		b->pid[i] = b->shell[i]->tid;
-	}
-}
-
-static void finish(struct rebuilt *b, const struct tree *t)
-{
-	struct cr_err err = {0};
-
-	if (fileset_settle(b->fs, t, &err))
-		fail_msg("settle: %s", err.msg);
-	if (fileset_launch(b->fs, t, &err))
-		fail_msg("launch: %s", err.msg);
-	fileset_free(b->fs);
-	b->fs = NULL;
-	for (int i = 0; i < b->n; i++)
-		rtask_syscall(b->shell[i], SYS_close, (uint64_t)b->slot[i], 0, 0, 0, 0, 0);
-}
-
-static void rebuilt_done(struct rebuilt *b)
-{
-	fileset_free(b->fs);
-	for (int i = 0; i < b->n; i++)
-		shell_free(b->shell[i]);
-}
-
-static void compare_opts(const struct file *a, const struct file *b, int fd)
-{
-	if (!sockopts_cmp(a, b))
-		return;
-	for (size_t i = 0; i < a->n_opts; i++)
-		print_error("fd %d had %d/%d\n", fd, a->opts[i].level, a->opts[i].name);
-	for (size_t i = 0; i < b->n_opts; i++)
-		print_error("fd %d has %d/%d\n", fd, b->opts[i].level, b->opts[i].name);
-	fail();
-}
-
-static void compare_file(const struct tree *ta, const struct file *a, const struct file *b, int fd)
-{
-	if (a->kind != b->kind || (a->flags & ~0100000u) != (b->flags & ~0100000u) ||
-	    a->pos != b->pos)
-		fail_msg("fd %d: kind %d flags %o pos %lu became kind %d flags %o pos %lu", fd,
-			 a->kind, a->flags, a->pos, b->kind, b->flags, b->pos);
-	assert_string_equal(a->path ? a->path : "", b->path ? b->path : "");
-	assert_int_equal(a->counter, b->counter);
-	assert_int_equal(a->semaphore, b->semaphore);
-	assert_int_equal(a->sigmask, b->sigmask);
-	assert_int_equal(a->pipe_capacity, b->pipe_capacity);
-	assert_int_equal(a->pipe_packet, b->pipe_packet);
-	assert_int_equal(a->data_len, b->data_len);
-	if (a->data_len)
-		assert_memory_equal(a->data, b->data, a->data_len);
-	assert_int_equal(a->clockid, b->clockid);
-	if (a->kind == FILE_TIMERFD && a->clockid == CLOCK_REALTIME)
-		assert_int_equal(a->settime_flags, b->settime_flags);
-	assert_int_equal(a->interval_ns, b->interval_ns);
-	assert_int_equal(a->ticks, b->ticks);
-	if (a->value_ns - b->value_ns + 1000000 > 2000000)
-		fail_msg("timer of fd %d: %lu became %lu", fd, a->value_ns, b->value_ns);
-	assert_int_equal(a->backlog, b->backlog);
-	assert_int_equal(a->sockaddr_len, b->sockaddr_len);
-	if (a->sockaddr_len)
-		assert_memory_equal(a->sockaddr, b->sockaddr, a->sockaddr_len);
-	compare_opts(a, b, fd);
-	assert_int_equal(a->n_targets, b->n_targets);
-	for (size_t i = 0; i < a->n_targets; i++) {
-		assert_int_equal(a->targets[i].fd, b->targets[i].fd);
-		assert_int_equal(a->targets[i].file, b->targets[i].file);
-		assert_true(a->targets[i].data == b->targets[i].data);
-		if (!epoll_is_disarmed(a->targets[i].events) ||
-		    ta->files[a->targets[i].file].kind == FILE_TCP_CLOSED)
-			assert_int_equal(a->targets[i].events, b->targets[i].events);
-	}
-	if (a->kind == FILE_UNIX_LISTEN && a->path)
-		assert_int_equal(a->mode, b->mode);
-}
-
-static void compare(const struct tree *a, const struct tree *b)
-{
-	assert_int_equal(a->n_files, b->n_files);
-	for (size_t i = 0; i < a->n_procs; i++) {
-		const struct process *p = &a->procs[i], *q = &b->procs[i];
-
-		assert_int_equal(p->n_fds, q->n_fds);
-		assert_int_equal(p->umask, q->umask);
-		assert_string_equal(p->cwd, q->cwd);
-		for (size_t k = 0; k < p->n_fds; k++) {
-			assert_int_equal(p->fds[k].fd, q->fds[k].fd);
-			assert_int_equal(p->fds[k].cloexec, q->fds[k].cloexec);
-			assert_int_equal(p->fds[k].file, q->fds[k].file);
-			compare_file(a, &a->files[p->fds[k].file], &b->files[q->fds[k].file],
-				     p->fds[k].fd);
-		}
-	}
-}
-
-static void print_shape(const struct tree *t)
-{
-	for (size_t i = 0; i < t->n_procs; i++)
-		for (size_t k = 0; k < t->procs[i].n_fds; k++) {
-			const struct fd_entry *e = &t->procs[i].fds[k];
-			const struct file *f = &t->files[e->file];
-
-			print_error(
-			    "%zu:%d%s = %u: kind %d ino %lu flags %o backlog %d targets %zu "
-			    "opts %zu\n",
-			    i, e->fd, e->cloexec ? "c" : "", e->file, f->kind, f->ino, f->flags,
-			    f->backlog, f->n_targets, f->n_opts);
-		}
-}
-
-static void assert_same_shape(const struct tree *a, const struct tree *b)
-{
-	if (files_same_shape(a, b))
-		return;
-	print_shape(a);
-	print_shape(b);
-	fail();
 }
 
 static void check_refusals(const struct tree *t)
@@ -475,27 +311,11 @@ static void all_kinds(void **state)
 	source_free(s);
 }
 
-static int setup(void **state)
-{
-	(void)state;
-	return mkdtemp(dir) ? 0 : -1;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	unlink(at_dir("log"));
-	unlink(at_dir("sub/sock"));
-	unlink(at_dir("rel"));
-	rmdir(at_dir("sub"));
-	return rmdir(dir);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(all_kinds),
 	};
 
-	return cmocka_run_group_tests(tests, setup, teardown);
+	return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);
 }

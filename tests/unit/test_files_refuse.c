@@ -1,0 +1,450 @@
+/* What cannot move is refused by name, at the source and at the destination; and the parsers. */
+#include "files_harness.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+enum { FD = 7 };
+
+/* ---- one source for each refusal ---- */
+
+static void unlinked(struct source *s)
+{
+	(void)s;
+	put_at(open(at_dir("gone"), O_RDWR | O_CREAT, 0600), FD, 0);
+	unlink(at_dir("gone"));
+}
+
+static void renamed_over(struct source *s)
+{
+	(void)s;
+	put_at(open(at_dir("old"), O_RDWR | O_CREAT, 0600), FD, 0);
+	close(open(at_dir("new"), O_RDWR | O_CREAT, 0600));
+	rename(at_dir("new"), at_dir("old"));
+}
+
+static void tmpfile_open(struct source *s)
+{
+	(void)s;
+	put_at(open(test_dir, O_RDWR | O_TMPFILE, 0600), FD, 0);
+}
+
+static void path_only(struct source *s)
+{
+	(void)s;
+	put_at(open(test_dir, O_PATH), FD, 0);
+}
+
+static void locked(struct source *s)
+{
+	(void)s;
+	put_at(open(at_dir("lock"), O_RDWR | O_CREAT, 0600), FD, 0);
+	flock(FD, LOCK_EX);
+}
+
+static void posix_locked(struct source *s)
+{
+	struct flock fl = {.l_type = F_WRLCK, .l_len = 1};
+
+	(void)s;
+	put_at(open(at_dir("lock"), O_RDWR | O_CREAT, 0600), FD, 0);
+	fcntl(FD, F_SETLK, &fl);
+}
+
+static void named_pipe(struct source *s)
+{
+	(void)s;
+	mkfifo(at_dir("fifo"), 0600);
+	put_at(open(at_dir("fifo"), O_RDWR), FD, 0);
+}
+
+static void inotify(struct source *s)
+{
+	(void)s;
+	put_at(inotify_init1(0), FD, 0);
+}
+
+static void pidfd(struct source *s)
+{
+	(void)s;
+	put_at((int)syscall(SYS_pidfd_open, getpid(), 0), FD, 0);
+}
+
+static int new_io_uring(void)
+{
+	char params[120] = {0}; /* struct io_uring_params */
+
+	return (int)syscall(SYS_io_uring_setup, 4, params);
+}
+
+static void io_uring(struct source *s)
+{
+	(void)s;
+	put_at(new_io_uring(), FD, 0);
+}
+
+static bool have_io_uring(void)
+{
+	_cleanup_fd_ int fd = new_io_uring();
+
+	return fd >= 0;
+}
+
+static void pseudo_terminal(struct source *s)
+{
+	(void)s;
+	put_at(open("/dev/ptmx", O_RDWR | O_NOCTTY), FD, 0);
+}
+
+static void udp(struct source *s)
+{
+	(void)s;
+	put_at(socket(AF_INET, SOCK_DGRAM, 0), FD, 0);
+}
+
+static void netlink_socket(struct source *s)
+{
+	(void)s;
+	put_at(socket(AF_NETLINK, SOCK_RAW, 0), FD, 0);
+}
+
+static void unix_pair(struct source *s)
+{
+	int p[2];
+
+	(void)s;
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, p))
+		_exit(50);
+	put_at(p[0], FD, 0);
+	put_at(p[1], FD + 1, 0);
+}
+
+static void unix_datagram(struct source *s)
+{
+	(void)s;
+	put_at(socket(AF_UNIX, SOCK_DGRAM, 0), FD, 0);
+}
+
+static void namespace_open(struct source *s)
+{
+	(void)s;
+	put_at(open("/proc/self/ns/net", O_RDONLY), FD, 0);
+}
+
+static void proc_of_init(struct source *s)
+{
+	(void)s;
+	put_at(open("/proc/1/status", O_RDONLY), FD, 0);
+}
+
+static void proc_of_thread(struct source *s)
+{
+	(void)s;
+	put_at(open("/proc/thread-self/status", O_RDONLY), FD, 0);
+}
+
+static void stale_packets(struct source *s)
+{
+	int p[2];
+
+	(void)s;
+	if (pipe2(p, O_DIRECT))
+		_exit(51);
+	put_at(p[0], FD, 0);
+	put_at(p[1], FD + 1, 0);
+	if (write(FD + 1, "a", 1) != 1 || write(FD + 1, "b", 1) != 1)
+		_exit(52);
+	fcntl(FD + 1, F_SETFL, 0);
+}
+
+/* The description lives on in a message that nobody has read; sockets are refused as well. */
+static void lost_epoll_target(struct source *s)
+{
+	char control[CMSG_SPACE(sizeof(int))] = {0};
+	struct epoll_event ev = {.events = EPOLLIN};
+	struct iovec iov = {"x", 1};
+	struct msghdr m = {.msg_iov = &iov,
+			   .msg_iovlen = 1,
+			   .msg_control = control,
+			   .msg_controllen = sizeof(control)};
+	int p[2], fd = eventfd(0, 0);
+
+	(void)s;
+	put_at(epoll_create1(0), FD, 0);
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, p) || epoll_ctl(FD, EPOLL_CTL_ADD, fd, &ev))
+		_exit(53);
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+	if (sendmsg(p[0], &m, 0) != 1)
+		_exit(54);
+	close(fd);
+}
+
+static void disarmed_pipe(struct source *s)
+{
+	struct epoll_event ev = {.events = EPOLLOUT | EPOLLONESHOT};
+	int p[2];
+
+	(void)s;
+	put_at(epoll_create1(0), FD, 0);
+	if (pipe(p) || epoll_ctl(FD, EPOLL_CTL_ADD, p[1], &ev) || epoll_wait(FD, &ev, 1, 0) != 1)
+		_exit(55);
+}
+
+static void removed_cwd(struct source *s)
+{
+	(void)s;
+	if (mkdir(at_dir("cwd"), 0700) || chdir(at_dir("cwd")) || rmdir(at_dir("cwd")))
+		_exit(56);
+}
+
+static void other_network(struct source *s)
+{
+	(void)s;
+	if (unshare(CLONE_NEWNET))
+		_exit(59);
+}
+
+static void changed_root(struct source *s)
+{
+	(void)s;
+	if (chroot(test_dir) || chdir("/"))
+		_exit(59);
+}
+
+static void shared_table(struct source *s)
+{
+	struct {
+		unsigned long flags, pidfd, child_tid, parent_tid, exit_signal, more[6];
+	} args = {.flags = CLONE_FILES, .exit_signal = SIGCHLD};
+	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
+
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		say_ready(&s->forked_ready);
+		for (;;)
+			pause();
+	}
+	wait_ready(&s->forked_ready, pid);
+	s->pid[s->n++] = pid;
+}
+
+static const struct {
+	void (*prepare)(struct source *);
+	const char *what, *why;
+	bool root;
+} refusals[] = {
+    {unlinked, "fd 7 ", "unlinked while open"},
+    {renamed_over, "fd 7 ", "/old (deleted): has been unlinked"},
+    {tmpfile_open, "fd 7 ", "unlinked while open"},
+    {path_only, "fd 7 ", "O_PATH"},
+    {locked, "fd 7 ", "/lock: holds a file lock"},
+    {posix_locked, "fd 7 ", "/lock: holds a file lock"},
+    {named_pipe, "fd 7 ", "/fifo: named pipe: not supported; close it first"},
+    {inotify, "fd 7 ", "inotify instance: not supported; close it first"},
+    {pidfd, "fd 7 ", "pidfd: not supported"},
+    {io_uring, "fd 7 ", "io_uring instance: not supported; close it first"},
+    {pseudo_terminal, "fd 7 ", "pseudo-terminal master"},
+    {udp, "fd 7 ", "IPv4 datagram socket"},
+    {netlink_socket, "fd 7 ", "netlink socket"},
+    {unix_pair, "fd 7 ", "unix stream socket that does not listen"},
+    {unix_datagram, "fd 7 ", "unix datagram socket"},
+    {namespace_open, "fd 7 ", "namespace descriptor"},
+    {proc_of_init, "fd 7 ", "/proc/1/status: is of a process outside the tree"},
+    {proc_of_thread, "fd 7 ", "is of a single thread"},
+    {stale_packets, "fd 7 ", "holds packets, and no writer is in packet mode"},
+    {lost_epoll_target, "fd 7 ", "no process of the tree has open any more"},
+    {disarmed_pipe, "fd 7 ", "one-shot entry of pipe"},
+    {removed_cwd, "working directory", "has been removed"},
+    {other_network, "net namespace", "is not that of the agent", true},
+    {changed_root, "root directory", "is not the agent's", true},
+    {shared_table, "descriptor table", "shared with process"},
+};
+
+static bool is_listed(const struct captured *c, const char *what, const char *why)
+{
+	for (size_t i = 0; i < c->refused.list.n; i++)
+		if (strstr(c->refused.list.v[i].what, what) &&
+		    strstr(c->refused.list.v[i].why, why))
+			return true;
+	return false;
+}
+
+static void by_name(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(refusals); i++) {
+		struct captured c;
+
+		if ((refusals[i].root && geteuid()) ||
+		    (refusals[i].prepare == io_uring && !have_io_uring()))
+			continue;
+		struct source *s = source_new(refusals[i].prepare);
+		capture_pids(&c, s->pid, s->n, NULL, true);
+		if (c.r || !is_listed(&c, refusals[i].what, refusals[i].why)) {
+			for (size_t k = 0; k < c.refused.list.n; k++)
+				print_error("%s: %s\n", c.refused.list.v[k].what,
+					    c.refused.list.v[k].why);
+			fail_msg("case %zu (%s) is not refused: %d", i, refusals[i].why, c.r);
+		}
+		captured_done(&c);
+		source_free(s);
+	}
+}
+
+/* ---- shared with the outside ---- */
+
+static int outside_pipe[2], outside_event;
+
+/* The source inherits; source_new() closes all, so the descriptors are passed around that by pidfd.
+ */
+static void takes_ours(struct source *s)
+{
+	int ours = (int)syscall(SYS_pidfd_open, getppid(), 0);
+
+	(void)s;
+	put_at((int)syscall(SYS_pidfd_getfd, ours, outside_pipe[1], 0), FD, 0);
+	put_at((int)syscall(SYS_pidfd_getfd, ours, outside_event, 0), FD + 1, 0);
+	close(ours);
+}
+
+static void held_outside(void **state)
+{
+	struct captured c;
+
+	(void)state;
+	assert_int_equal(pipe(outside_pipe), 0);
+	outside_event = eventfd(0, 0);
+	struct source *s = source_new(takes_ours);
+	/* this process is the agent, whose own descriptors do not count: somebody else holds them
+	 */
+	struct source *other = source_new(takes_ours);
+	close(outside_pipe[1]);
+	capture_pids(&c, s->pid, 1, NULL, false);
+	assert_int_equal(c.r, 0);
+	assert_true(is_listed(&c, "fd 7 ", "its reading end is held outside the tree") ||
+		    is_listed(&c, "fd 7 ", "is also held by process"));
+	assert_true(is_listed(&c, "fd 8 ", "eventfd is also held by process"));
+	captured_done(&c);
+	source_free(other);
+	source_free(s);
+	close(outside_pipe[0]);
+	close(outside_event);
+}
+
+/* ---- destination ---- */
+
+static void serves(struct source *s)
+{
+	struct sockaddr_in sa = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+
+	(void)s;
+	put_at(socket(AF_INET, SOCK_STREAM, 0), FD, 0);
+	if (bind(FD, (void *)&sa, sizeof(sa)) || listen(FD, 1))
+		_exit(57);
+	put_at(open(at_dir("data"), O_RDWR | O_CREAT, 0600), FD + 1, 0);
+	if (write(FD + 1, "12345", 5) != 5)
+		_exit(58);
+}
+
+static void assert_check(const struct tree *t, const char *why)
+{
+	struct captured c = {0};
+
+	files_check(t, &c.refused);
+	if (why ? !is_listed(&c, "fd ", why) : c.refused.list.n > 0)
+		fail_msg("check: %s", c.refused.list.n ? c.refused.list.v[0].why : "nothing");
+	refusals_done(&c.refused);
+}
+
+static void at_destination(void **state)
+{
+	struct source *s = source_new(serves);
+	struct captured c;
+	struct cr_err err = {0};
+	struct rebuilt b = {0};
+
+	(void)state;
+	capture_pids(&c, s->pid, s->n, NULL, true);
+	assert_clean(&c);
+	assert_check(c.t, "taken on this host");
+	source_kill(s);
+	assert_check(c.t, NULL);
+	/* another machine: the same numbers do not make it the same file, equal size and time do */
+	c.t->boot_id[0] = c.t->boot_id[0] == 'x' ? 'y' : 'x';
+	assert_check(c.t, NULL);
+	shells_new(&b, 1);
+	build_all(&b, c.t, NULL);
+	assert_int_equal(truncate(at_dir("data"), 3), 0);
+	assert_check(c.t, "differs here: 3 bytes instead of 5");
+	assert_int_equal(fileset_settle(b.fs, c.t, &err), -ESTALE);
+	assert_int_equal(truncate(at_dir("data"), 5), 0);
+	assert_check(c.t, "differs here: modified at");
+	unlink(at_dir("data"));
+	assert_check(c.t, "No such file or directory here");
+	struct sockaddr_in *sa = (void *)file_at(c.t, 0, FD)->sockaddr;
+	sa->sin_addr.s_addr = htonl(0xc0000201); /* TEST-NET-1 */
+	assert_check(c.t, "does not have that address");
+	rebuilt_done(&b);
+	captured_done(&c);
+	source_free(s);
+}
+
+/* ---- parsers ---- */
+
+static void fdinfo_golden(void **state)
+{
+	static const char text[] = "pos:\t12\nflags:\t02104002\nmnt_id:\t17\nino:\t1038\n"
+				   "lock:\t1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF\n"
+				   "eventfd-count:                5\neventfd-id: 3\n";
+	struct fdinfo fi;
+	struct cr_err err = {0};
+	const char *rest;
+	uint64_t n;
+
+	(void)state;
+	assert_int_equal(fdinfo_parse(text, &fi, &rest, &err), 0);
+	assert_int_equal(fi.pos, 12);
+	assert_int_equal(fi.flags, 02104002);
+	assert_int_equal(fi.mnt_id, 17);
+	assert_int_equal(fi.ino, 1038);
+	assert_true(fi.locked);
+	assert_true(!strncmp(rest, "lock:", 5));
+	assert_true(fdinfo_u64(text, "eventfd-count", 16, &n) && n == 5);
+	assert_true(fdinfo_u64(text, "eventfd-id", 10, &n) && n == 3);
+	assert_false(fdinfo_u64(text, "eventfd-semaphore", 10, &n));
+	assert_int_equal(fdinfo_parse("pos:\t0\nflags:\t0\nmnt_id:\t1\n", &fi, &rest, &err), 0);
+	assert_string_equal(rest, "");
+	for (size_t len = 0; len < strlen("pos:\t12\nflags:\t02104002\nmnt_id:\t"); len++) {
+		char cut[sizeof(text)] = "";
+
+		memcpy(cut, text, len);
+		assert_int_equal(fdinfo_parse(cut, &fi, NULL, &err), -EPROTO);
+	}
+	assert_int_equal(
+	    fdinfo_parse("pos:\t0\nflags:\t077777777777777\nmnt_id:\t1\n", &fi, NULL, &err),
+	    -EPROTO);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(by_name),
+	    cmocka_unit_test(held_outside),
+	    cmocka_unit_test(at_destination),
+	    cmocka_unit_test(fdinfo_golden),
+	};
+
+	return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);
+}
