@@ -371,18 +371,21 @@ int cgroup_thaw(struct cgroup *cg, struct cr_err *err)
 	return write_freeze(cg, cg->ops->thaw_text, err);
 }
 
-/* Who would not freeze: the task whose state says so most clearly. Never fails, it only describes.
- */
-static int freeze_timeout(struct cgroup *cg, unsigned int timeout_ms, struct cr_err *err)
+/* Who holds the freeze up: the task whose state says so most clearly. */
+struct culprit {
+	int score; /* 0: none found */
+	struct proc_stat st;
+	char wchan[64];
+};
+
+static void find_culprit(struct cgroup *cg, struct culprit *ret)
 {
 	_cleanup_free_ pid_t *tids = NULL;
 	struct cr_err ignored;
 	ssize_t n = cgroup_threads(cg, &tids, &ignored);
-	struct proc_stat worst = {0};
-	char worst_wchan[64] = "";
-	int worst_score = 0;
 
-	for (ssize_t i = 0; i < n && worst_score < 2; i++) {
+	memset(ret, 0, sizeof(*ret));
+	for (ssize_t i = 0; i < n && ret->score < 2; i++) {
 		_cleanup_free_ char *wchan = NULL;
 		struct proc_stat st;
 
@@ -390,21 +393,47 @@ static int freeze_timeout(struct cgroup *cg, unsigned int timeout_ms, struct cr_
 		    proc_read(tids[i], "wchan", &wchan, &ignored) < 0)
 			continue;
 		int score = cg->ops->not_frozen(st.state, wchan);
-		if (score > worst_score) {
-			worst_score = score;
-			worst = st;
-			snprintf(worst_wchan, sizeof(worst_wchan), "%s", wchan);
+		if (score > ret->score) {
+			ret->score = score;
+			ret->st = st;
+			snprintf(ret->wchan, sizeof(ret->wchan), "%s", wchan);
 		}
 	}
-	err->pid = worst.pid;
-	if (!worst_score)
+}
+
+static int freeze_timeout(const struct cgroup *cg, const struct culprit *c, uint64_t us,
+			  struct cr_err *err)
+{
+	unsigned long ms = (unsigned long)(us / 1000);
+
+	err->pid = c->st.pid;
+	if (!c->score)
 		return cr_err_set(err, CR_ERR_KERNEL, EAGAIN,
-				  "cgroup %s did not freeze within %u ms", cg->path, timeout_ms);
+				  "cgroup %s did not freeze within %lu ms", cg->path, ms);
 	return cr_err_set(
 	    err, CR_ERR_KERNEL, EAGAIN,
-	    "cgroup %s did not freeze within %u ms: task %d (%s) would not (state %c, in %s)",
-	    cg->path, timeout_ms, worst.pid, worst.comm, worst.state,
-	    worst_wchan[0] && strcmp(worst_wchan, "0") ? worst_wchan : "user code");
+	    "cgroup %s did not freeze within %lu ms: task %d (%s) would not (state %c, in %s)",
+	    cg->path, ms, c->st.pid, c->st.comm, c->st.state,
+	    c->wchan[0] && strcmp(c->wchan, "0") ? c->wchan : "user code");
+}
+
+/* A task that would freeze if only it got a CPU gets more time: to give up and freeze again later
+ * would cost the others more than to wait. */
+static int freeze_wait(struct cgroup *cg, unsigned int timeout_ms, struct cr_err *err)
+{
+	uint64_t start = now_us();
+	struct culprit c;
+
+	for (int i = 0; i < 4; i++) {
+		int r = cg->ops->freeze_wait(cg, now_us() + timeout_ms * 1000ull, err);
+
+		if (r != -EAGAIN)
+			return r;
+		find_culprit(cg, &c);
+		if (c.st.state != 'R')
+			break;
+	}
+	return freeze_timeout(cg, &c, now_us() - start, err);
 }
 
 int cgroup_freeze(struct cgroup *cg, unsigned int timeout_ms, struct cr_err *err)
@@ -419,11 +448,9 @@ int cgroup_freeze(struct cgroup *cg, unsigned int timeout_ms, struct cr_err *err
 		r = write_freeze(cg, cg->ops->freeze_text, err);
 	if (r < 0)
 		return r;
-	r = cg->ops->freeze_wait(cg, now_us() + timeout_ms * 1000ull, err);
+	r = freeze_wait(cg, timeout_ms, err);
 	if (r == 0)
 		return 0;
-	if (r == -EAGAIN)
-		r = freeze_timeout(cg, timeout_ms, err);
 	if (!before.self_frozen && write_freeze(cg, cg->ops->thaw_text, &undo) < 0)
 		return cr_err_ctx(err, "cgroup %s could not be thawed again (%s)", cg->path,
 				  undo.msg);

@@ -87,15 +87,21 @@ static int v2_get_state(const struct cgroup *cg, struct cgroup_state *ret, struc
 	return 0;
 }
 
-/* A frozen task sleeps interruptibly in the signal code (do_freezer_trap, inlined into get_signal);
- * a stopped or traced one counts as frozen. */
+/* A frozen task sleeps interruptibly in the signal code (do_freezer_trap, inlined into get_signal).
+ * A stopped or traced one counts as frozen, and so does a parent in vfork (wait_for_vfork_done, in
+ * kernel_clone). */
 static int v2_not_frozen(char state, const char *wchan)
 {
+	static const char *const frozen[] = {"get_signal", "do_freezer_trap", "kernel_clone",
+					     "wait_for_vfork_done"};
+
 	if (strchr("TtZX", state))
 		return 0;
-	if (state == 'D' || state == 'R')
-		return 2;
-	return strcmp(wchan, "get_signal") != 0 && strcmp(wchan, "do_freezer_trap") != 0;
+	for (size_t i = 0; i < ARRAY_SIZE(frozen); i++) {
+		if (!strcmp(wchan, frozen[i]))
+			return 0;
+	}
+	return state == 'D' || state == 'R' ? 2 : 1;
 }
 
 const struct cgroup_ops cgroup_v2_ops = {

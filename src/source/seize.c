@@ -12,7 +12,6 @@
 #include "source/seize_walk.h"
 
 enum {
-	DEFAULT_ATTEMPTS = 8,
 	MAX_WALKS = 100,     /* per attempt: a tree that outruns these is a fork bomb */
 	LET_GO_US = 2000000, /* for tasks that are not stopped when they are to be let go */
 	REAP_US = 5000000,
@@ -44,16 +43,11 @@ struct attempt {
 
 /* ---- the cgroup ---- */
 
-static int set_guard(struct seizure *s, enum cgroup_last_act act, struct cr_err *err)
-{
-	return s->guard ? cgroup_guard_set(s->guard, act, err) : 0;
-}
-
 static int freeze(struct attempt *a, unsigned int timeout_ms, struct cr_err *err)
 {
 	struct seizure *s = a->s;
 	/* the guard first: dying in between would leave the tasks frozen */
-	int r = set_guard(s, s->refreeze ? CGROUP_FREEZE : CGROUP_THAW, err);
+	int r = cgroup_guard_set(s->guard, s->refreeze ? CGROUP_FREEZE : CGROUP_THAW, true, err);
 
 	if (r == 0)
 		r = cgroup_freeze(s->cgroup, timeout_ms, err);
@@ -70,12 +64,40 @@ static int thaw(struct attempt *a, struct cr_err *err)
 	int r = cgroup_thaw(s->cgroup, err);
 	if (r == 0)
 		a->frozen = false;
-	if (r == 0 && !s->refreeze)
-		r = set_guard(s, CGROUP_LEAVE, err);
+	if (r == 0)
+		r = cgroup_guard_set(s->guard, s->refreeze ? CGROUP_FREEZE : CGROUP_LEAVE, false,
+				     err);
 	return r;
 }
 
 /* ---- who ---- */
+
+/* To seize a task in a group stop while v1 has it frozen would hang (cgroup_guard.h), and its state
+ * shows as that of any frozen one: only where it waits tells. What this misses the guard ends. */
+static int refuse_stopped(const struct attempt *a, pid_t pid, struct cr_err *err)
+{
+	static const char *const stops[] = {"do_signal_stop", "get_signal", "ptrace_stop",
+					    "do_jobctl_trap"};
+	_cleanup_free_ char *wchan = NULL;
+	char who[128];
+
+	if (!a->frozen || cgroup_version(a->s->cgroup) != CGROUP_V1)
+		return 0;
+	ssize_t n = proc_read(pid, "wchan", &wchan, err);
+	if (n < 0)
+		return n == -ESRCH ? 0 : (int)n;
+	for (size_t i = 0; i < ARRAY_SIZE(stops); i++) {
+		if (strcmp(wchan, stops[i]) != 0)
+			continue;
+		task_describe(pid, pid, who, sizeof(who));
+		err->pid = pid;
+		return cr_err_set(err, CR_ERR_UNSUPPORTED, EBUSY,
+				  "%s is stopped (by a signal or a debugger): continue it first "
+				  "(kill -CONT %d)",
+				  who, pid);
+	}
+	return 0;
+}
 
 /* One walk; holds what is new. Returns how many that were. */
 static ssize_t walk_and_take(struct attempt *a, struct cr_err *err)
@@ -87,13 +109,15 @@ static ssize_t walk_and_take(struct attempt *a, struct cr_err *err)
 		return r;
 	a->n_walks++;
 	vec_foreach (p, &a->walk.procs) {
-		for (size_t i = 0; i < p->n_tids; i++) {
+		if (!held_find(&a->held, p->pid))
+			r = refuse_stopped(a, p->pid, err);
+		for (size_t i = 0; r >= 0 && i < p->n_tids; i++) {
 			r = held_take(&a->held, p->pid, a->walk.tids.v[p->first_tid + i],
 				      a->n_walks, err);
-			if (r < 0)
-				return r;
 			fresh += r;
 		}
+		if (r < 0)
+			return r;
 	}
 	return fresh;
 }
@@ -106,31 +130,33 @@ static int too_fast(const struct attempt *a, struct cr_err *err)
 }
 
 /* While frozen nothing new appears but by somebody moving it in: two walks mostly. */
-static int take_frozen(struct attempt *a, uint64_t deadline_us, struct cr_err *err)
+static int take_frozen(struct attempt *a, uint64_t budget_us, struct cr_err *err)
 {
+	uint64_t deadline = now_us() + budget_us;
+
 	for (;;) {
 		ssize_t fresh = walk_and_take(a, err);
 
 		if (fresh <= 0)
 			return (int)fresh;
-		if (a->n_walks >= MAX_WALKS || now_us() > deadline_us)
+		if (a->n_walks >= MAX_WALKS || now_us() > deadline)
 			return too_fast(a, err);
 	}
 }
 
 /* Until a walk over stopped tasks finds nobody new: then nobody is left who could fork. */
-static int take_running(struct attempt *a, uint64_t deadline_us, struct cr_err *err)
+static int take_running(struct attempt *a, uint64_t budget_us, struct cr_err *err)
 {
 	for (;;) {
-		size_t died = 0;
+		size_t gone = 0;
 		ssize_t fresh = walk_and_take(a, err);
 
 		if (fresh < 0)
 			return (int)fresh;
-		int r = held_wait(&a->held, deadline_us, &died, err);
+		int r = held_wait(&a->held, budget_us, &gone, err);
 		if (r < 0)
 			return r;
-		if (!fresh && !died)
+		if (!fresh && !gone)
 			return 0;
 		if (a->n_walks >= MAX_WALKS)
 			return too_fast(a, err);
@@ -192,17 +218,32 @@ static int build(struct attempt *a, struct cr_err *err)
 
 /* ---- take ---- */
 
+/* A process in the cgroup that is not of the tree may be one that was until its parent died, on its
+ * own way out: such a one is gone by the next attempts (but not if it was frozen before: then
+ * nothing moves). */
+static int refuse_strangers(struct attempt *a, unsigned int n, struct cr_err *err)
+{
+	bool final = n >= 2 || n + 1 >= a->rq->attempts || a->s->refreeze;
+	int r =
+	    seizure_refuse_others(&a->walk, a->rq, a->s->cgroup, final ? a->refused : NULL, err);
+
+	if (r < 0 && !final)
+		err->code = EAGAIN;
+	return r < 0 ? -err->code : 0;
+}
+
 static int try_take(struct attempt *a, unsigned int n, struct cr_err *err)
 {
-	size_t died = 0;
+	uint64_t budget_us = budget_ms(n) * 1000ull;
+	size_t gone = 0;
 	int r = 0;
 
 	if (a->s->cgroup) {
 		r = freeze(a, budget_ms(n), err);
 		if (r == 0)
-			r = take_frozen(a, now_us() + budget_ms(n) * 1000ull, err);
+			r = take_frozen(a, budget_us, err);
 		if (r == 0)
-			r = seizure_refuse_others(&a->walk, a->rq, a->s->cgroup, a->refused, err);
+			r = refuse_strangers(a, n, err);
 		if (r == 0)
 			a->outside = seizure_warn_outside(&a->walk, a->s->cgroup, a->refused);
 		/* v1 reports no stop before the thaw; and nobody of them can run: all are
@@ -210,11 +251,10 @@ static int try_take(struct attempt *a, unsigned int n, struct cr_err *err)
 		if (r == 0)
 			r = thaw(a, err);
 	}
-	uint64_t deadline = now_us() + budget_ms(n) * 1000ull;
 	if (r == 0 && a->s->cgroup)
-		r = held_wait(&a->held, deadline, &died, err);
-	if (r == 0 && (!a->s->cgroup || a->outside || died))
-		r = take_running(a, deadline, err);
+		r = held_wait(&a->held, budget_us, &gone, err);
+	if (r == 0 && (!a->s->cgroup || a->outside || gone))
+		r = take_running(a, budget_us, err);
 	return r == 0 ? build(a, err) : r;
 }
 
@@ -225,7 +265,7 @@ static void undo(struct attempt *a, bool again, struct cr_err *err)
 	struct seizure *s = a->s;
 	struct cr_err other;
 	pid_t stuck = 0;
-	size_t died;
+	size_t gone;
 
 	vec_foreach (p, &s->procs)
 		vec_done(&p->tasks);
@@ -234,8 +274,8 @@ static void undo(struct attempt *a, bool again, struct cr_err *err)
 		cr_err_ctx(err, "and the cgroup could not be thawed (%s)", other.msg);
 	if (s->refreeze && !again) {
 		/* from their stops straight into the freeze, as far as they get there */
-		if (held_wait(&a->held, now_us() + budget_ms(0) * 1000ull, &died, &other) < 0)
-			died = 0;
+		if (held_wait(&a->held, budget_ms(0) * 1000ull, &gone, &other) < 0)
+			gone = 0;
 		if (cgroup_freeze_start(s->cgroup, &other) < 0)
 			cr_err_ctx(err, "and the cgroup could not be frozen again (%s)", other.msg);
 	}
@@ -263,18 +303,17 @@ static int take_once(struct seizure *s, const struct seize_request *rq, unsigned
 static int take_attempts(struct seizure *s, const struct seize_request *rq,
 			 struct refusals *refused, struct cr_err *err)
 {
-	unsigned int attempts = rq->attempts ? rq->attempts : DEFAULT_ATTEMPTS;
 	int r = 0;
 
-	for (unsigned int n = 0; n < attempts; n++) {
+	for (unsigned int n = 0; n < rq->attempts; n++) {
 		if (n)
 			nanosleep(&(struct timespec){.tv_nsec = pause_ms(n - 1) * 1000000l}, NULL);
 		cr_err_clear(err);
-		r = take_once(s, rq, n, n + 1 == attempts, refused, err);
+		r = take_once(s, rq, n, n + 1 == rq->attempts, refused, err);
 		if (r != -EAGAIN)
 			return r;
 	}
-	return cr_err_ctx(err, "not after %u attempts", attempts);
+	return cr_err_ctx(err, "not after %u attempts", rq->attempts);
 }
 
 int seizure_take(struct seizure **ret, const struct seize_request *rq, struct refusals *refused,
@@ -295,10 +334,6 @@ int seizure_take(struct seizure **ret, const struct seize_request *rq, struct re
 	sleep_as_before(slack);
 	if (r < 0)
 		return r;
-	if (!s->refreeze) { /* nothing more to guard against */
-		cgroup_guard_stop(s->guard);
-		s->guard = NULL;
-	}
 	*ret = take_ptr(s);
 	return 0;
 }

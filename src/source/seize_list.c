@@ -7,6 +7,8 @@
 #include "source/seize_tasks.h"
 #include "source/seize_walk.h"
 
+enum { DEFAULT_ATTEMPTS = 8 };
+
 /* ---- the request ---- */
 
 int seizure_open(struct seizure **ret, struct seize_request *rq,
@@ -16,6 +18,8 @@ int seizure_open(struct seizure **ret, struct seize_request *rq,
 
 	*rq = *as_asked;
 	rq->whole_cgroup |= !rq->root;
+	if (!rq->attempts)
+		rq->attempts = DEFAULT_ATTEMPTS;
 	if (!s)
 		return cr_err_oom(err);
 	if (rq->root <= 0 && !(rq->cgroup && rq->root == 0))
@@ -56,7 +60,6 @@ int seizure_check_cgroup(struct seizure *s, struct cr_err *err)
 
 /* ---- in the tree, in the cgroup ---- */
 
-/* Processes of the cgroup that the walk did not find. */
 int seizure_refuse_others(const struct walk *w, const struct seize_request *rq, struct cgroup *cg,
 			  struct refusals *refused, struct cr_err *err)
 {
@@ -74,6 +77,8 @@ int seizure_refuse_others(const struct walk *w, const struct seize_request *rq, 
 		    st.state == 'X')
 			continue;
 		first = n++ ? first : pid;
+		if (!refused)
+			continue;
 		task_describe(pid, pid, who, sizeof(who));
 		refuse(refused, pid, who,
 		       "is in cgroup %s but not below process %d: move it elsewhere, or move the "

@@ -11,7 +11,8 @@ int seizure_open(struct seizure **ret, struct seize_request *rq,
 /* Can the cgroup be frozen and thawed? Sets refreeze. */
 int seizure_check_cgroup(struct seizure *s, struct cr_err *err) must_check;
 
-/* Processes that are in the cgroup but not in the tree: each refused; then an error too. */
+/* Processes that are in the cgroup but not in the tree: each refused (refused may be NULL);
+ * then an error too. */
 int seizure_refuse_others(const struct walk *w, const struct seize_request *rq, struct cgroup *cg,
 			  struct refusals *refused, struct cr_err *err) must_check;
 /* Processes that are in the tree but not in the cgroup: each a warning. True if there are any. */

@@ -232,9 +232,52 @@ static int too_late(const struct held *h, struct cr_err *err)
 			  st.state, wchan && strcmp(wchan, "0") ? wchan : "unknown");
 }
 
-static int wait_one(struct held *h, uint64_t deadline_us, struct cr_err *err)
+static char state_of(const struct held *h)
+{
+	struct proc_stat st;
+	struct cr_err ignored;
+
+	return proc_stat_read(h->pid, h->tid, &st, &ignored) < 0 ? '?' : st.state;
+}
+
+/* h waits uninterruptibly: if that is for a child in vfork, the child must run. Returns how many of
+ * its children were let go. */
+static size_t let_children_go(struct held_set *s, const struct held *h)
+{
+	_cleanup_free_ pid_t *children = NULL;
+	struct cr_err ignored;
+	size_t gone = 0;
+
+	if (state_of(h) != 'D')
+		return 0;
+	ssize_t n = proc_children_of(h->pid, &h->tid, 1, &children, &ignored);
+	for (ssize_t i = 0; i < n; i++) {
+		struct held *child = held_find(s, children[i]);
+
+		if (!child || child->state == HELD_DEAD || child->state == HELD_ZOMBIE)
+			continue;
+		if (task_let_go(child->tid, 0)) {
+			child->state = HELD_DEAD;
+			gone++;
+		} else { /* in vfork itself? */
+			gone += let_children_go(s, child);
+		}
+	}
+	return gone;
+}
+
+struct wait {
+	struct held_set *set;
+	uint64_t budget_us, start_us;
+	size_t gone;
+};
+
+enum { VFORK_US = 2000 }; /* an uninterruptible wait that is longer may be that */
+
+static int wait_one(struct wait *w, struct held *h, struct cr_err *err)
 {
 	struct backoff backoff = {0};
+	bool children_let_go = false;
 
 	for (;;) {
 		int status;
@@ -246,29 +289,39 @@ static int wait_one(struct held *h, uint64_t deadline_us, struct cr_err *err)
 			h->state = HELD_DEAD;
 			return 0;
 		}
-		if (r == 0) {
-			if (now_us() >= deadline_us)
-				return too_late(h, err);
-			backoff_sleep(&backoff);
+		if (r == h->tid) {
+			int done = take_status(h, status, err);
+
+			if (done)
+				return done < 0 ? done : 0;
 			continue;
 		}
-		int done = take_status(h, status, err);
-		if (done)
-			return done < 0 ? done : 0;
+		uint64_t waited = now_us() - w->start_us;
+		if (waited >= w->budget_us && (waited >= 4 * w->budget_us || state_of(h) != 'R'))
+			return too_late(h, err);
+		if (waited >= VFORK_US && !children_let_go) {
+			w->gone += let_children_go(w->set, h);
+			children_let_go = true;
+		}
+		backoff_sleep(&backoff);
 	}
 }
 
-int held_wait(struct held_set *s, uint64_t deadline_us, size_t *died, struct cr_err *err)
+int held_wait(struct held_set *s, uint64_t budget_us, size_t *gone, struct cr_err *err)
 {
-	vec_foreach (h, &s->list) {
+	struct wait w = {.set = s, .budget_us = budget_us, .start_us = now_us()};
+	int r = 0;
+
+	for (size_t i = 0; r == 0 && i < s->list.n; i++) {
+		struct held *h = &s->list.v[i];
+
 		if (h->state != HELD_RUNNING)
 			continue;
-		int r = wait_one(h, deadline_us, err);
-		if (r < 0)
-			return r;
-		*died += h->state == HELD_DEAD;
+		r = wait_one(&w, h, err);
+		w.gone += h->state == HELD_DEAD;
 	}
-	return 0;
+	*gone += w.gone;
+	return r;
 }
 
 /* ---- let go ---- */
@@ -330,17 +383,19 @@ size_t held_release(struct held_set *s, uint64_t deadline_us, pid_t *ret_tid)
 {
 	size_t left = 0;
 
-	/* The stopped ones first: one that runs may be waiting for them (vfork). Leaders last: the
-	 * exit of a leader is reported only after its threads have been reaped. */
+	/* First all that can go at once: one that still runs may be waiting for them (vfork).
+	 * Leaders last: the exit of a leader is reported only after its threads have been reaped.
+	 */
 	for (int pass = 0; pass < 4; pass++) {
-		enum held_state state = pass < 2 ? HELD_STOPPED : HELD_RUNNING;
+		bool patient = pass >= 2, leaders = pass % 2;
 
 		vec_foreach (h, &s->list) {
-			if (h->state != state || (h->tid == h->pid) != pass % 2)
+			if (h->state == HELD_DEAD || h->state == HELD_ZOMBIE ||
+			    (h->tid == h->pid) != leaders)
 				continue;
-			bool gone = task_let_go(h->tid, deadline_us);
-			h->state = gone ? HELD_DEAD : HELD_RUNNING;
-			if (!gone && pass >= 2) {
+			if (task_let_go(h->tid, patient ? deadline_us : 0)) {
+				h->state = HELD_DEAD;
+			} else if (patient) {
 				left++;
 				*ret_tid = h->tid;
 			}

@@ -32,8 +32,10 @@ struct held *held_find(const struct held_set *s, pid_t tid);
 int held_take(struct held_set *s, pid_t pid, pid_t tid, unsigned int walk,
 	      struct cr_err *err) must_check;
 
-/* Wait until none is HELD_RUNNING. *died: how many of them died. -EAGAIN: not by the deadline
- * (now_us), the message and err->pid name one; CR_ERR_UNSUPPORTED: one is stopped by a signal. */
+/* Wait until none is HELD_RUNNING, budget_us long, four times that for one that only needs a CPU.
+ * *gone: how many died or were let go: a parent in vfork(2) stops only after its child has called
+ * execve(2), so the child is let go for that, and must be found again by another walk. -EAGAIN: not
+ * in time, the message and err->pid name one; CR_ERR_UNSUPPORTED: one is stopped by a signal. */
 int held_wait(struct held_set *s, uint64_t deadline_us, size_t *died,
 	      struct cr_err *err) must_check;
 

@@ -77,20 +77,23 @@ static _Noreturn void threads_target(int n)
 
 static _Noreturn void tree_target(int width, int depth)
 {
+	unsigned int slot = take_slot(); /* the root has the first */
+
 	for (int i = 0; depth && i < width; i++) {
 		if (!fork()) {
 			be_target();
 			i = -1; /* the child: the same, one less deep */
 			depth--;
+			slot = take_slot();
 		}
 	}
 	if (!fork())
 		_exit(3); /* stays a zombie */
-	count_for_ever(take_slot());
+	count_for_ever(slot);
 }
 
-/* Each keeps two generations of short-lived children coming. */
-static _Noreturn void storm_target(int n)
+/* Each keeps short-lived children coming; orphans: grandchildren that leave the tree, too. */
+static _Noreturn void storm_target(int n, bool orphans)
 {
 	for (int i = 1; i < n; i++) {
 		if (!fork()) {
@@ -105,7 +108,7 @@ static _Noreturn void storm_target(int n)
 
 		if (!pid) {
 			be_target();
-			if (!fork())
+			if (orphans && !fork())
 				_exit(0);
 			_exit(0);
 		}
@@ -138,7 +141,12 @@ static void run_tree(int depth)
 
 static void run_storm(int n)
 {
-	storm_target(n);
+	storm_target(n, false);
+}
+
+static void run_orphan_storm(int n)
+{
+	storm_target(n, true);
 }
 
 /* ---- watching ---- */
@@ -469,6 +477,30 @@ static void fork_storm(void **state)
 	end(pid);
 }
 
+/* Processes that leave the tree while it is walked: only where they are in nobody's way. */
+static void orphan_storm(void **state)
+{
+	struct fixture *f = fixture_or_skip(state);
+	pid_t pid = start_in(f, run_orphan_storm, 3, 3);
+
+	if (!f->cg)
+		cycle(f, pid, 3, 0);
+	for (int i = 0; f->cg && i < 10; i++) {
+		struct seize_request rq = {.cgroup = f->path};
+		struct refusals refused = {0};
+		struct cr_err err = {0};
+		struct seizure *s;
+
+		if (seizure_take(&s, &rq, &refused, &err))
+			fail_msg("%s", err.msg);
+		assert_seized(s);
+		assert_true(s->procs.n >= 3);
+		seizure_free(s);
+		assert_running(3);
+	}
+	end(pid);
+}
+
 /* Our own interval timer interrupts every system call that can be. */
 static void on_alarm(int sig)
 {
@@ -655,12 +687,8 @@ static void outside_the_cgroup(void **state)
 	pid_t pid = start_in(f, run_tree, 1, 3), *kids;
 
 	assert_int_equal(cgroup_open(&root, f->version, "/", &err), 0);
-	ssize_t n = proc_children(pid, &kids, &err);
-	pid_t outside = 0;
-	for (ssize_t i = 0; i < n; i++) {
-		if (state_of(kids[i], kids[i], NULL) != 'Z')
-			outside = kids[i];
-	}
+	assert_true(proc_children(pid, &kids, &err) > 0);
+	pid_t outside = kids[0]; /* made before the zombie-to-be */
 	free(kids);
 	assert_int_equal(cgroup_move_pid(root, outside, &err), 0);
 	struct seize_request rq = {.root = pid, .cgroup = f->path};
@@ -700,7 +728,8 @@ static void group_stopped(void **state)
 
 	kill(pid, SIGSTOP);
 	wait_for(is_stopped, &pid);
-	assert_refused(pid, f->path, EBUSY, "is stopped (by SIGSTOP): continue it first");
+	assert_refused(pid, f->path, EBUSY, "continue it first (kill -CONT");
+	wait_for(is_stopped, &pid); /* it was let go: back into its group stop */
 	struct seize_request rq = {.root = pid, .cgroup = f->path};
 	assert_int_equal(seizure_preview(&s, &rq, &refused, &err), 0);
 	assert_int_equal(refused.list.n, 1);
@@ -1039,6 +1068,7 @@ int main(int argc, char **argv)
 	    EACH(two_hundred_threads),
 	    EACH(tree_with_zombies),
 	    EACH(fork_storm),
+	    EACH(orphan_storm),
 	    EACH(interrupted_caller),
 	    EACH(signals_arrive_once),
 	    BOTH(frozen_before),
