@@ -206,8 +206,12 @@ static int build_tasks(struct dest *d, const struct work *w, struct cr_err *err)
 		r = attrs_timers_rebuild(shell_leader(w->sh), w->old, w->p, err);
 	for (size_t i = 0; i < w->sh->n_threads && !r && (w->threads || w->attrs); i++) {
 		struct shell_thread *st = w->sh->threads[i];
+		const struct thread *th = process_find_thread(w->p, st->tid);
 
-		r = attrs_rebuild_outside(st->tid, w->p, process_find_thread(w->p, st->tid), i == 0, err);
+		r = attrs_rebuild_outside(st->tid, w->p, th, i == 0, err);
+		st->rseq_va = th->rseq_va;
+		st->rseq_len = th->rseq_len;
+		st->rseq_sig = th->rseq_sig;
 	}
 	return r;
 }

@@ -373,6 +373,18 @@ static int remote_clone(struct shell *parent, struct shell_thread *child, uint64
 	return r;
 }
 
+/* What a child of a shell that is built already has inherited. */
+static int forget_rseq(const struct shell *parent, struct shell *child, struct cr_err *err)
+{
+	const struct shell_thread *th = parent->threads[0];
+	struct rtask *rt = shell_leader(child);
+
+	if (!th->rseq_va)
+		return 0;
+	rqueue(rt, "rseq(UNREGISTER)", SYS_rseq, th->rseq_va, th->rseq_len, 1, th->rseq_sig);
+	return rtask_run(rt, err);
+}
+
 static int make_child(struct shells *s, struct shell *parent, const struct process *p,
 		      struct shell **ret, struct cr_err *err)
 {
@@ -381,9 +393,13 @@ static int make_child(struct shells *s, struct shell *parent, const struct proce
 
 	if (r)
 		return r;
-	r = remote_clone(parent, sh->threads[0], 0, p->exit_signal ? p->exit_signal : SIGCHLD, err);
+	sh->pidfd_slot = parent->pidfd_slot; /* descriptors are inherited */
+	r = remote_clone(parent, sh->threads[0], CLONE_CLEAR_SIGHAND,
+			 p->exit_signal ? p->exit_signal : SIGCHLD, err);
 	if (!r)
 		r = seize_shell(sh->threads[0], err);
+	if (!r)
+		r = forget_rseq(parent, sh, err);
 	if (r) {
 		shell_free(s, sh);
 		return r;

@@ -19,6 +19,9 @@ struct shell_thread {
 	pid_t tid;
 	struct rtask rt;
 	bool seized;
+	/* registered with rseq(2): a fork inherits it, and must not keep it past its memory */
+	uint64_t rseq_va;
+	uint32_t rseq_len, rseq_sig;
 };
 
 enum { NO_TARGET = UINT32_MAX };

@@ -173,7 +173,8 @@ static int add_object(struct capture *c, struct object_fds *o, pid_t pid, const 
 		int *slot = fd < 0 ? NULL : vec_push(&o->list);
 
 		if (fd < 0)
-			return c->exact ? cr_err_sys(err, "opening shared memory of %d", pid) : -EAGAIN;
+			return cr_err_set(err, CR_ERR_KERNEL, c->exact ? errno : EAGAIN,
+					  "opening shared memory of %d", pid);
 		if (!slot) {
 			close(fd);
 			return cr_err_oom(err);
@@ -434,12 +435,14 @@ int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err)
 {
 	int r = inherit(c, err);
 
+	/* what a capture that was given up had added has no place in this tree */
+	while (o->list.n > c->tree->n_objects)
+		close(o->list.v[--o->list.n]);
+
 	for (size_t i = 0; i < c->tree->n_procs && !r; i++) {
 		if (c->tree->procs[i].zombie)
 			continue;
 		r = capture_mm(c, o, i, err);
-		if (r == -EAGAIN && !c->exact)
-			r = 0; /* it changes under our eyes; the next capture sees it again */
 		if (r && !err->pid)
 			err->pid = c->tree->procs[i].pid;
 	}

@@ -11,8 +11,8 @@ struct object_fds {
 void object_fds_done(struct object_fds *o);
 
 /* Fill mm, tree->mapped_files and tree->objects of every process. Before files_capture(). Objects and
- * files keep their index over captures. With exact set, what cannot be told is an error, else it is
- * left to the next capture. */
+ * files keep their index over captures. -EAGAIN, only
+ * without exact: the mappings changed while they were looked at; try again later. */
 int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err) must_check;
 /* After files_capture(): descriptors for the memfds that it has added. */
 int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_err *err) must_check;

@@ -205,6 +205,8 @@ static int follow_structure(struct source *s, struct cr_err *err)
 	keep_armed(s, who);
 	r = source_capture(s, who, false, &t, err);
 	seizure_forget(who);
+	if (r == -EAGAIN || r == -ESRCH)
+		return 0; /* it changes under our eyes: the next round, or the stop, sees it */
 	if (r)
 		return r;
 	r = check_hole(s, t, err);

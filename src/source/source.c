@@ -10,6 +10,7 @@
 enum {
 	CONNECT_TIMEOUT_MS = 5000,
 	ABORT_TIMEOUT_MS = 5000,
+	LOOK_ATTEMPTS = 10,
 	DIGEST_BYTES = 12 * 1024 * 1024, /* for telling unchanged pages: 3 GiB of rewritten pages */
 };
 
@@ -146,20 +147,33 @@ static void send_notes(struct source *s, enum msg_type type, const struct refusa
 	free(m.refused.v);
 }
 
+/* The tree as it runs. Processes come and go: what changed under our eyes is looked at again. */
+static int look(struct source *s, struct tree **ret, struct cr_err *err)
+{
+	int r = -EAGAIN;
+
+	for (int i = 0; i < LOOK_ATTEMPTS && (r == -EAGAIN || r == -ESRCH); i++) {
+		struct seize_request rq;
+		struct seizure *who = NULL;
+
+		refusals_done(&s->notes);
+		cr_err_clear(err);
+		source_request(s, &rq);
+		r = seizure_preview(&who, &rq, &s->notes, err);
+		if (!r)
+			r = source_capture(s, who, false, ret, err);
+		seizure_forget(who);
+	}
+	return r;
+}
+
 /* Both sides look at everything before anything is touched. */
 static int check(struct source *s, struct cr_err *err)
 {
-	struct seize_request rq;
-	struct seizure *who = NULL;
 	struct tree *t = NULL;
 
 	source_event(s, "check", "looking at the tasks and at the destination");
-	source_request(s, &rq);
-	int r = seizure_preview(&who, &rq, &s->notes, err);
-	if (r)
-		return r;
-	r = source_capture(s, who, false, &t, err);
-	seizure_forget(who);
+	int r = look(s, &t, err);
 	if (!r && !s->notes.list.n) /* an incomplete tree cannot be judged by the other side */
 		r = source_send_tree(s, MSG_STAGE_CHECK, t, err);
 	tree_free(t);
