@@ -15,6 +15,7 @@ struct slot {             /* one mapping; pages == 0: free */
 	uint64_t first;   /* id of the first page */
 	int prot;
 	bool shared;
+	bool patched; /* made of several calls of mmap */
 	uint32_t gen[MAX_PAGES];
 };
 struct worker {
@@ -110,6 +111,7 @@ static void do_map(struct worker *w)
 	if (s == w->slots + SLOTS || !find_place(w, pages, &at))
 		return;
 	s->shared = below(w, 5) == 0;
+	s->patched = false;
 	void *want = w->base + at * WL_PAGE;
 	void *p = mmap(want, pages * WL_PAGE, PROT_READ | PROT_WRITE,
 		       MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | (s->shared ? MAP_SHARED : MAP_PRIVATE),
@@ -152,7 +154,9 @@ static void do_unmap(struct worker *w, struct slot *s)
 	s->pages -= n;
 }
 
-/* While memory is being tracked a mapping may be several VMAs, which mremap refuses with EFAULT. */
+/* While memory is being tracked, neighbouring mappings do not merge into one VMA, and mremap of several
+ * is refused with EFAULT, perhaps after it has moved some (6.17; older kernels never take several). What
+ * one mmap made is one VMA unless a part was mapped over: such slots are not moved. */
 static bool remapped(struct worker *w, void *p, void *want)
 {
 	if (p == want)
@@ -167,7 +171,7 @@ static void do_move(struct worker *w, struct slot *s)
 {
 	size_t at;
 
-	if (!find_place(w, s->pages, &at))
+	if (s->patched || !find_place(w, s->pages, &at))
 		return;
 	void *want = w->base + at * WL_PAGE;
 	void *p = mremap(page_at(w, s, 0), s->pages * WL_PAGE, s->pages * WL_PAGE,
@@ -181,7 +185,7 @@ static void do_resize(struct worker *w, struct slot *s)
 	const size_t pages = 1 + below(w, s->pages + 16);
 	void *p;
 
-	if (pages > MAX_PAGES ||
+	if (s->patched || pages > MAX_PAGES ||
 	    (pages > s->pages && (s->shared || !is_free(w, s->at + s->pages, pages - s->pages))))
 		return;
 	p = mremap(page_at(w, s, 0), s->pages * WL_PAGE, pages * WL_PAGE, 0);
@@ -211,6 +215,7 @@ static void do_replace(struct worker *w, struct slot *s)
 
 	if (s->shared)
 		return;
+	s->patched = true;
 	void *p = mmap(page_at(w, s, from), n * WL_PAGE, s->prot,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	wl_must(p == page_at(w, s, from), "mmap over");
