@@ -55,6 +55,7 @@ static int list_one(struct journal *j, void *arg)
 	struct journal *k = &l->kept[l->n];
 	*k = *j;
 	memset(&j->pids, 0, sizeof(j->pids)); /* moved */
+	memset(&j->renames, 0, sizeof(j->renames));
 	struct msg_status *s = &l->v[l->n++];
 	pid_t *pids = calloc(k->pids.n + 1, sizeof(*pids));
 	*s = (struct msg_status){.role = k->role, .state = journal_state_name(k->state), .peer = k->peer,
@@ -103,6 +104,7 @@ static int pick_one(struct journal *j, void *arg)
 	if (p->n++ == 0) {
 		p->found = *j;
 		memset(&j->pids, 0, sizeof(j->pids));
+		memset(&j->renames, 0, sizeof(j->renames));
 	}
 	return 0;
 }

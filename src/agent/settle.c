@@ -109,6 +109,11 @@ static int kill_cgroup(const struct journal *j, struct cr_err *err)
 {
 	_cleanup_(cgroup_closep) struct cgroup *cg = NULL;
 
+	vec_foreach(m, &j->renames) /* the socket that waits for its path, and the directory around it */
+		if (!unlink(m->from)) {
+			*strrchr(m->from, '/') = 0;
+			rmdir(m->from);
+		}
 	if (!*j->cgroup || access(j->cgroup, F_OK))
 		return 0;
 	int r = open_cgroup(j, &cg, err);
@@ -131,6 +136,13 @@ static int thaw_cgroup(const struct journal *j, struct cr_err *err)
 {
 	_cleanup_(cgroup_closep) struct cgroup *cg = NULL;
 	int r = open_cgroup(j, &cg, err);
+
+	vec_foreach(m, &j->renames) { /* those that are done already are gone */
+		if (rename(m->from, m->to) && errno != ENOENT)
+			return cr_err_sys(err, "putting a socket at %s", m->to);
+		*strrchr(m->from, '/') = 0;
+		rmdir(m->from);
+	}
 
 	return r ? r : cgroup_thaw(cg, err);
 }

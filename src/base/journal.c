@@ -8,6 +8,21 @@
 
 static const char *const state_names[] = {"none", "preparing", "prepared", "commit", "done", "aborted"};
 
+int journal_add_rename(struct journal *j, const char *from, const char *to, struct cr_err *err)
+{
+	if (strpbrk(from, "\t\n") || strpbrk(to, "\t\n"))
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "a socket's path with tabs or newlines: %s", to);
+	struct journal_rename m = {strdup(from), strdup(to)};
+	struct journal_rename *slot = m.from && m.to ? vec_push(&j->renames) : NULL;
+	if (!slot) {
+		free(m.from);
+		free(m.to);
+		return cr_err_oom(err);
+	}
+	*slot = m;
+	return 0;
+}
+
 const char *journal_state_name(enum journal_state s)
 {
 	return (unsigned)s < ARRAY_SIZE(state_names) ? state_names[s] : "?";
@@ -25,6 +40,8 @@ static void print(FILE *f, const struct journal *j)
 		*j->cgroup ? j->cgroup : "-", (long long)j->since_sec);
 	vec_foreach(p, &j->pids)
 		fprintf(f, "pid %d %llu\n", p->pid, (unsigned long long)p->starttime);
+	vec_foreach(m, &j->renames)
+		fprintf(f, "rename %s\t%s\n", m->from, m->to);
 	fputs("end\n", f);
 }
 
@@ -49,7 +66,7 @@ static void set_text(char *dst, size_t n, const char *src)
 	snprintf(dst, n, "%s", strcmp(src, "-") ? src : "");
 }
 
-static bool parse_line(struct journal *j, const char *key, const char *value)
+static bool parse_line(struct journal *j, const char *key, char *value)
 {
 	if (!strcmp(key, "state")) {
 		for (size_t i = 0; i < ARRAY_SIZE(state_names); i++)
@@ -74,6 +91,14 @@ static bool parse_line(struct journal *j, const char *key, const char *value)
 		if (!p || sscanf(value, "%d %llu", &p->pid, &start) != 2)
 			return false;
 		p->starttime = start;
+	} else if (!strcmp(key, "rename")) {
+		struct cr_err ignored = {0};
+		char *tab = strchr(value, '\t');
+
+		if (!tab)
+			return false;
+		*tab = 0;
+		return !journal_add_rename(j, value, tab + 1, &ignored);
 	}
 	return true;
 }
@@ -81,7 +106,7 @@ static bool parse_line(struct journal *j, const char *key, const char *value)
 static int read_file(const char *path, struct journal *ret, struct cr_err *err)
 {
 	_cleanup_file_ FILE *f = fopen(path, "re");
-	char line[512], key[32];
+	char line[8800], key[32]; /* two paths */
 	bool ended = false;
 	int at;
 
@@ -151,5 +176,10 @@ int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void 
 
 void journal_done(struct journal *j)
 {
+	vec_foreach(m, &j->renames) {
+		free(m->from);
+		free(m->to);
+	}
+	vec_done(&j->renames);
 	vec_done(&j->pids);
 }

@@ -22,6 +22,10 @@ struct journal_pid {
 	uint64_t starttime; /* clock ticks since boot: tells a reused pid */
 };
 
+struct journal_rename { /* to be done before the tasks run; both owned */
+	char *from, *to;
+};
+
 struct journal {
 	char id[40];	   /* of the migration, hex */
 	char token[80];	   /* hex */
@@ -31,8 +35,12 @@ struct journal {
 	char cgroup[256];  /* destination: the cgroup that holds the tasks; "" if none */
 	int64_t since_sec; /* CLOCK_REALTIME */
 	VEC(struct journal_pid) pids;
+	VEC(struct journal_rename) renames;
 };
 
+/* Errors: memory; INPUT for paths that do not fit on a line. */
+int journal_add_rename(struct journal *j, const char *from, const char *to, struct cr_err *err)
+	must_check;
 const char *journal_state_name(enum journal_state s);
 int journal_write(const char *dir, const struct journal *j, struct cr_err *err) must_check;
 /* -ENOENT if there is none. */

@@ -85,6 +85,18 @@ static int hold(struct dest *d, struct cr_err *err)
 	return r;
 }
 
+struct renaming {
+	struct journal *j;
+	struct cr_err *err;
+};
+
+static int note_rename(const char *from, const char *to, void *arg)
+{
+	struct renaming *n = arg;
+
+	return journal_add_rename(n->j, from, to, n->err);
+}
+
 int dest_prepare(struct dest *d, struct cr_err *err)
 {
 	int r = 0;
@@ -92,6 +104,10 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 	vec_foreach(shp, &d->shells->list)
 		if (!r && !(*shp)->zombie)
 			r = leave_shell(d, *shp, err);
+	if (!r)
+		r = fileset_prepare(d->files, d->tree, err);
+	if (!r)
+		r = fileset_renames(d->files, d->tree, note_rename, &(struct renaming){&d->journal, err});
 	if (!r)
 		r = hold(d, err);
 	fault_point("dest-held");

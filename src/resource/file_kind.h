@@ -223,6 +223,7 @@ struct file_ops {
 	int (*build)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
 	/* After build and at the stop, as often as it is called: the volatile state. */
 	int (*settle)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
+	int (*prepare)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
 	int (*launch)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
 	/* Before fs->held[i].fd is closed. */
 	void (*drop)(struct held *h);

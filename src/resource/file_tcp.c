@@ -1,11 +1,11 @@
 /* TCP sockets: listening, idle (neither listening nor connected), and those whose connection the
  * move closes.
  *
- * A listener is bound ahead, which reserves the port, and starts to listen at launch: before,
+ * A listener is bound ahead, which reserves the port, and starts to listen when all is prepared: before,
  * nobody is there to accept. Between the two the port must not be taken by others: a bound socket
  * with SO_REUSEADDR would let another one that has it listen on the port; one without it does not
  * (inet_csk_bind_conflict), but cannot be bound over connections in TIME_WAIT. So the option is on
- * while binding, off until launch, and then as it was.
+ * while binding, off until then, and then as it was.
  *
  * A connection comes back as one that its peer has reset: the task reads ECONNRESET, then end of
  * file, epoll says EPOLLIN|EPOLLERR|EPOLLHUP, and it closes the socket as it would after any
@@ -239,7 +239,7 @@ static void listen_drop(struct held *h)
 		set_int(h->fd, SOL_SOCKET, SO_REUSEADDR, 1);
 }
 
-static int listen_launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+static int listen_prepare(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	const struct file *f = &t->files[i];
 	int fd = fs->held[i].fd, reuse = sockopt_int(f, SOL_SOCKET, SO_REUSEADDR, 0);
@@ -376,7 +376,7 @@ const struct file_ops file_ops_tcp_listen = {
     .capture = listen_capture,
     .check = bind_check,
     .build = listen_build,
-    .launch = listen_launch,
+    .prepare = listen_prepare,
     .drop = listen_drop,
 };
 
@@ -387,7 +387,7 @@ const struct file_ops file_ops_tcp_idle = {
     .capture = idle_capture,
     .check = bind_check,
     .build = listen_build,
-    .launch = listen_launch,
+    .prepare = listen_prepare,
     .drop = listen_drop,
 };
 

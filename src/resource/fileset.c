@@ -348,6 +348,30 @@ int fileset_settle(struct fileset *fs, const struct tree *t, struct cr_err *err)
 	return r;
 }
 
+int fileset_prepare(struct fileset *fs, const struct tree *t, struct cr_err *err)
+{
+	int r = check_same_tree(fs, t, err);
+
+	for (uint32_t i = 0; i < fs->n_held && !r; i++) {
+		const struct file_ops *ops = file_ops_of(t->files[i].kind);
+
+		if (ops->prepare)
+			r = ops->prepare(fs, t, i, err);
+	}
+	return r;
+}
+
+int fileset_renames(const struct fileset *fs, const struct tree *t,
+		    int (*fn)(const char *from, const char *to, void *arg), void *arg)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < fs->n_held && i < t->n_files && !r; i++)
+		if (fs->held[i].reserved_path)
+			r = fn(fs->held[i].reserved_path, t->files[i].path, arg);
+	return r;
+}
+
 int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err)
 {
 	int r = check_same_tree(fs, t, err);

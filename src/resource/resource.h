@@ -165,6 +165,12 @@ int fileset_install(struct fileset *fs, struct rtask *rt, const struct tree *t, 
 /* Volatile state of the final capture: positions, pipe contents, eventfd counters, timerfds, status
  * flags. Runs in the agent on its own descriptors, tasks are not involved. After build and install. */
 int fileset_settle(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
-/* At the point of no return, before the tasks run: what the outside can see. TCP sockets start to
- * listen, unix sockets take over their path. Until then both are only reserved. */
+/* When all is prepared and nothing has run: TCP sockets start to listen. Before, they only reserve their
+ * ports. After it the tasks' sockets need nothing more of this process. */
+int fileset_prepare(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
+/* What fileset_launch() will rename, for a journal: whoever finishes in our place does the same. Stops
+ * at the first non-zero result of fn and returns it. */
+int fileset_renames(const struct fileset *fs, const struct tree *t,
+		    int (*fn)(const char *from, const char *to, void *arg), void *arg);
+/* At the point of no return, before the tasks run: unix sockets take over their paths. */
 int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
