@@ -70,6 +70,8 @@ ask() {
 }
 ok "moved: sockets on an address that both hosts have" sockets_case
 moves sockets
+moves sockets --connected
+ok "a broken connection is warned of" grep -q '"event":"warning".*TCP' "$work/events"
 
 # Running in alpha again afterwards, then in beta once more.
 back_case() {

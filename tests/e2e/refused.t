@@ -37,8 +37,6 @@ io_uring io_uring
 inotify inotify
 fanotify fanotify
 udp udp|datagram|socket
-tcp tcp|established|connection|socket
-backlog connection|tcp|socket
 unixpair unix|socket
 unixdgram unix|socket
 netlink netlink|socket
@@ -86,7 +84,6 @@ sharedfs CLONE_FS|working directory|cwd
 threadfds descriptor|CLONE_FILES|fd table
 threadfs CLONE_FS|working directory|cwd
 threadcreds credential|uid
-cputimer timer|clock
 LIST
 
 # Without any of these the same program moves.

@@ -44,11 +44,13 @@ static struct {
 
 /* ---- what a descriptor looks like ---- */
 
-/* Lines of fdinfo that belong to the host and not to the descriptor, or that move by themselves. */
+/* Lines of fdinfo that belong to the host and not to the descriptor, or that move by themselves. (A
+ * timerfd's settime flags say how it was armed last, which is the rebuild's own business.) */
 static bool fdinfo_skipped(const char *line)
 {
 	static const char *const skip[] = {
-	    "mnt_id:", "ino:", "pos:", "ticks:", "it_value:", "eventfd-count:", "eventfd-id:"};
+	    "mnt_id:",   "ino:",           "pos:",        "ticks:",
+	    "it_value:", "eventfd-count:", "eventfd-id:", "settime flags:"};
 
 	for (size_t i = 0; i < sizeof(skip) / sizeof(skip[0]); i++)
 		if (!strncmp(line, skip[i], strlen(skip[i])))

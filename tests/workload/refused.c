@@ -31,7 +31,8 @@
 #define SYS_memfd_secret 447
 #endif
 
-static pid_t kid; /* a process that some of the things need */
+static char queue_name[32]; /* to be unlinked at the end */
+static pid_t kid;           /* a process that some of the things need */
 
 static int file_in_dir(int flags)
 {
@@ -71,29 +72,6 @@ static int do_fanotify(void)
 static int do_udp(void)
 {
 	return socket(AF_INET, SOCK_DGRAM, 0);
-}
-
-static int do_tcp(void)
-{
-	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	socklen_t len = sizeof(in);
-	const int l = socket(AF_INET, SOCK_STREAM, 0), c = socket(AF_INET, SOCK_STREAM, 0);
-
-	if (bind(l, (void *)&in, sizeof(in)) || listen(l, 1) || getsockname(l, (void *)&in, &len))
-		return -1;
-	return connect(c, (void *)&in, sizeof(in)) ? -1 : accept(l, NULL, NULL);
-}
-
-/* Connected and not accepted: it waits in the listener's queue. */
-static int do_backlog(void)
-{
-	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	socklen_t len = sizeof(in);
-	const int l = socket(AF_INET, SOCK_STREAM, 0), c = socket(AF_INET, SOCK_STREAM, 0);
-
-	if (bind(l, (void *)&in, sizeof(in)) || listen(l, 1) || getsockname(l, (void *)&in, &len))
-		return -1;
-	return connect(c, (void *)&in, sizeof(in));
 }
 
 static int do_unixpair(void)
@@ -187,13 +165,8 @@ static int do_pidfd(void)
 
 static int do_mqueue(void)
 {
-	char name[32];
-	mqd_t q;
-
-	snprintf(name, sizeof(name), "/wl-%d", getpid());
-	q = mq_open(name, O_RDWR | O_CREAT, 0600, NULL);
-	mq_unlink(name);
-	return q;
+	snprintf(queue_name, sizeof(queue_name), "/wl-%d", getpid());
+	return mq_open(queue_name, O_RDWR | O_CREAT, 0600, NULL);
 }
 
 static int do_fifo(void)
@@ -479,14 +452,6 @@ static int do_threadcreds(void)
 	return with_thread(change_uid);
 }
 
-static int do_cputimer(void)
-{
-	struct sigevent ev = {.sigev_notify = SIGEV_NONE};
-	timer_t t;
-
-	return timer_create(CLOCK_THREAD_CPUTIME_ID, &ev, &t);
-}
-
 /* The program's file is gone while it runs. */
 static int do_deletedexe(void)
 {
@@ -512,8 +477,6 @@ static const struct {
     {"inotify", do_inotify},
     {"fanotify", do_fanotify},
     {"udp", do_udp},
-    {"tcp", do_tcp},
-    {"backlog", do_backlog},
     {"unixpair", do_unixpair},
     {"unixdgram", do_unixdgram},
     {"netlink", do_netlink},
@@ -561,7 +524,6 @@ static const struct {
     {"threadfds", do_threadfds},
     {"threadfs", do_threadfs},
     {"threadcreds", do_threadcreds},
-    {"cputimer", do_cputimer},
 };
 enum { THINGS = sizeof(things) / sizeof(things[0]) };
 
@@ -598,5 +560,7 @@ int main(int argc, char **argv)
 	}
 	if (kid > 0)
 		kill(kid, SIGKILL);
+	if (queue_name[0])
+		mq_unlink(queue_name);
 	wl_done();
 }

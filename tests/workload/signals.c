@@ -197,7 +197,7 @@ static struct once onces[ONCE] = {
     {.name = "one-shot on CLOCK_BOOTTIME", .clock = CLOCK_BOOTTIME},
     {.name = "one-shot on CLOCK_REALTIME", .clock = CLOCK_REALTIME},
 };
-static timer_t t_posix, t_tid, t_silent;
+static timer_t t_posix, t_tid, t_silent, t_cpu;
 static uint64_t silent_left;
 static int fd_once, fd_disarmed;
 
@@ -301,6 +301,8 @@ static void set_up_timers(void)
 	t_tid = new_timer(CLOCK_MONOTONIC, SIGEV_THREAD_ID, SIG_TID, NULL, second_tid);
 	t_silent = new_timer(CLOCK_BOOTTIME, SIGEV_NONE, 0, NULL, 0);
 	timer_delete(gone[1]);
+	t_cpu = new_timer(CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, SIGHUP, NULL, 0);
+	arm(t_cpu, 5000ull * 1000000000, 0, 0);
 	for (uintptr_t i = 0; i < ONCE; i++) {
 		struct once *o = &onces[i];
 
@@ -380,6 +382,10 @@ static void check_timer_settings(void)
 	wl_check(silent_left == UINT64_MAX || silent_left - left < late_ns,
 		 "time left on a timer: expected about %lu, got %lu ns", silent_left, left);
 	silent_left = left;
+	wl_must(!timer_gettime(t_cpu, &its), "timer_gettime");
+	wl_check(its.it_value.tv_sec >= 4900 && its.it_value.tv_sec <= 5000,
+		 "time left on a CPU time timer: expected almost 5000 s, got %ld s",
+		 its.it_value.tv_sec);
 	getitimer(ITIMER_REAL, &it);
 	wl_same("interval of ITIMER_REAL", p_itimer.interval_ns / 1000, it.it_interval.tv_usec);
 	for (int which = ITIMER_VIRTUAL; which <= ITIMER_PROF; which++) {

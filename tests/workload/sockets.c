@@ -1,6 +1,8 @@
 /* Listening sockets: TCP over IPv4 and IPv6, unix by path and by abstract name, watched by an
  * epoll.
  *
+ * --connected: also a connection to itself, both ends, and one that was never accepted. They cannot
+ * be moved: whoever uses them afterwards is told that they are broken, and is not left waiting.
  * --listen IP (default 0.0.0.0); the port is written to DIR/port. Whoever connects and sends a line
  * gets "LINE HOST SUM" with SUM the sum of the line's bytes. */
 #include "workload.h"
@@ -14,6 +16,7 @@
 
 static struct {
 	int tcp, tcp6, un, un_abstract, epoll;
+	int listener, client, server, waiting;
 } f;
 
 static void set_up_sockets(void)
@@ -51,6 +54,59 @@ static void set_up_sockets(void)
 	    !bind(f.un_abstract, (void *)&un, sizeof(sa_family_t) + 1 + strlen(un.sun_path + 1)) &&
 		!listen(f.un_abstract, 9),
 	    "bind and listen");
+}
+
+/* ---- connections ---- */
+
+static int connect_to(int listener)
+{
+	struct sockaddr_in in;
+	socklen_t len = sizeof(in);
+	const int c = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	wl_must(!getsockname(listener, (void *)&in, &len), "getsockname");
+	wl_must(!connect(c, (void *)&in, len), "connect");
+	return c;
+}
+
+static void set_up_connections(void)
+{
+	const struct sockaddr_in in = {.sin_family = AF_INET,
+				       .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+
+	f.listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	wl_must(!bind(f.listener, (void *)&in, sizeof(in)) && !listen(f.listener, 5),
+		"bind and listen");
+	f.client = connect_to(f.listener);
+	f.server = accept4(f.listener, NULL, NULL, SOCK_CLOEXEC);
+	wl_must(f.server >= 0, "accept");
+	f.waiting = connect_to(f.listener);
+	wl_same("write to a connection", 4, write(f.client, "sent", 4));
+}
+
+static void check_broken(int fd, const char *what)
+{
+	struct pollfd pfd = {.fd = fd, .events = POLLIN};
+	char buf[8];
+
+	wl_check(poll(&pfd, 1, 1000) == 1, "%s: a broken connection tells nobody", what);
+	const ssize_t n = read(fd, buf, sizeof(buf));
+	wl_check(n == 0 || (n < 0 && errno == ECONNRESET),
+		 "%s: expected a broken connection, got %zd (%s)", what, n, strerror(errno));
+}
+
+static void finish_connections(void)
+{
+	char got[8] = {0};
+
+	if (!wl.moves) {
+		wl_same("read of a connection", 4, read(f.server, got, sizeof(got)));
+		return;
+	}
+	check_broken(f.client, "client");
+	check_broken(f.server, "server");
+	check_broken(f.waiting, "never accepted");
+	wl_check(close(connect_to(f.listener)) == 0, "the listener does not take connections");
 }
 
 static void answer(int conn)
@@ -133,6 +189,8 @@ int main(int argc, char **argv)
 	wl_init(argc, argv);
 	signal(SIGPIPE, SIG_IGN);
 	set_up_sockets();
+	if (wl_flag("connected"))
+		set_up_connections();
 	f.epoll = epoll_create1(EPOLL_CLOEXEC);
 	watch(f.tcp, 1);
 	watch(f.un, 2);
@@ -145,5 +203,7 @@ int main(int argc, char **argv)
 		}
 	}
 	finish_sockets();
+	if (wl_flag("connected"))
+		finish_connections();
 	wl_done();
 }
