@@ -108,7 +108,7 @@ ready_or_done() {
 }
 
 workload_is_up() {
-	if ! until_true "${START_TIMEOUT:-20}" ready_or_done || [ ! -e "$wl_dir/ready" ]; then
+	if ! until_true "${START_TIMEOUT:-40}" ready_or_done || [ ! -e "$wl_dir/ready" ]; then
 		diag "$1 did not start: $(cat "$wl_dir/result" "$wl_dir/log" 2>/dev/null)"
 		wl_pid=
 		return 1
@@ -147,7 +147,7 @@ runs_on() {
 progresses() {
 	local p
 	p=$(progress)
-	{ until_true 10 progress_or_result "$p" && progress_differs "$p"; } || {
+	{ until_true 30 progress_or_result "$p" && progress_differs "$p"; } || {
 		diag "no progress since: $p; $(result_text)"
 		return 1
 	}
@@ -160,7 +160,7 @@ result_text() {
 # Its last checks; says what was wrong.
 finish_workload() {
 	touch "$wl_dir/stop"
-	if ! wait_for "$wl_dir/result" 30; then
+	if ! wait_for "$wl_dir/result" 60; then
 		diag "the workload does not end; last progress: $(progress)"
 		return 1
 	fi
@@ -243,7 +243,7 @@ other() {
 
 # It runs on HOST under its pid, and the other host has nothing of it.
 moved_to() {
-	{ until_true 15 progress_from_or_result "$1" && progress_is_from "$1"; } || {
+	{ until_true 30 progress_from_or_result "$1" && progress_is_from "$1"; } || {
 		diag "no progress from $1: $(progress); $(result_text)"
 		return 1
 	}

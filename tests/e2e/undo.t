@@ -119,9 +119,20 @@ mend() {
 	"source agent") "$testbed" agent alpha restart ;;
 	"destination agent") "$testbed" agent beta restart ;;
 	"page-server") "$testbed" page-server beta restart ;;
-	"link of the source") "$testbed" link alpha up ;;
-	"link of the destination") "$testbed" link beta up ;;
+	"link of the source") link_up alpha ;;
+	"link of the destination") link_up beta ;;
 	esac
+}
+
+# A neighbour that was not there is not asked again at once.
+link_up() {
+	"$testbed" link "$1" up
+	until_true 15 reach beta "$("$testbed" addr alpha)" && until_true 15 reach alpha "$("$testbed" addr beta)"
+}
+
+reach() {
+	# shellcheck disable=SC2016
+	on "$1" timeout 2 bash -c ': >"/dev/tcp/$1/7710"' reach "$2" 2>/dev/null
 }
 
 migration_ends() {
@@ -143,7 +154,7 @@ random_ms() {
 	printf '0.%03d' $((RANDOM % $1))
 }
 
-# The first round takes about two seconds: early is before it or at its start, late in it or after it.
+# The first round takes about a second and a half: early is before it or at its start, late in it or after it.
 wait_for_moment() {
 	if [ "$1" = late ]; then
 		until_true 20 grep -qs '"event"' "$work/events"
@@ -154,7 +165,7 @@ wait_for_moment() {
 
 undo_case() {
 	local who=$1 when=$2 before beta_before st=0
-	start_workload alpha dirty --incompressible --mib 32 --rate 8 --threads 3 || return 1
+	start_workload alpha dirty --incompressible --mib 24 --rate 8 --threads 3 || return 1
 	before=$(source_state)
 	beta_before=$(beta_state)
 	note_logs
