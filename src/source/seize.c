@@ -99,11 +99,12 @@ static int refuse_stopped(const struct attempt *a, pid_t pid, struct cr_err *err
 	return 0;
 }
 
-/* One walk; holds what is new. Returns how many that were. */
+/* One walk; holds what is new. Returns how many that were; 0 is the last word. */
 static ssize_t walk_and_take(struct attempt *a, struct cr_err *err)
 {
-	ssize_t fresh = 0;
-	int r = walk_tree(&a->walk, a->rq->root, a->s->cgroup, a->rq->whole_cgroup, err);
+	bool quick = !a->n_walks;
+	ssize_t fresh = quick; /* so that another one follows */
+	int r = walk_tree(&a->walk, a->rq->root, a->s->cgroup, a->rq->whole_cgroup, quick, err);
 
 	if (r < 0)
 		return r;

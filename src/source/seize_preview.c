@@ -19,7 +19,7 @@ static int walk_settled(struct walk *w, const struct seizure *s, const struct se
 
 		before = *w;
 		*w = swap;
-		r = walk_tree(w, rq->root, s->cgroup, rq->whole_cgroup, err);
+		r = walk_tree(w, rq->root, s->cgroup, rq->whole_cgroup, false, err);
 		if (r < 0 || (i && walk_same(w, &before)))
 			break;
 	}

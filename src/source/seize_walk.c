@@ -2,6 +2,8 @@
 
 #include "kernel/procfs.h"
 
+enum { FEW_THREADS = 4 }; /* listing the children of a thread takes some 3 us */
+
 static int add_proc(struct walk *w, pid_t pid, struct cr_err *err)
 {
 	if (walk_has(w, pid))
@@ -36,7 +38,7 @@ bool walk_in_cgroup(const struct walk *w, pid_t pid)
 }
 
 /* The threads of procs.v[i], and its children at the end of procs. */
-static int visit(struct walk *w, size_t i, struct cr_err *err)
+static int visit(struct walk *w, size_t i, bool quick, struct cr_err *err)
 {
 	_cleanup_free_ pid_t *tids = NULL, *children = NULL;
 	pid_t pid = w->procs.v[i].pid;
@@ -53,7 +55,8 @@ static int visit(struct walk *w, size_t i, struct cr_err *err)
 			return cr_err_oom(err);
 		*slot = tids[k];
 	}
-	ssize_t n_children = proc_children_of(pid, tids, (size_t)n, &children, err);
+	ssize_t n_children =
+	    proc_children_of(pid, tids, quick && n > FEW_THREADS ? 1 : (size_t)n, &children, err);
 	if (n_children < 0)
 		return n_children == -ESRCH ? 0 : (int)n_children;
 	for (ssize_t k = 0; k < n_children; k++) {
@@ -86,7 +89,8 @@ static int list_cgroup(struct walk *w, struct cgroup *cg, struct cr_err *err)
 	return 0;
 }
 
-int walk_tree(struct walk *w, pid_t root, struct cgroup *cg, bool whole, struct cr_err *err)
+int walk_tree(struct walk *w, pid_t root, struct cgroup *cg, bool whole, bool quick,
+	      struct cr_err *err)
 {
 	int r = 0;
 
@@ -100,7 +104,7 @@ int walk_tree(struct walk *w, pid_t root, struct cgroup *cg, bool whole, struct 
 	for (size_t i = 0; r == 0 && whole && i < w->n_in_cgroup; i++)
 		r = add_proc(w, w->in_cgroup[i], err);
 	for (size_t i = 0; r == 0 && i < w->procs.n; i++)
-		r = visit(w, i, err);
+		r = visit(w, i, quick, err);
 	drop_vanished(w);
 	return r;
 }

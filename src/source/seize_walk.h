@@ -20,9 +20,10 @@ struct walk {
 };
 
 /* The tree below root (0: none) and, if whole, every process of cg and what is below it. cg may be
- * NULL. A process that ends meanwhile is left out. *w is emptied first and keeps its memory for the
- * next. */
-int walk_tree(struct walk *w, pid_t root, struct cgroup *cg, bool whole,
+ * NULL. A process that ends meanwhile is left out. quick: of a process with many threads only the
+ * children of the first are looked for, which are mostly all; the last word is a walk without it.
+ * *w is emptied first and keeps its memory for the next. */
+int walk_tree(struct walk *w, pid_t root, struct cgroup *cg, bool whole, bool quick,
 	      struct cr_err *err) must_check;
 void walk_done(struct walk *w);
 

@@ -36,11 +36,14 @@ static void nap(void)
 	nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
 }
 
+/* The more of them the slower: all together keep about half a CPU busy. */
+static unsigned int crowd = 1;
+
 static _Noreturn void count_for_ever(unsigned int slot)
 {
 	for (;;) {
 		board->count[slot]++;
-		nap();
+		nanosleep(&(struct timespec){.tv_nsec = 100000 * (crowd + 1)}, NULL);
 	}
 }
 
@@ -64,6 +67,7 @@ static _Noreturn void threads_target(int n)
 {
 	pthread_attr_t attr;
 
+	crowd = (unsigned int)n;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, 65536);
 	for (int i = 1; i < n; i++) {
