@@ -73,7 +73,7 @@ struct work { /* what is to be done with a process, against what is built */
 	const struct tree *t;
 	const struct process *p, *old;
 	struct shell *sh;
-	bool fresh, layout, files, threads, attrs, late, launch;
+	bool fresh, layout, files, threads, attrs, root, late, launch;
 };
 
 static bool any_thread(const struct process *p, bool (*fn)(const struct process *, const struct thread *))
@@ -113,13 +113,15 @@ static void plan(struct dest *d, struct work *w, const struct tree *t, const str
 
 		w->threads = !o || attrs_thread_differs(o, &p->threads[i]);
 	}
+	w->root = final && fileset_needs_late(p);
 	w->late = final && any_thread(p, attrs_needs_late);
 	w->launch = final && needs_launch(p);
 }
 
 static bool needs_executor(const struct work *w)
 {
-	return w->fresh || w->layout || w->files || w->attrs || w->threads || w->late || w->launch;
+	return w->fresh || w->layout || w->files || w->attrs || w->threads || w->root || w->late ||
+	       w->launch;
 }
 
 static int build_memory(struct dest *d, const struct tree *t, const struct work *w, struct cr_err *err)
@@ -284,7 +286,11 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 	if (!r && final)
 		r = fileset_settle(d->files, t, err);
 	for (size_t i = 0; i < n && !r && final; i++) {
-		if (w[i].launch)
+		if (w[i].root)
+			r = fileset_late_queue(shell_leader(w[i].sh), w[i].p, err);
+		if (!r && w[i].root)
+			r = rtask_run(shell_leader(w[i].sh), err);
+		if (!r && w[i].launch)
 			r = for_threads(d, &w[i], queue_launch, err);
 		if (!r && w[i].late)
 			r = for_threads(d, &w[i], queue_late, err);

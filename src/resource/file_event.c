@@ -145,6 +145,12 @@ static uint64_t to_ns(const struct timespec *ts)
 	return (uint64_t)ts->tv_sec * NSEC + (uint64_t)ts->tv_nsec;
 }
 
+/* Nobody else ran since that reading. */
+static bool near(clockid_t clock, uint64_t reading)
+{
+	return reading && clock_ns(clock) - reading < CLOCK_APART_NS;
+}
+
 static struct timespec to_timespec(uint64_t ns)
 {
 	return (struct timespec){(time_t)(ns / NSEC), (long)(ns % NSEC)};
@@ -184,12 +190,10 @@ static int timerfd_capture(struct files_ctx *x, const struct fd_probe *p, struct
 			     that */
 	clockid_t clock = travel_clock(f->clockid, f->settime_flags);
 	uint64_t now = 0;
-	for (int tries = 0; tries < CLOCK_TRIES; tries++) {
+	for (int tries = 0; tries < CLOCK_TRIES && !near(clock, now); tries++) {
 		now = clock_ns(clock);
 		if (timerfd_gettime(p->local, &its))
 			return cr_err_sys(err, "timerfd_gettime");
-		if (clock_ns(clock) - now < CLOCK_APART_NS)
-			break; /* nobody else ran between the two */
 	}
 	int64_t shift = clock_shift(clock, x->c->tree->task_monotonic_offset_ns,
 				    x->c->tree->task_boottime_offset_ns);
@@ -205,38 +209,54 @@ static int timerfd_build(struct fileset *fs, const struct tree *t, uint32_t i, s
 	return fs->held[i].fd < 0 ? cr_err_sys(err, "timerfd on clock %d", t->files[i].clockid) : 0;
 }
 
-/* Set as an absolute time where that is exact: what is due by then goes off at once, with all
- * periods that passed. A relative time on a wall clock stays one: value_ns is on another clock. */
-static void expiry_to_set(const struct fileset *fs, const struct file *f, struct itimerspec *its,
-			  int *flags)
+/* A relative time is set as one again: fdinfo shows how it was set. What is due by now goes off at
+ * once; periods that passed are counted, as the timer would have (timerfd_create(2)). */
+static int settle_relative(int fd, const struct file *f, clockid_t clock, int64_t due,
+			   uint64_t *ticks, struct cr_err *err)
 {
-	clockid_t clock = travel_clock(f->clockid, f->settime_flags);
-	int64_t shift = clock == CLOCK_MONOTONIC  ? fs->monotonic_off_ns
-			: clock == CLOCK_BOOTTIME ? fs->boottime_off_ns
-						  : 0;
-	int64_t due = (int64_t)f->value_ns - shift;
+	struct itimerspec its = {.it_interval = to_timespec(f->interval_ns)};
+	uint64_t now = 0;
 
-	if (is_realtime(f->clockid) && clock == CLOCK_MONOTONIC)
-		due -= (int64_t)clock_ns(CLOCK_MONOTONIC);
-	else
-		*flags |= TFD_TIMER_ABSTIME;
-	its->it_value = to_timespec(due > 0 ? (uint64_t)due : 1);
+	for (int tries = 0; tries < CLOCK_TRIES && !near(clock, now); tries++) {
+		now = clock_ns(clock);
+		uint64_t late = due > (int64_t)now ? 0 : now - (uint64_t)due;
+		uint64_t left = late ? 1 : (uint64_t)due - now;
+
+		*ticks = f->ticks;
+		if (late && f->interval_ns) {
+			*ticks += late / f->interval_ns + 1;
+			left = f->interval_ns - late % f->interval_ns;
+		}
+		its.it_value = to_timespec(left ? left : 1);
+		if (timerfd_settime(fd, 0, &its, NULL))
+			return cr_err_sys(err, "timerfd_settime");
+	}
+	return 0;
 }
 
 static int timerfd_settle(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	const struct file *f = &t->files[i];
 	struct itimerspec its = {.it_interval = to_timespec(f->interval_ns)};
+	int fd = fs->held[i].fd;
 	int flags = (int)f->settime_flags & (TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET);
+	clockid_t clock = travel_clock(f->clockid, f->settime_flags);
+	int64_t due =
+	    (int64_t)f->value_ns - clock_shift(clock, fs->monotonic_off_ns, fs->boottime_off_ns);
 	uint64_t ticks = f->ticks;
+	int r = 0;
 
-	if (f->value_ns)
-		expiry_to_set(fs, f, &its, &flags);
-	if (timerfd_settime(fs->held[i].fd, flags, &its, NULL))
-		return cr_err_sys(err, "timerfd_settime");
-	if (ticks && ioctl(fs->held[i].fd, TFD_IOC_SET_TICKS, &ticks))
-		return cr_err_sys(err, "TFD_IOC_SET_TICKS");
-	return 0;
+	if (f->value_ns && !(flags & TFD_TIMER_ABSTIME)) {
+		r = settle_relative(fd, f, clock, due, &ticks, err);
+	} else {
+		if (f->value_ns)
+			its.it_value = to_timespec(due > 0 ? (uint64_t)due : 1);
+		if (timerfd_settime(fd, flags, &its, NULL))
+			r = cr_err_sys(err, "timerfd_settime");
+	}
+	if (!r && ticks && ioctl(fd, TFD_IOC_SET_TICKS, &ticks))
+		r = cr_err_sys(err, "TFD_IOC_SET_TICKS");
+	return r;
 }
 
 const struct file_ops file_ops_timerfd = {

@@ -141,43 +141,30 @@ static bool same_inode(const struct stat *a, const struct stat *b)
 	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-/* 1: captured; 0: the task is gone. */
-static int capture_cwd(struct capture *c, struct process *p, int procfd, struct cr_err *err)
+/* "cwd" or "root": the path as this process sees it, which leads there. 1: captured; 0: the task is
+ * gone. */
+static int capture_dir(struct capture *c, struct process *p, int procfd, const char *link,
+		       const char *what, const char **ret, struct cr_err *err)
 {
 	char path[PATH_MAX];
 	struct stat there, here;
-	ssize_t n = readlinkat(procfd, "cwd", path, sizeof(path) - 1);
+	ssize_t n = readlinkat(procfd, link, path, sizeof(path) - 1);
 
 	if (n < 0 && (errno == ENOENT || errno == ESRCH))
 		return 0;
 	if (n < 0)
-		return cr_err_sys(err, "/proc/%d/cwd", p->pid);
+		return cr_err_sys(err, "/proc/%d/%s", p->pid, link);
 	path[n] = '\0';
-	p->cwd = arena_strdup(c->tree->arena, path);
-	if (!p->cwd)
+	*ret = arena_strdup(c->tree->arena, path);
+	if (!*ret)
 		return cr_err_oom(err);
-	if (fstatat(procfd, "cwd", &there, 0))
+	if (fstatat(procfd, link, &there, 0))
 		return 0;
 	if (there.st_nlink == 0)
-		refuse(c->refused, p->pid, "working directory", "%.200s: has been removed", path);
+		refuse(c->refused, p->pid, what, "%.200s: has been removed", path);
 	else if (path[0] != '/' || stat(path, &here) || !same_inode(&there, &here))
-		refuse(c->refused, p->pid, "working directory",
-		       "%.200s: the path leads elsewhere now", path);
+		refuse(c->refused, p->pid, what, "%.200s: the path leads elsewhere now", path);
 	return 1;
-}
-
-static int capture_root(struct capture *c, struct process *p, int procfd, struct cr_err *err)
-{
-	char path[PATH_MAX];
-	ssize_t n = readlinkat(procfd, "root", path, sizeof(path) - 1);
-
-	path[n > 0 ? n : 0] = '\0';
-	if (n > 0 && strcmp(path, "/"))
-		refuse(c->refused, p->pid, "root directory",
-		       "%.200s is not the agent's: not supported", path);
-	p->root = "/";
-	(void)err;
-	return 0;
 }
 
 static int capture_umask(struct process *p, int procfd, struct text_buf *buf, struct cr_err *err)
@@ -205,7 +192,10 @@ static int capture_place(struct files_ctx *x, size_t i, const struct ns_set *our
 
 	snprintf(path, sizeof(path), "/proc/%d", p->pid);
 	_cleanup_fd_ int procfd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	int r = procfd < 0 ? 0 : capture_cwd(c, p, procfd, err);
+	int r =
+	    procfd < 0 ? 0 : capture_dir(c, p, procfd, "cwd", "working directory", &p->cwd, err);
+	if (r > 0)
+		r = capture_dir(c, p, procfd, "root", "root directory", &p->root, err);
 	if (r < 0)
 		return r;
 	if (!r && c->exact)
@@ -219,9 +209,7 @@ static int capture_place(struct files_ctx *x, size_t i, const struct ns_set *our
 			       "has exited while others go on: not supported");
 		return 0;
 	}
-	r = capture_root(c, p, procfd, err);
-	if (!r)
-		r = capture_umask(p, procfd, &x->text, err);
+	r = capture_umask(p, procfd, &x->text, err);
 	if (r < 0 || !ns_read(procfd, "", &theirs))
 		return r;
 	if (!first->text[0][0])

@@ -254,6 +254,22 @@ static int install(struct shell_fds *sh, struct proc_installed *was, bool fresh,
 	return r < 0 ? r : remember(was, sh, err);
 }
 
+bool fileset_needs_late(const struct process *p)
+{
+	return p->root && strcmp(p->root, "/");
+}
+
+/* chroot(2) leaves the working directory where it is. */
+int fileset_late_queue(struct rtask *rt, const struct process *p, struct cr_err *err)
+{
+	uint64_t va;
+	int r = rtask_put(rt, p->root, strlen(p->root) + 1, &va, err);
+
+	if (!r)
+		rqueue(rt, "chroot", SYS_chroot, va);
+	return r;
+}
+
 /* The tree may come from a peer; and a tree that was not built would be installed wrongly. */
 static int check_entries(const struct fileset *fs, const struct tree *t, const struct process *p,
 			 struct cr_err *err)

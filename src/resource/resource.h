@@ -162,6 +162,10 @@ int fileset_build(struct fileset *fs, const struct tree *t, const int *object_fd
  * all that it inherited; numbers reach up to the highest in p->fds, so RLIMIT_NOFILE must allow them. */
 int fileset_install(struct fileset *fs, struct rtask *rt, const struct tree *t, const struct process *p,
 		    int *agent_pidfd_slot, struct cr_err *err) must_check;
+/* The root directory, where it is not ours: irrevocable, as the shell finds no path of ours after it. On
+ * the leader, after the last fileset_install and before attrs_late_queue. */
+bool fileset_needs_late(const struct process *p);
+int fileset_late_queue(struct rtask *rt, const struct process *p, struct cr_err *err) must_check;
 /* Volatile state of the final capture: positions, pipe contents, eventfd counters, timerfds, status
  * flags. Runs in the agent on its own descriptors, tasks are not involved. After build and install. */
 int fileset_settle(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;

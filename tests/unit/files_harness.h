@@ -470,8 +470,7 @@ static inline void compare_file(const struct tree *ta, const struct file *a, con
 	if (a->data_len)
 		assert_memory_equal(a->data, b->data, a->data_len);
 	assert_int_equal(a->clockid, b->clockid);
-	if (a->kind == FILE_TIMERFD && a->clockid == CLOCK_REALTIME)
-		assert_int_equal(a->settime_flags, b->settime_flags);
+	assert_int_equal(a->settime_flags, b->settime_flags);
 	assert_int_equal(a->interval_ns, b->interval_ns);
 	assert_int_equal(a->ticks, b->ticks);
 	if (a->value_ns - b->value_ns + 1000000 > 2000000)

@@ -314,6 +314,48 @@ static void unix_path(void **state)
 	source_free(s);
 }
 
+/* ---- root directory ---- */
+
+static void jailed(struct source *s)
+{
+	(void)s;
+	if (mkdir(at_dir("jail"), 0755) || mkdir(at_dir("jail/in"), 0755) ||
+	    chroot(at_dir("jail")) || chdir("/in"))
+		_exit(48);
+	put_at(open("/in/file", O_RDWR | O_CREAT, 0600), FD_LOG, 0);
+}
+
+static void root_directory(void **state)
+{
+	struct rebuilt b = {0};
+	struct captured c, after;
+	struct cr_err err = {0};
+
+	(void)state;
+	if (geteuid())
+		skip();
+	struct source *s = source_new(jailed);
+	capture_pids(&c, s->pid, s->n, NULL, true);
+	assert_clean(&c);
+	assert_string_equal(c.t->procs[0].root, at_dir("jail"));
+	assert_string_equal(c.t->procs[0].cwd, at_dir("jail/in"));
+	assert_true(fileset_needs_late(&c.t->procs[0]));
+	shells_new(&b, 1);
+	build_all(&b, c.t, NULL);
+	build_all(&b, c.t, NULL);
+	assert_int_equal(fileset_late_queue(b.shell[0], &c.t->procs[0], &err), 0);
+	assert_int_equal(rtask_run(b.shell[0], &err), 0);
+	finish(&b, c.t);
+	capture_pids(&after, b.pid, b.n, NULL, true);
+	assert_clean(&after);
+	compare(c.t, after.t);
+	assert_string_equal(c.t->procs[0].root, after.t->procs[0].root);
+	captured_done(&c);
+	captured_done(&after);
+	rebuilt_done(&b);
+	source_free(s);
+}
+
 /* ---- clocks ---- */
 
 static void soon(struct source *s)
@@ -350,9 +392,10 @@ static void periods_that_passed(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(changed_table), cmocka_unit_test(reset_connection),
-	    cmocka_unit_test(one_shot),      cmocka_unit_test(listens_at_launch),
-	    cmocka_unit_test(unix_path),     cmocka_unit_test(periods_that_passed),
+	    cmocka_unit_test(changed_table),  cmocka_unit_test(reset_connection),
+	    cmocka_unit_test(one_shot),       cmocka_unit_test(listens_at_launch),
+	    cmocka_unit_test(unix_path),      cmocka_unit_test(periods_that_passed),
+	    cmocka_unit_test(root_directory),
 	};
 
 	return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);

@@ -216,13 +216,6 @@ static void other_network(struct source *s)
 		_exit(59);
 }
 
-static void changed_root(struct source *s)
-{
-	(void)s;
-	if (chroot(test_dir) || chdir("/"))
-		_exit(59);
-}
-
 static void shared_table(struct source *s)
 {
 	struct {
@@ -268,7 +261,6 @@ static const struct {
     {disarmed_pipe, "fd 7 ", "one-shot entry of pipe"},
     {removed_cwd, "working directory", "has been removed"},
     {other_network, "net namespace", "is not that of the agent", true},
-    {changed_root, "root directory", "is not the agent's", true},
     {shared_table, "descriptor table", "shared with process"},
 };
 
