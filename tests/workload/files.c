@@ -67,17 +67,25 @@ static void cut_target(char *line)
 		*p = 0;
 }
 
+static int compare_lines(const void *a, const void *b)
+{
+	return strcmp(a, b);
+}
+
+/* Sorted: the kernel lists an epoll's targets by their addresses. */
 static size_t add_fdinfo(int fd, char *out, size_t room)
 {
-	char path[64], line[256];
-	size_t n = 0;
+	char path[64], lines[32][256];
+	size_t n = 0, n_lines = 0;
 	FILE *in;
 
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
 	in = fopen(path, "re");
 	if (!in)
 		return snprintf(out, room, "closed");
-	while (fgets(line, sizeof(line), in)) {
+	while (n_lines < 32 && fgets(lines[n_lines], sizeof(lines[0]), in)) {
+		char *line = lines[n_lines];
+
 		if (fdinfo_skipped(line))
 			continue;
 		cut_target(line);
@@ -85,9 +93,12 @@ static size_t add_fdinfo(int fd, char *out, size_t room)
 		for (char *p = line; *p; p++)
 			if (*p == '\t')
 				*p = ' ';
-		n += snprintf(out + n, n < room ? room - n : 0, "%s; ", line);
+		n_lines++;
 	}
 	fclose(in);
+	qsort(lines, n_lines, sizeof(lines[0]), compare_lines);
+	for (size_t i = 0; i < n_lines; i++)
+		n += snprintf(out + n, n < room ? room - n : 0, "%s; ", lines[i]);
 	return n;
 }
 
