@@ -112,14 +112,6 @@ bool epoll_is_disarmed(uint32_t events)
 	       !(events & ~(EPOLLONESHOT | EPOLLET | EPOLLWAKEUP | EPOLLEXCLUSIVE));
 }
 
-/* A one-shot entry that has fired is added again as one that listens for errors and hang-ups, which
- * the kernel always adds; it is disarmed by letting it fire, which needs that condition to be true
- * then or never. For a pipe it may become true later. */
-static bool cannot_disarm(const struct file *target, uint32_t events)
-{
-	return epoll_is_disarmed(events) && target->kind == FILE_PIPE;
-}
-
 static void add_target(struct files_ctx *x, uint32_t file, const struct tfd_line *line,
 		       const struct fd_seen *target)
 {
@@ -137,11 +129,6 @@ static void add_target(struct files_ctx *x, uint32_t file, const struct tfd_line
 	}
 	if (!target || target->file == UINT32_MAX)
 		return; /* gone meanwhile, or refused by its own name */
-	if (cannot_disarm(&x->c->tree->files[target->file], line->events))
-		files_refuse(x, pid, ep->fd,
-			     "epoll instance: the one-shot entry of pipe %d has fired and was not "
-			     "armed again: not supported",
-			     line->tfd);
 	f->targets[f->n_targets++] = (struct epoll_target){
 	    .fd = line->tfd, .file = target->file, .events = line->events, .data = line->data};
 }

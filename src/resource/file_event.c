@@ -10,6 +10,7 @@
 #include "resource/file_kind.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -22,7 +23,13 @@
 #ifndef TFD_IOC_SET_TICKS
 #define TFD_IOC_SET_TICKS _IOW('T', 0, uint64_t) /* 3.17, needs CONFIG_CHECKPOINT_RESTORE */
 #endif
-enum { NSEC = 1000000000, SEMAPHORE_READS_MAX = 1 << 20, CLOCK_TRIES = 4, CLOCK_APART_NS = 20000 };
+enum {
+	NSEC = 1000000000,
+	SEMAPHORE_READS_MAX = 1 << 20,
+	CLOCK_TRIES = 4,
+	CLOCK_APART_NS = 20000,
+	READY_WAIT_MS = 1000
+};
 
 static bool is_anon(const struct fd_probe *p, const char *link)
 {
@@ -259,6 +266,14 @@ static int timerfd_settle(struct fileset *fs, const struct tree *t, uint32_t i, 
 	return r;
 }
 
+static bool timerfd_make_ready(struct held *h, bool on)
+{
+	struct itimerspec its = {.it_value = to_timespec(on)};
+	struct pollfd pfd = {.fd = h->fd, .events = POLLIN};
+
+	return !timerfd_settime(h->fd, 0, &its, NULL) && (!on || poll(&pfd, 1, READY_WAIT_MS) == 1);
+}
+
 const struct file_ops file_ops_timerfd = {
     .name = "timerfd",
     .kind = FILE_TIMERFD,
@@ -266,6 +281,7 @@ const struct file_ops file_ops_timerfd = {
     .capture = timerfd_capture,
     .build = timerfd_build,
     .settle = timerfd_settle,
+    .make_ready = timerfd_make_ready,
 };
 
 /* ---- signalfd ---- */

@@ -225,6 +225,9 @@ struct file_ops {
 	int (*settle)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
 	int (*prepare)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
 	int (*launch)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
+	/* Until called with on false: poll(2) finds something to read. What it changes, settle sets
+	 * right. False: failed. */
+	bool (*make_ready)(struct held *h, bool on);
 	/* Before fs->held[i].fd is closed. */
 	void (*drop)(struct held *h);
 };

@@ -353,6 +353,14 @@ static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 	return fill(h, f, err);
 }
 
+static bool make_ready(struct held *h, bool on)
+{
+	_cleanup_fd_ int end = fd_reopen(h->fd, (on ? O_WRONLY : O_RDONLY) | O_NONBLOCK);
+	char c = 0;
+
+	return end >= 0 && (on ? write(end, &c, 1) : read(end, &c, 1)) == 1;
+}
+
 const struct file_ops file_ops_pipe = {
     .name = "pipe",
     .kind = FILE_PIPE,
@@ -361,4 +369,5 @@ const struct file_ops file_ops_pipe = {
     .link = link_all,
     .build = build,
     .settle = settle,
+    .make_ready = make_ready,
 };

@@ -11,6 +11,7 @@
 #include "resource/file_kind.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
@@ -184,34 +185,70 @@ int fileset_epoll_plan(struct fileset *fs, const struct tree *t, struct cr_err *
 
 /* ---- install ---- */
 
-/* Added, a disarmed entry listens for errors and hang-ups: if there is one, it fires here and is
- * disarmed. Not where that could take another entry's event (one that another task has added
- * already): then it stays armed for those. */
-static int queue_ctl(struct shell_fds *sh, const struct held *epoll, int efd, int tfd,
-		     const struct epoll_item *it, struct cr_err *err)
-{
-	struct epoll_event ev = {.events = it->events, .data.u64 = it->data};
-	uint64_t va;
-	int r = rtask_put(sh->rt, &ev, sizeof(ev), &va, err);
-
-	if (r < 0)
-		return r;
-	rqueue(sh->rt, "epoll_ctl", SYS_epoll_ctl, efd,
-	       it->todo == ITEM_ADD ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, tfd, va);
-	if (epoll_is_disarmed(it->events) && !any_armed(&epoll->items))
-		rqueue(sh->rt, NULL, SYS_epoll_pwait, efd, va, 1, 0, 0, 8);
-	return 0;
-}
-
-static int held_of_serial(const struct fileset *fs, const struct tree *t, uint32_t epoll,
-			  const struct epoll_item *it)
+static struct held *held_of_serial(struct fileset *fs, const struct tree *t, uint32_t epoll,
+				   uint32_t serial)
 {
 	const struct file *f = &t->files[epoll];
 
 	for (size_t i = 0; i < f->n_targets; i++)
-		if (fs->held[f->targets[i].file].serial == it->serial)
-			return fs->held[f->targets[i].file].fd;
-	return -1;
+		if (fs->held[f->targets[i].file].serial == serial)
+			return &fs->held[f->targets[i].file];
+	return NULL;
+}
+
+/* Something can be read from it or written to it. A signalfd: depends on who asks. */
+static bool is_ready(const struct held *target)
+{
+	struct pollfd pfd = {.fd = target->fd, .events = POLLIN | POLLOUT};
+
+	return target->id.kind != FILE_SIGNALFD && poll(&pfd, 1, 0) > 0;
+}
+
+/* A one-shot entry that has fired listens for nothing; one that is added listens for errors and
+ * hang-ups at least, epoll_ctl(2). So it is added listening for all, fires, and is taken from the
+ * instance. Kinds that cannot be made ready for that have no errors nor hang-ups either. */
+static int queue_disarmed(struct shell_fds *sh, struct held *target, int efd, int tfd,
+			  const struct epoll_item *it, struct cr_err *err)
+{
+	struct epoll_event ev = {.events = it->events, .data.u64 = it->data};
+	const struct file_ops *ops = file_ops_of(target->id.kind);
+	bool ready = is_ready(target), touched = false;
+	uint64_t va;
+
+	if (!ready && ops->make_ready)
+		ready = touched = ops->make_ready(target, true);
+	if (ready)
+		ev.events |= EPOLLIN | EPOLLOUT;
+	int r = rtask_put(sh->rt, &ev, sizeof(ev), &va, err);
+	if (r < 0)
+		return r;
+	rqueue(sh->rt, "epoll_ctl", SYS_epoll_ctl, efd, EPOLL_CTL_ADD, tfd, va);
+	if (ready)
+		rqueue(sh->rt, NULL, SYS_epoll_pwait, efd, va, 1, 0, 0, 8);
+	if (touched) {
+		r = rtask_run(sh->rt, err);
+		ops->make_ready(target, false);
+	}
+	return r;
+}
+
+static int queue_ctl(struct shell_fds *sh, uint32_t epoll, int efd, int tfd,
+		     const struct epoll_item *it, struct cr_err *err)
+{
+	struct epoll_event ev = {.events = it->events, .data.u64 = it->data};
+	struct held *target = held_of_serial(sh->fs, sh->t, epoll, it->serial);
+	uint64_t va;
+
+	/* Not where it could take the event of an entry that another task has added already: then
+	 * it stays armed for errors and hang-ups. */
+	if (epoll_is_disarmed(it->events) && target && !any_armed(&sh->fs->held[epoll].items))
+		return queue_disarmed(sh, target, efd, tfd, it, err);
+	int r = rtask_put(sh->rt, &ev, sizeof(ev), &va, err);
+	if (r < 0)
+		return r;
+	rqueue(sh->rt, "epoll_ctl", SYS_epoll_ctl, efd,
+	       it->todo == ITEM_ADD ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, tfd, va);
+	return 0;
 }
 
 /* Nobody has the description under that number: put it there, add, and put back what was there. */
@@ -219,9 +256,10 @@ static int queue_stale(struct shell_fds *sh, uint32_t epoll, int efd, const stru
 		       struct cr_err *err)
 {
 	const struct fd_entry *there = process_fd(sh->p, it->tfd);
-	int target = held_of_serial(sh->fs, sh->t, epoll, it), aside = -1;
+	const struct held *target = held_of_serial(sh->fs, sh->t, epoll, it->serial);
+	int aside = -1;
 
-	if (it->tfd == efd || it->tfd == sh->slot || target < 0)
+	if (it->tfd == efd || it->tfd == sh->slot || !target)
 		return cr_err_set(err, CR_ERR_UNSUPPORTED, EBUSY,
 				  "epoll entry for descriptor %d, which is another one now",
 				  it->tfd);
@@ -229,12 +267,12 @@ static int queue_stale(struct shell_fds *sh, uint32_t epoll, int efd, const stru
 		aside = shell_fetch(sh, sh->fs->held[there->file].fd);
 		shell_use(sh, aside, true);
 	}
-	int got = shell_fetch(sh, target);
+	int got = shell_fetch(sh, target->fd);
 	if (got != it->tfd) {
 		rqueue(sh->rt, "dup3", SYS_dup3, got, it->tfd, O_CLOEXEC);
 		rqueue(sh->rt, "close", SYS_close, got);
 	}
-	int r = queue_ctl(sh, &sh->fs->held[epoll], efd, it->tfd, it, err);
+	int r = queue_ctl(sh, epoll, efd, it->tfd, it, err);
 	if (there) {
 		rqueue(sh->rt, "dup3", SYS_dup3, aside, it->tfd, there->cloexec ? O_CLOEXEC : 0);
 		rqueue(sh->rt, "close", SYS_close, aside);
@@ -263,7 +301,7 @@ static int install_items(struct shell_fds *sh, uint32_t epoll, int efd, bool dis
 		if (it->todo == ITEM_DONE || epoll_is_disarmed(it->events) != disarmed)
 			continue;
 		if (has_under(sh->fs, sh->p, it->tfd, it->serial))
-			r = queue_ctl(sh, &sh->fs->held[epoll], efd, it->tfd, it, err);
+			r = queue_ctl(sh, epoll, efd, it->tfd, it, err);
 		else if (first && !anybody_has(sh->fs, sh->t, epoll, it))
 			r = queue_stale(sh, epoll, efd, it, err);
 		else

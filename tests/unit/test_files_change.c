@@ -183,29 +183,64 @@ static void reset_connection(void **state)
 	source_free(s);
 }
 
-static void two_shots(struct source *s)
+enum { N_SHOTS = 6 };
+
+/* One-shot entries of all sorts, each fired, and one that has not. */
+static void shots(struct source *s)
 {
-	struct epoll_event ev;
+	static const int fds[N_SHOTS] = {FD_CONN, FD_EVENT, FD_PIPE_R, FD_PIPE_W, 20, 22};
+	struct itimerspec its = {.it_value = {0, 1}};
+	struct epoll_event ev[16];
+	int p[2];
 
 	server_ahead(s);
-	ctl(EPOLL_CTL_MOD, FD_CONN, EPOLLOUT | EPOLLONESHOT, 3);
-	if (epoll_wait(FD_EPOLL, &ev, 1, 0) != 1 || ev.data.u64 != 3)
+	if (pipe(p) || write(p[1], "x", 1) != 1 || send(FD_CLIENT, "x", 1, 0) != 1)
 		_exit(45);
+	put_at(p[0], FD_PIPE_R, 0);
+	put_at(p[1], FD_PIPE_W, 0);
+	put_at(timerfd_create(CLOCK_MONOTONIC, 0), 20, 0);
+	if (timerfd_settime(20, 0, &its, NULL) || pipe(p) || write(p[1], "x", 1) != 1)
+		_exit(49);
+	put_at(p[1], 21, 0);
+	put_at(p[0], 22, 0);
+	ctl(EPOLL_CTL_DEL, FD_CONN, 0, 0);
+	ctl(EPOLL_CTL_DEL, FD_EVENT, 0, 0);
+	for (int i = 0; i < N_SHOTS; i++) {
+		struct epoll_event one = {.events = EPOLLIN | EPOLLOUT | EPOLLONESHOT,
+					  .data.u64 = 100 + (uint64_t)i};
+
+		if (epoll_ctl(FD_EPOLL, EPOLL_CTL_ADD, fds[i], &one) ||
+		    epoll_wait(FD_EPOLL, ev, 16, 1000) != 1)
+			_exit(60);
+	}
 	ctl(EPOLL_CTL_ADD, FD_IDLE_EVENT, EPOLLIN | EPOLLONESHOT, 4);
+	if (read(22, p, 1) != 1 ||
+	    read(FD_PIPE_R, p, 1) != 1) /* nothing to be read here any more */
+		_exit(61);
 }
 
-/* A worker that took its one shot is not woken twice; the one that did not yet is. */
+/* A worker that took its one shot is not woken twice, not by a hang-up either; the one that did not
+ * yet is. */
 static void one_shot(void **state)
 {
-	struct source *s = source_new(two_shots);
+	struct source *s = source_new(shots);
+	struct captured after;
 	struct rebuilt b = {0};
-	struct epoll_event ev[8];
+	struct epoll_event ev[16];
 
 	(void)state;
 	move(&b, s);
-	assert_int_equal(wait_events(&b, ev, 8), 1);
+	capture_pids(&after, b.pid, b.n, NULL, true);
+	assert_clean(&after);
+	const struct file *f = file_at(after.t, 0, FD_EPOLL);
+	assert_int_equal(f->n_targets, N_SHOTS + 2);
+	for (size_t i = 0; i < f->n_targets; i++)
+		if (f->targets[i].data >= 100)
+			assert_int_equal(f->targets[i].events, EPOLLONESHOT);
+	assert_int_equal(wait_events(&b, ev, 16), 1);
 	assert_int_equal(ev[0].data.u64, 4);
-	assert_int_equal(wait_events(&b, ev, 8), 0);
+	assert_int_equal(wait_events(&b, ev, 16), 0);
+	captured_done(&after);
 	rebuilt_done(&b);
 	source_free(s);
 }

@@ -191,17 +191,6 @@ static void lost_epoll_target(struct source *s)
 	close(fd);
 }
 
-static void disarmed_pipe(struct source *s)
-{
-	struct epoll_event ev = {.events = EPOLLOUT | EPOLLONESHOT};
-	int p[2];
-
-	(void)s;
-	put_at(epoll_create1(0), FD, 0);
-	if (pipe(p) || epoll_ctl(FD, EPOLL_CTL_ADD, p[1], &ev) || epoll_wait(FD, &ev, 1, 0) != 1)
-		_exit(55);
-}
-
 static void removed_cwd(struct source *s)
 {
 	(void)s;
@@ -258,7 +247,6 @@ static const struct {
     {proc_of_thread, "fd 7 ", "is of a single thread"},
     {stale_packets, "fd 7 ", "holds packets, and no writer is in packet mode"},
     {lost_epoll_target, "fd 7 ", "no process of the tree has open any more"},
-    {disarmed_pipe, "fd 7 ", "one-shot entry of pipe"},
     {removed_cwd, "working directory", "has been removed"},
     {other_network, "net namespace", "is not that of the agent", true},
     {shared_table, "descriptor table", "shared with process"},
