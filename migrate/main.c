@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define VERSION "0.1.0"
+#include "base/version.h"
 
 static const struct verb {
 	const char *name;
@@ -69,7 +69,7 @@ void cli_usage(bool to_stdout)
 
 void cli_version(void)
 {
-	printf("cr-migrate %s (protocol %d)\n", VERSION, MSG_VERSION);
+	printf("cr-migrate %s (protocol %d)\n", CR_VERSION, MSG_VERSION);
 }
 
 void cli_complain(const char *fmt, ...)

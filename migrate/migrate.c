@@ -26,6 +26,7 @@ struct migration {
 	    *dest; /* dest: its end before the switch-over makes the destination undo */
 	int signal_fd;
 	bool abort_sent;
+	bool switching; /* the source has announced the switch-over */
 	struct report report;
 	struct msg_done done; /* the end, once there is one */
 };
@@ -121,6 +122,7 @@ static bool take_message(struct migration *m, const struct msg *msg)
 {
 	switch (msg->type) {
 	case MSG_EVENT:
+		m->switching |= !strcmp(msg->event.name, MSG_EVENT_SWITCH_OVER);
 		report_event(&m->report, &msg->event);
 		return false;
 	case MSG_ROUND:
@@ -180,8 +182,8 @@ static int take_signal(struct migration *m, struct cr_err *err)
 	return link_send(m->source, &abort_msg, err);
 }
 
-/* Nothing is expected from the destination but its end, which comes with the migration's or is for the
- * source to notice and to undo from. */
+/* Nothing is expected from the destination but its end, which comes with the migration's or is for
+ * the source to notice and to undo from. */
 static void watch_dest(struct migration *m)
 {
 	struct msg msg;
@@ -226,7 +228,7 @@ static void settle(struct migration *m, const struct cr_err *err)
 	struct party dest = {m->opt.dest, m->dest_address};
 
 	report_notice(&m->report, "settle", "%s; asking both agents", err->msg);
-	m->done.outcome = settle_ask(&m->id, &source, &dest, SETTLE_MS);
+	m->done.outcome = settle_ask(&m->id, &source, &dest, m->switching, SETTLE_MS);
 	if (m->done.outcome != MSG_OUTCOME_MIGRATED)
 		m->done.error = *err;
 }

@@ -23,32 +23,51 @@ static enum msg_peer_state ask(const struct mig_id *id, const struct party *p)
 	return s;
 }
 
-/* The destination decides what runs there; what it has undone or never prepared it will never run,
- * and the source lets its tasks go on then. A source that was restarted and knows nothing never got
- * as far as PREPARED, since that is journalled. */
-enum msg_outcome settle_decide(enum msg_peer_state source, enum msg_peer_state dest)
+/* An agent that has settled a migration forgets it, and then says UNKNOWN like one that never heard
+ * of it: what it said before tells which. A source that had not committed when its link broke lets
+ * its tasks go on; one that had never will. Before the switch-over was announced nothing can have
+ * been committed. */
+enum msg_outcome settle_decide(const struct settle_view *before, enum msg_peer_state source,
+			       enum msg_peer_state dest)
 {
-	if (dest == MSG_STATE_RUNNING || source == MSG_STATE_RUNNING)
+	bool source_forgot = source == MSG_STATE_UNKNOWN, dest_forgot = dest == MSG_STATE_UNKNOWN;
+
+	if (source == MSG_STATE_RUNNING || dest == MSG_STATE_RUNNING)
 		return MSG_OUTCOME_MIGRATED;
-	if (dest == MSG_STATE_ABORTED || source == MSG_STATE_ABORTED)
+	if (source == MSG_STATE_ABORTED || dest == MSG_STATE_ABORTED)
 		return MSG_OUTCOME_FAILED;
-	if (dest == MSG_STATE_COMMITTED || source == MSG_STATE_COMMITTED)
+	if ((source_forgot && before->source == MSG_STATE_COMMITTED) ||
+	    (dest_forgot && before->dest == MSG_STATE_COMMITTED))
+		return MSG_OUTCOME_MIGRATED;
+	if (source == MSG_STATE_COMMITTED || dest == MSG_STATE_COMMITTED)
 		return 0; /* it will run any moment */
-	if (dest == MSG_STATE_UNKNOWN || (source == MSG_STATE_UNKNOWN && dest != 0))
+	if (source_forgot && before->source)
+		return MSG_OUTCOME_FAILED;
+	if (!before->switching && (source_forgot || dest_forgot))
 		return MSG_OUTCOME_FAILED;
 	return 0;
 }
 
+static void remember(enum msg_peer_state *last, enum msg_peer_state now)
+{
+	if (now && now != MSG_STATE_UNKNOWN)
+		*last = now;
+}
+
 enum msg_outcome settle_ask(const struct mig_id *id, const struct party *source,
-			    const struct party *dest, int timeout_ms)
+			    const struct party *dest, bool switching, int timeout_ms)
 {
 	uint64_t deadline = now_us() + (uint64_t)timeout_ms * 1000;
+	struct settle_view view = {.switching = switching};
 
 	do {
-		enum msg_outcome o = settle_decide(ask(id, source), ask(id, dest));
+		enum msg_peer_state s = ask(id, source), d = ask(id, dest);
+		enum msg_outcome o = settle_decide(&view, s, d);
 
 		if (o)
 			return o;
+		remember(&view.source, s);
+		remember(&view.dest, d);
 		poll(NULL, 0, PAUSE_MS);
 	} while (now_us() < deadline);
 	return MSG_OUTCOME_IN_DOUBT;

@@ -246,7 +246,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	struct stop_times times;
 	struct tree *t = NULL;
 
-	source_event(s, "switch-over", "stopping the tasks");
+	source_event(s, MSG_EVENT_SWITCH_OVER, "stopping the tasks");
 	real_time(true);
 	int r = source_stop(s, &t, true, &times, err);
 	if (r) {

@@ -125,9 +125,12 @@ struct msg_migrate {
 	const char *freeze_cgroup; /* "" if none */
 	struct msg_opts opts;
 };
+/* Sent by the source before it stops the tasks for good: until then nothing can have been
+ * committed. */
+#define MSG_EVENT_SWITCH_OVER "switch-over"
+
 struct msg_event {
-	const char
-	    *name; /* of the phase: check, freeze, infect, pre-copy, switch-over, commit, undo … */
+	const char *name; /* of the phase: check, arm, prepare, pre-copy, switch-over … */
 	const char *text; /* for the user */
 };
 struct msg_round {

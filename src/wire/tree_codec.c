@@ -143,10 +143,11 @@ static int get_object(struct arena *a, const Tree__SharedObject *pb, struct shar
 
 /* ---- the whole ---- */
 
-#define TREE_NUMBERS(X)                                                                            \
-	X(xfeatures)                                                                               \
-	X(xcr0) X(clock_monotonic_ns) X(clock_boottime_ns) X(task_monotonic_offset_ns)             \
-		X(task_boottime_offset_ns)
+/* clang-format off */
+#define TREE_NUMBERS(X) \
+	X(xfeatures) X(xcr0) X(clock_monotonic_ns) X(clock_boottime_ns) \
+	X(task_monotonic_offset_ns) X(task_boottime_offset_ns)
+/* clang-format on */
 
 static Tree__Tree *put_tree(struct arena *a, const struct tree *in)
 {

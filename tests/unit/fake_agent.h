@@ -40,7 +40,7 @@ struct fake {
 	struct seen *seen;
 	/* Answers m; false ends the link. NULL: the link ends at once. */
 	bool (*act)(struct fake *f, struct link *l, const struct msg *m);
-	int broken_after_migrate; /* state of the part played */
+	int asked; /* how often, by QUERY */
 	struct link *links[FAKE_LINKS];
 };
 

@@ -308,8 +308,7 @@ static bool play_vanishing(struct fake *f, struct link *l, const struct msg *m)
 static bool play_running_dest(struct fake *f, struct link *l, const struct msg *m)
 {
 	if (m->type == MSG_QUERY)
-		return fake_state(l, ++f->broken_after_migrate < 3 ? MSG_STATE_COMMITTED
-								   : MSG_STATE_RUNNING);
+		return fake_state(l, ++f->asked < 3 ? MSG_STATE_COMMITTED : MSG_STATE_RUNNING);
 	return play_dest(f, l, m);
 }
 
@@ -567,7 +566,8 @@ static void test_dest_leaves(void **state)
 
 	cast(play_patient, play_leaving_dest);
 	begin(&r, ARGS(MOVE));
-	read_until(&r, "destination: the agent of beta: the other side closed the connection\n");
+	/* it is for the source to notice: nothing ends here */
+	read_until(&r, "freeze: now\n");
 	assert_int_equal(kill(r.pid, SIGTERM), 0);
 	finish(&r);
 	assert_int_equal(r.code, 1);
@@ -605,6 +605,46 @@ static void test_broken_then_running(void **state)
 	assert_true(stage->beta.seen->hellos_query >= 3);
 }
 
+/* Breaks off before the switch-over, and has undone and forgotten it when asked anew. */
+static bool play_forgetting(struct fake *f, struct link *l, const struct msg *m)
+{
+	(void)f;
+	return m->type == MSG_QUERY && fake_state(l, MSG_STATE_UNKNOWN);
+}
+
+static void test_broken_then_forgotten(void **state)
+{
+	(void)state;
+	struct run r;
+
+	cast(play_forgetting, play_dest);
+	RUN(&r, MOVE);
+	assert_int_equal(r.code, 1);
+}
+
+/* Announces the switch-over and breaks off; had committed when asked, and forgets it then. */
+static bool play_committing(struct fake *f, struct link *l, const struct msg *m)
+{
+	if (m->type == MSG_QUERY)
+		return fake_state(l, f->asked++ ? MSG_STATE_UNKNOWN : MSG_STATE_COMMITTED);
+	return fake_event(l, MSG_EVENT_SWITCH_OVER, "") && false;
+}
+
+static bool play_forgetting_dest(struct fake *f, struct link *l, const struct msg *m)
+{
+	return m->type == MSG_QUERY ? fake_state(l, MSG_STATE_UNKNOWN) : fake_receive(f, l, m);
+}
+
+static void test_broken_then_committed(void **state)
+{
+	(void)state;
+	struct run r;
+
+	cast(play_committing, play_forgetting_dest);
+	RUN(&r, MOVE);
+	assert_int_equal(r.code, 0);
+}
+
 static void test_nobody_knows(void **state)
 {
 	(void)state;
@@ -612,36 +652,63 @@ static void test_nobody_knows(void **state)
 	struct party source = {"alpha", stage->alpha.address}, dest = {"beta", stage->beta.address};
 
 	cast(play_vanishing, play_dest);
-	assert_int_equal(settle_ask(&id, &source, &dest, 300), MSG_OUTCOME_IN_DOUBT);
+	assert_int_equal(settle_ask(&id, &source, &dest, true, 300), MSG_OUTCOME_IN_DOUBT);
 	fake_stop(&stage->alpha);
 	fake_stop(&stage->beta);
+	cast(play_forgetting, play_forgetting_dest);
+	assert_int_equal(settle_ask(&id, &source, &dest, true, 300), MSG_OUTCOME_IN_DOUBT);
+	assert_int_equal(settle_ask(&id, &source, &dest, false, 300), MSG_OUTCOME_FAILED);
 	source.address = dest.address = "unix:/nonexistent/agent.sock";
-	assert_int_equal(settle_ask(&id, &source, &dest, 300), MSG_OUTCOME_IN_DOUBT);
+	assert_int_equal(settle_ask(&id, &source, &dest, false, 300), MSG_OUTCOME_IN_DOUBT);
 }
 
 static void test_decide(void **state)
 {
 	(void)state;
-	enum { NONE = 0, S_FAILED = MSG_OUTCOME_FAILED, S_MIGRATED = MSG_OUTCOME_MIGRATED };
-	/* by the destination's state: silent, unknown, preparing, prepared, committed, running,
-	 * aborted */
-	static const int expected[7][7] = {
-	    /* source silent    */ {0, S_FAILED, 0, 0, 0, S_MIGRATED, S_FAILED},
-	    /* source unknown   */ {0, S_FAILED, S_FAILED, S_FAILED, 0, S_MIGRATED, S_FAILED},
-	    /* source preparing */ {0, S_FAILED, 0, 0, 0, S_MIGRATED, S_FAILED},
-	    /* source prepared  */ {0, S_FAILED, 0, 0, 0, S_MIGRATED, S_FAILED},
-	    /* source committed */ {0, 0, 0, 0, 0, S_MIGRATED, S_FAILED},
-	    /* source running   */
-	    {S_MIGRATED, S_MIGRATED, S_MIGRATED, S_MIGRATED, S_MIGRATED, S_MIGRATED, S_MIGRATED},
-	    /* source aborted   */
-	    {S_FAILED, S_FAILED, S_FAILED, S_FAILED, S_FAILED, S_MIGRATED, S_FAILED},
+	enum { SILENT, UNKNOWN, PREPARING, PREPARED, COMMITTED, RUNNING, ABORTED };
+	enum { NOTHING = 0, MOVED = MSG_OUTCOME_MIGRATED, STAYS = MSG_OUTCOME_FAILED };
+	static const struct {
+		bool switching;
+		int source_before, dest_before, source, dest, outcome;
+	} cases[] = {
+	    /* who says so knows */
+	    {true, SILENT, SILENT, SILENT, RUNNING, MOVED},
+	    {true, SILENT, SILENT, RUNNING, SILENT, MOVED},
+	    {true, SILENT, SILENT, SILENT, ABORTED, STAYS},
+	    {true, SILENT, SILENT, ABORTED, PREPARED, STAYS},
+	    /* not over yet */
+	    {true, SILENT, SILENT, SILENT, SILENT, NOTHING},
+	    {true, SILENT, SILENT, PREPARED, PREPARED, NOTHING},
+	    {true, SILENT, SILENT, COMMITTED, PREPARED, NOTHING},
+	    {true, SILENT, SILENT, COMMITTED, UNKNOWN, NOTHING},
+	    {false, SILENT, SILENT, PREPARING, PREPARING, NOTHING},
+	    /* nobody remembers, and it may have been committed */
+	    {true, SILENT, SILENT, UNKNOWN, UNKNOWN, NOTHING},
+	    {true, SILENT, SILENT, SILENT, UNKNOWN, NOTHING},
+	    {true, SILENT, PREPARED, SILENT, UNKNOWN, NOTHING},
+	    {true, SILENT, SILENT, UNKNOWN, PREPARED, NOTHING},
+	    /* it cannot have been */
+	    {false, SILENT, SILENT, UNKNOWN, UNKNOWN, STAYS},
+	    {false, SILENT, SILENT, SILENT, UNKNOWN, STAYS},
+	    {false, SILENT, SILENT, UNKNOWN, SILENT, STAYS},
+	    /* forgotten since */
+	    {true, PREPARING, SILENT, UNKNOWN, UNKNOWN, STAYS},
+	    {true, PREPARED, PREPARED, UNKNOWN, PREPARED, STAYS},
+	    {true, COMMITTED, SILENT, UNKNOWN, UNKNOWN, MOVED},
+	    {true, COMMITTED, SILENT, UNKNOWN, SILENT, MOVED},
+	    {true, SILENT, COMMITTED, SILENT, UNKNOWN, MOVED},
 	};
 
-	for (int s = 0; s < 7; s++)
-		for (int d = 0; d < 7; d++)
-			if ((int)settle_decide((enum msg_peer_state)s, (enum msg_peer_state)d) !=
-			    expected[s][d])
-				fail_msg("source %d, destination %d", s, d);
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct settle_view before = {.switching = cases[i].switching,
+					     .source = (enum msg_peer_state)cases[i].source_before,
+					     .dest = (enum msg_peer_state)cases[i].dest_before};
+		int o = (int)settle_decide(&before, (enum msg_peer_state)cases[i].source,
+					   (enum msg_peer_state)cases[i].dest);
+
+		if (o != cases[i].outcome)
+			fail_msg("case %zu: %d", i, o);
+	}
 }
 
 /* ---- signals ---- */
@@ -958,6 +1025,8 @@ int main(void)
 	    STAGED(test_dest_leaves),
 	    STAGED(test_broken_then_aborted),
 	    STAGED(test_broken_then_running),
+	    STAGED(test_broken_then_forgotten),
+	    STAGED(test_broken_then_committed),
 	    STAGED(test_nobody_knows),
 	    cmocka_unit_test(test_decide),
 	    STAGED(test_interrupted),

@@ -23,7 +23,7 @@
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 280)                                                                        \
-	X(struct tree, 296)
+	X(struct tree, 312)
 
 struct filler {
 	struct tree *t;
@@ -346,6 +346,8 @@ static inline struct tree *fill_tree(void)
 	memcpy(t->vdso_digest, fill_bytes(&f, 16), 16);
 	t->clock_monotonic_ns = fill_u64(&f);
 	t->clock_boottime_ns = fill_u64(&f);
+	t->task_monotonic_offset_ns = (int64_t)fill_u64(&f);
+	t->task_boottime_offset_ns = -5;
 	memset(t->kernel_release, 'k', 64);
 	memset(t->hostname, 'h', 64);
 	memset(t->boot_id, 'b', 36);
@@ -486,7 +488,7 @@ static inline void same_object(const struct shared_object *a, const struct share
 static inline void same_tree(const struct tree *a, const struct tree *b)
 {
 	SAME(root_pid), SAME(xfeatures), SAME(xcr0), SAME(clock_monotonic_ns);
-	SAME(clock_boottime_ns);
+	SAME(clock_boottime_ns), SAME(task_monotonic_offset_ns), SAME(task_boottime_offset_ns);
 	SAME_EACH(procs, n_procs, same_process);
 	SAME_EACH(files, n_files, same_file);
 	SAME_EACH(mapped_files, n_mapped_files, same_mapped_file);
