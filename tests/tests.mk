@@ -14,7 +14,7 @@ $(B)/tests/unit/test_page_server: | $(B)/page-server
 check: deps
 	$(Q)tools/packages --install $(LINT_PKGS)
 	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(TEST_PROGS)
-	$(Q)tools/run-tests tests/lint.t $(UNIT) $(E2E) $(wildcard tests/demo.t)
+	$(Q)tools/run-tests tests/lint.t tests/docs.t $(UNIT) $(E2E) $(wildcard tests/demo.t)
 
 e2e: all $(TEST_PROGS)
 	$(Q)tools/run-tests $(E2E)
