@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <cmocka.h>
 #include "base/clock.h"
+#include "kernel/cgroup_guard.h"
 #include "kernel/procfs.h"
 
 struct fixture {
@@ -309,6 +310,103 @@ static void timeout_thaws(void **state)
 	reap(&c);
 }
 
+/* Wait until the cgroup was told to freeze, or not. */
+static void wait_told(struct cgroup *cg, bool want)
+{
+	uint64_t end = now_us() + 10000000;
+	struct cgroup_state st;
+	struct cr_err err;
+
+	do {
+		assert_true(now_us() < end);
+		nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
+		assert_int_equal(cgroup_get_state(cg, &st, &err), 0);
+	} while (st.self_frozen != want);
+}
+
+/* A process that freezes the cgroup (or not), gives its guard an order, and is killed. */
+static void die_guarded(struct cgroup *cg, enum cgroup_last_act act, bool freeze)
+{
+	int p[2];
+	char c = 1;
+
+	assert_int_equal(pipe(p), 0);
+	pid_t pid = fork();
+	if (!pid) {
+		struct cgroup_guard *g;
+		struct cr_err err;
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		c = cgroup_guard_start(&g, cg, &err) || cgroup_guard_set(g, act, false, &err) ||
+		    (freeze && cgroup_freeze(cg, 1000, &err));
+		if (write(p[1], &c, 1) == 1)
+			for (;;)
+				pause();
+	}
+	assert_int_equal(read(p[0], &c, 1), 1);
+	assert_int_equal(c, 0);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	close(p[1]);
+	/* the guard holds no end of our pipe: it is over when it has acted, or at once */
+	assert_int_equal(read(p[0], &c, 1), 0);
+	close(p[0]);
+}
+
+static void guard_acts_on_death(void **state)
+{
+	struct fixture *f = fixture_or_skip(state);
+	struct child c = spawn();
+	struct cgroup_state st;
+	struct cr_err err = {0};
+
+	assert_int_equal(cgroup_move_pid(f->cg, c.pid, &err), 0);
+	die_guarded(f->cg, CGROUP_THAW, true);
+	wait_told(f->cg, false);
+	die_guarded(f->cg, CGROUP_FREEZE, false);
+	wait_told(f->cg, true);
+	assert_int_equal(cgroup_thaw(f->cg, &err), 0);
+	die_guarded(f->cg, CGROUP_LEAVE, true);
+	assert_int_equal(cgroup_get_state(f->cg, &st, &err), 0);
+	assert_true(st.self_frozen);
+	assert_int_equal(cgroup_thaw(f->cg, &err), 0);
+	reap(&c);
+}
+
+static void guard_of_the_living(void **state)
+{
+	struct fixture *f = fixture_or_skip(state);
+	struct child c = spawn();
+	struct cgroup_state st;
+	struct cgroup_guard *g;
+	struct cr_err err = {0};
+	pid_t *kids;
+	int *fds;
+
+	assert_int_equal(cgroup_move_pid(f->cg, c.pid, &err), 0);
+	assert_int_equal(cgroup_guard_start(&g, f->cg, &err), 0);
+	/* stopping it does nothing, whatever it was told */
+	assert_int_equal(cgroup_freeze(f->cg, 1000, &err), 0);
+	assert_int_equal(cgroup_guard_set(g, CGROUP_THAW, false, &err), 0);
+	cgroup_guard_stop(g);
+	assert_int_equal(cgroup_get_state(f->cg, &st, &err), 0);
+	assert_true(st.self_frozen);
+	assert_int_equal(proc_children(getpid(), &kids, &err), 1); /* c alone */
+	free(kids);
+
+	/* frozen for too long: thawed, and it goes on watching */
+	assert_int_equal(cgroup_guard_start(&g, f->cg, &err), 0);
+	assert_int_equal(cgroup_guard_set(g, CGROUP_THAW, true, &err), 0);
+	wait_told(f->cg, false);
+	assert_int_equal(proc_children(getpid(), &kids, &err), 2);
+	assert_int_equal(proc_fds(kids[kids[0] == c.pid], &fds, &err), 2);
+	free(fds);
+	free(kids);
+	cgroup_guard_stop(g);
+	cgroup_guard_stop(NULL);
+	reap(&c);
+}
+
 static void bad_children(void **state)
 {
 	struct fixture *f = fixture_or_skip(state);
@@ -331,9 +429,10 @@ int main(void)
 #fn " v2", fn, setup, teardown, &v2                                                \
 	}
 	const struct CMUnitTest tests[] = {
-	    BOTH(open_by_path),  BOTH(open_the_used_one), BOTH(freeze_and_thaw),
-	    BOTH(lists_below),   BOTH(frozen_relatives),  BOTH(own_cgroup_is_refused),
-	    BOTH(timeout_thaws), BOTH(bad_children),
+	    BOTH(open_by_path),        BOTH(open_the_used_one), BOTH(freeze_and_thaw),
+	    BOTH(lists_below),         BOTH(frozen_relatives),  BOTH(own_cgroup_is_refused),
+	    BOTH(timeout_thaws),       BOTH(bad_children),      BOTH(guard_acts_on_death),
+	    BOTH(guard_of_the_living),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
