@@ -12,7 +12,7 @@ static const struct verb {
 	const char *help;
 } verbs[] = {
 	{"serve", verb_serve, "the daemon that cr-migrate talks to"},
-	
+	{"check", verb_check, "what this kernel offers, and what each missing thing costs"},
 };
 
 static int usage(FILE *f)
