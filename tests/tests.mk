@@ -51,5 +51,6 @@ install: all
 	install -m 644 $(DOCS) $(DESTDIR)$(PREFIX)/share/doc/cr-migrate
 
 # Tests of cr-migrate: the program as a user runs it, and its parts.
-$(B)/tests/unit/test_cli: $(B)/migrate/settle.o $(B)/migrate/agent.o | $(B)/cr-migrate
+$(addprefix $(B)/tests/unit/,test_cli test_cli_breaks test_cli_usage): | $(B)/cr-migrate
+$(B)/tests/unit/test_cli_breaks: $(B)/migrate/settle.o $(B)/migrate/agent.o
 $(B)/tests/unit/test_hosts: $(B)/migrate/hosts.o $(B)/migrate/units.o
