@@ -247,8 +247,11 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	struct tree *t = NULL;
 
 	source_event(s, MSG_EVENT_SWITCH_OVER, "stopping the tasks");
+	struct seize_request rq;
+	source_request(s, &rq);
+	page_tx_set_bandwidth(s->tx, 0); /* the limit is for what runs beside the tasks */
 	real_time(true);
-	int r = source_stop(s, &t, true, &times, err);
+	int r = source_stop(s, &rq, &t, true, &times, err);
 	if (r) {
 		real_time(false);
 		return r;

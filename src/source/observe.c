@@ -83,6 +83,20 @@ static int know(struct source *s, const struct seized_proc *q, struct source_pro
 	return 0;
 }
 
+void source_forget_ended(struct source *s, const struct tree *t)
+{
+	for (size_t i = 0; i < s->procs.n;) {
+		struct source_proc *sp = s->procs.v[i];
+
+		if (!sp->has_tracker || tree_find_process(t, sp->pid)) {
+			i++;
+			continue;
+		}
+		proc_free(sp);
+		s->procs.v[i] = s->procs.v[--s->procs.n];
+	}
+}
+
 static int fill_process(struct source *s, struct tree *t, const struct seized_proc *q,
 			struct process *p, struct cr_err *err)
 {
@@ -126,6 +140,17 @@ static int describe_host(struct tree *t, struct cr_err *err)
 	return vdso_describe(getpid(), &start, &end, t->vdso_digest, err);
 }
 
+/* The process in an earlier capture. */
+static const struct process *known_before(const struct source *s, pid_t pid)
+{
+	const struct process *p = s->tree ? tree_find_process(s->tree, pid) : NULL;
+
+	vec_foreach(t, &s->newcomers)
+		if (!p)
+			p = tree_find_process(*t, pid);
+	return p;
+}
+
 static int list_processes(struct source *s, const struct seizure *who, bool exact, struct tree *t,
 			  struct capture_proc *cp, struct cr_err *err)
 {
@@ -149,7 +174,7 @@ static int list_processes(struct source *s, const struct seizure *who, bool exac
 			return r;
 		}
 		cp[t->n_procs].pidfd = sp->pidfd;
-		cp[t->n_procs].prev = s->tree ? tree_find_process(s->tree, p->pid) : NULL;
+		cp[t->n_procs].prev = known_before(s, p->pid);
 		cp[t->n_procs].p = p;
 		t->n_procs++;
 	}

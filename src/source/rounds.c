@@ -174,6 +174,26 @@ static int check_hole(const struct source *s, const struct tree *t, struct cr_er
 	return 0;
 }
 
+/* Processes forked since the stop that armed the others, and seen in two looks: those that only live
+ * for a moment are left alone. They get a stop of their own. */
+static void arm_newcomers(struct source *s, const struct seizure *who)
+{
+	vec_foreach(q, &who->procs) {
+		struct source_proc *sp = source_find(s, q->pid);
+		struct cr_err err = {0};
+
+		if (q->zombie || (sp && sp->has_tracker && sp->starttime == q->starttime))
+			continue;
+		bool again = s->young_pid == q->pid && s->young_start == q->starttime;
+		s->young_pid = q->pid;
+		s->young_start = q->starttime;
+		/* what fails here, because it ended or changed, comes at the switch-over */
+		if (again && source_arm_newcomer(s, q->pid, &err))
+			source_event(s, "arm", err.msg);
+		return;
+	}
+}
+
 /* Only processes that were armed: those forked since come at the stop. */
 static void keep_armed(struct source *s, struct seizure *who)
 {
@@ -202,6 +222,7 @@ static int follow_structure(struct source *s, struct cr_err *err)
 	int r = seizure_preview(&who, &rq, &s->notes, err);
 	if (r)
 		return r;
+	arm_newcomers(s, who);
 	keep_armed(s, who);
 	r = source_capture(s, who, false, &t, err);
 	seizure_forget(who);
@@ -219,8 +240,12 @@ static int follow_structure(struct source *s, struct cr_err *err)
 		tree_free(t);
 		return r;
 	}
+	source_forget_ended(s, t);
 	tree_free(s->tree);
 	s->tree = t;
+	vec_foreach(n, &s->newcomers)
+		tree_free(*n);
+	s->newcomers.n = 0;
 	return 0;
 }
 
@@ -244,6 +269,8 @@ static int one_round(struct source *s, struct round_result *res, struct cr_err *
 	uint64_t t0 = now_us();
 
 	page_tx_stats(s->tx, &before);
+	vec_foreach(spp, &s->procs) /* those that ended are in no round */
+		(*spp)->tracker.pages_written = 0;
 	int r = source_send_memory(s, s->tree, false, err);
 	if (!r)
 		r = page_tx_flush(s->tx, NULL, err);

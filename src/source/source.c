@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include "base/clock.h"
 #include "base/fault.h"
 
@@ -44,6 +45,9 @@ void source_done(struct source *s)
 	page_tx_free(s->tx);
 	link_free(s->peer);
 	tree_free(s->tree);
+	vec_foreach(t, &s->newcomers)
+		tree_free(*t);
+	vec_done(&s->newcomers);
 	refusals_done(&s->notes);
 	journal_done(&s->journal);
 }
@@ -93,6 +97,25 @@ static int poll_abort(void *arg)
 
 /* ---- the steps ---- */
 
+/* A link that has just come up says for a second or so that there is no route: neighbours that did not
+ * answer before are not asked again at once, arp(7). */
+static int connect_patiently(struct source *s, struct cr_err *err)
+{
+	const struct timespec pause = {.tv_nsec = 100 * 1000 * 1000};
+	uint64_t deadline = now_us() + CONNECT_TIMEOUT_MS * 1000ull;
+
+	for (;;) {
+		int r = link_connect(&s->peer, s->rq->peer_address, CONNECT_TIMEOUT_MS, err);
+
+		if (r != -EHOSTUNREACH || now_us() > deadline)
+			return r;
+		r = source_check_abort(s, err);
+		if (r)
+			return r;
+		nanosleep(&pause, NULL);
+	}
+}
+
 static int connect_peer(struct source *s, struct cr_err *err)
 {
 	struct msg_hello hello = {
@@ -103,7 +126,7 @@ static int connect_peer(struct source *s, struct cr_err *err)
 		.host = s->env->host,
 	};
 	struct msg reply;
-	int r = link_connect(&s->peer, s->rq->peer_address, CONNECT_TIMEOUT_MS, err);
+	int r = connect_patiently(s, err);
 
 	if (!r)
 		r = link_hello(s->peer, &hello, CONNECT_TIMEOUT_MS, &reply, err);
@@ -195,7 +218,9 @@ static int arm(struct source *s, struct cr_err *err)
 	struct tree *t = NULL;
 
 	source_event(s, "arm", "one short stop to start tracking writes");
-	int r = source_stop(s, &t, false, &times, err);
+	struct seize_request rq;
+	source_request(s, &rq);
+	int r = source_stop(s, &rq, &t, false, &times, err);
 	if (r)
 		return r;
 	fault_point("source-arm");

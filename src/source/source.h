@@ -56,9 +56,12 @@ struct source {
 	struct reader *reader;
 	struct refusals notes;
 	struct tree *tree; /* as the destination was last told; NULL before */
+	VEC(struct tree *) newcomers; /* what processes forked since have told, not yet in tree */
 	VEC(struct source_proc *) procs;
 	struct object_fds object_fds;
 	VEC(struct source_object) objects;
+	pid_t young_pid; /* a process forked since, as seen in the last look */
+	uint64_t young_start;
 	size_t digest_budget;
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure; /* while the tasks are stopped */
@@ -84,6 +87,8 @@ int source_check_abort(struct source *s, struct cr_err *err) must_check;
 
 /* ---- observe.c ---- */
 
+/* Processes that are tracked and no longer in t. */
+void source_forget_ended(struct source *s, const struct tree *t);
 struct source_proc *source_find(struct source *s, pid_t pid);
 /* The tree as it is. exact: all are stopped and infected (s->seizure). Nothing is kept in s but the
  * descriptors of processes and objects. */
@@ -100,8 +105,11 @@ struct stop_times {
 };
 /* Stop all, and know everything about them: on success the tasks are stopped and infected, *ret is
  * exact. */
-int source_stop(struct source *s, struct tree **ret, bool registers, struct stop_times *times,
-		struct cr_err *err) must_check;
+int source_stop(struct source *s, const struct seize_request *rq, struct tree **ret, bool registers,
+		struct stop_times *times, struct cr_err *err) must_check;
+/* The same for processes that were forked since, to arm them too: rq names their root. What they told
+ * is kept until the next capture of the whole tree. */
+int source_arm_newcomer(struct source *s, pid_t pid, struct cr_err *err) must_check;
 /* A userfaultfd in every address space that has none yet. While stopped and infected. */
 int source_arm(struct source *s, struct cr_err *err) must_check;
 /* Cure and let go: as they were. */

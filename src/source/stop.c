@@ -136,15 +136,13 @@ static int release(struct source *s)
 	return 0;
 }
 
-int source_stop(struct source *s, struct tree **ret, bool registers, struct stop_times *times,
-		struct cr_err *err)
+int source_stop(struct source *s, const struct seize_request *rq, struct tree **ret, bool registers,
+		struct stop_times *times, struct cr_err *err)
 {
-	struct seize_request rq;
 	struct tree *t = NULL;
 
-	source_request(s, &rq);
 	times->start_us = now_us();
-	int r = seizure_take(&s->seizure, &rq, &s->notes, err);
+	int r = seizure_take(&s->seizure, rq, &s->notes, err);
 	if (r)
 		return cr_err_ctx(err, "stopping the tasks");
 	times->frozen_us = now_us();
@@ -172,6 +170,8 @@ int source_stop(struct source *s, struct tree **ret, bool registers, struct stop
 
 int source_arm(struct source *s, struct cr_err *err)
 {
+	bool forked = false;
+
 	vec_foreach(spp, &s->procs) {
 		struct source_proc *sp = *spp;
 
@@ -201,7 +201,10 @@ int source_arm(struct source *s, struct cr_err *err)
 		int r = tracker_init(&sp->tracker, sp->pid, 0, uffd, &s->digest_budget, err);
 		if (r)
 			return r;
+		forked |= s->tree != NULL;
 	}
+	vec_foreach(spp, &s->procs) /* a fork shares its pages with its parent */
+		(*spp)->tracker.shares_cow |= forked;
 	return 0;
 }
 
@@ -228,4 +231,31 @@ int source_resume(struct source *s, struct cr_err *err)
 	}
 	release(s);
 	return r;
+}
+
+int source_arm_newcomer(struct source *s, pid_t pid, struct cr_err *err)
+{
+	const struct seize_request rq = {.root = pid};
+	struct stop_times times;
+	struct cr_err undo = {0};
+	struct tree *t = NULL;
+	int r = source_stop(s, &rq, &t, false, &times, err);
+
+	if (!r)
+		r = source_arm(s, err);
+	int e = source_resume(s, &undo);
+	uint64_t us = now_us() - times.start_us;
+	if (us > s->longest_stop_us)
+		s->longest_stop_us = us;
+	if (!r && e) {
+		*err = undo;
+		r = e;
+	}
+	struct tree **slot = r ? NULL : vec_push(&s->newcomers);
+	if (!slot) {
+		tree_free(t);
+		return r ? r : cr_err_oom(err);
+	}
+	*slot = t;
+	return 0;
 }
