@@ -185,7 +185,9 @@ static void print_outcome(const struct report *r, const struct msg_done *d)
 	char subj[512];
 
 	subject(r, subj, sizeof(subj));
-	print_error(&d->error);
+	/* refusals have been told one by one */
+	if (d->outcome != MSG_OUTCOME_REFUSED || !r->n_refused)
+		print_error(&d->error);
 	switch (d->outcome) {
 	case MSG_OUTCOME_MIGRATED:
 		print_moved(r, d, r->leave_running ? "copied" : "migrated");
@@ -195,8 +197,7 @@ static void print_outcome(const struct report *r, const struct msg_done *d)
 		printf("undone: %s runs on at %s\n", subj, r->source);
 		break;
 	case MSG_OUTCOME_FAILED:
-		fprintf(stderr, "cr-migrate: failed: %s runs on at %s as before\n", subj,
-			r->source);
+		fprintf(stderr, "cr-migrate: failed: nothing moved, %s is as before\n", r->source);
 		break;
 	case MSG_OUTCOME_REFUSED:
 		fprintf(stderr,

@@ -8,6 +8,7 @@ struct refusal {
 	pid_t pid;	/* 0: the host or the whole tree */
 	char what[200]; /* the thing: "fd 7 (redis-server)", "mapping 7f00…-7f01…", "pid" */
 	char why[300];	/* the reason and what to do about it */
+	char host[64];	/* the host that says so; "": this one */
 };
 
 struct refusals {

@@ -241,7 +241,10 @@ int msg_notes_from(const struct refusal *list, size_t n, const char *host, struc
 	if (!v)
 		return cr_err_oom(err);
 	for (size_t i = 0; i < take; i++)
-		v[i] = (struct msg_note){host, list[i].pid, list[i].what, list[i].why};
+		v[i] = (struct msg_note){.host = list[i].host[0] ? list[i].host : host,
+					 .pid = list[i].pid,
+					 .what = list[i].what,
+					 .why = list[i].why};
 	*ret = (struct msg_notes){v, take};
 	if (take < n) /* rather than a message that is too long to be sent */
 		v[ret->n++] = (struct msg_note){host, 0, "the list", "too long: there are more"};
@@ -250,12 +253,25 @@ int msg_notes_from(const struct refusal *list, size_t n, const char *host, struc
 
 void msg_notes_refuse(const struct msg_notes *notes, struct refusals *to)
 {
-	for (size_t i = 0; i < notes->n; i++)
-		refuse(to, notes->v[i].pid, notes->v[i].what, "%s", notes->v[i].why);
+	for (size_t i = 0; i < notes->n; i++) {
+		const struct msg_note *n = &notes->v[i];
+		size_t before = to->list.n;
+
+		refuse(to, n->pid, n->what, "%s", n->why);
+		if (to->list.n > before)
+			snprintf(to->list.v[before].host, sizeof(to->list.v->host), "%s", n->host);
+	}
 }
 
 void msg_notes_warn(const struct msg_notes *notes, struct refusals *to)
 {
-	for (size_t i = 0; i < notes->n; i++)
-		refuse_warn(to, notes->v[i].pid, notes->v[i].what, "%s", notes->v[i].why);
+	for (size_t i = 0; i < notes->n; i++) {
+		const struct msg_note *n = &notes->v[i];
+		size_t before = to->warnings.n;
+
+		refuse_warn(to, n->pid, n->what, "%s", n->why);
+		if (to->warnings.n > before)
+			snprintf(to->warnings.v[before].host, sizeof(to->warnings.v->host), "%s",
+				 n->host);
+	}
 }

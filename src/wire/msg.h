@@ -311,10 +311,11 @@ int msg_encode(const struct msg *m, uint8_t **ret, size_t *ret_len, struct cr_er
  * *ret is cleared on failure. Errors: PEER (-EPROTO, -EMSGSIZE). */
 int msg_decode(const uint8_t *data, size_t len, struct msg *ret, struct cr_err *err) must_check;
 
-/* Notes for a message, from a list that they borrow (host too); the caller frees ret->v. */
+/* Notes for a message, from a list that they borrow. host: who says what no other host has said.
+ * The caller frees ret->v. */
 int msg_notes_from(const struct refusal *list, size_t n, const char *host, struct msg_notes *ret,
 		   struct cr_err *err) must_check;
-/* Append the notes of a message to a list of ours. */
+/* Append the notes of a message to a list of ours, with the hosts that said so. */
 void msg_notes_refuse(const struct msg_notes *notes, struct refusals *to);
 void msg_notes_warn(const struct msg_notes *notes, struct refusals *to);
 

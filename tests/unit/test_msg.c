@@ -345,6 +345,10 @@ static void test_notes(void **state)
 	msg_notes_warn(&notes, &s);
 	assert_int_equal(s.warnings.v[0].pid, 7);
 	free(notes.v);
+	/* who said so is kept on the way through another host */
+	assert_int_equal(msg_notes_from(s.warnings.v, s.warnings.n, "beta", &notes, &err), 0);
+	assert_string_equal(notes.v[0].host, "alpha");
+	free(notes.v);
 	refusals_done(&r);
 	refusals_done(&s);
 }
