@@ -29,6 +29,17 @@ struct board {
 };
 static struct board *board;
 
+/* A new one for every target: those of the last test may count on for a moment after their parent's
+ * end. */
+static void new_board(void)
+{
+	if (board)
+		munmap(board, sizeof(*board));
+	board =
+	    mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_true(board != MAP_FAILED);
+}
+
 /* ---- targets ---- */
 
 static void nap(void)
@@ -191,7 +202,7 @@ static void assert_running(unsigned int n)
 
 static pid_t start_counting(void (*fn)(int), int arg, unsigned int n)
 {
-	memset(board, 0, sizeof(*board));
+	new_board();
 	pid_t pid = start(fn, arg);
 	wait_for(all_counting, &n);
 	return pid;
@@ -281,7 +292,6 @@ struct fixture {
 	struct cgroup *cg;
 	const char *path; /* NULL: none */
 	bool skip;
-	pid_t old_pids[1];
 };
 
 static int setup(void **state)
@@ -293,7 +303,7 @@ static int setup(void **state)
 
 	f->version = *(const enum cgroup_version *)*state;
 	*state = f;
-	memset(board, 0, sizeof(*board));
+	new_board();
 	if (f->version == CGROUP_ANY) {
 		f->skip = geteuid() != 0;
 		return 0;
@@ -348,7 +358,7 @@ static pid_t start_in(const struct fixture *f, void (*fn)(int), int arg, unsigne
 
 	if (!f->cg)
 		return start_counting(fn, arg, n);
-	memset(board, 0, sizeof(*board));
+	new_board();
 	assert_int_equal(pipe(gate), 0);
 	pid_t pid = fork();
 	if (!pid) {
@@ -1048,15 +1058,6 @@ static void preview_touches_nothing(void **state)
 	end(pid);
 }
 
-static int make_board(void **state)
-{
-	(void)state;
-	board =
-	    mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	/* short-lived grandchildren of targets that die must not stay with us as zombies */
-	return board == MAP_FAILED;
-}
-
 int main(int argc, char **argv)
 {
 	static enum cgroup_version none = CGROUP_ANY, v1 = CGROUP_V1, v2 = CGROUP_V2;
@@ -1097,5 +1098,5 @@ int main(int argc, char **argv)
 
 	if (argc > 1) /* a pattern of test names */
 		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, make_board, NULL);
+	return cmocka_run_group_tests(tests, NULL, NULL);
 }
