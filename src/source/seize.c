@@ -335,6 +335,7 @@ int seizure_take(struct seizure **ret, const struct seize_request *rq, struct re
 	sleep_as_before(slack);
 	if (r < 0)
 		return r;
+	s->taken = true;
 	*ret = take_ptr(s);
 	return 0;
 }
@@ -347,6 +348,8 @@ enum farewell { DETACH, REAP };
  */
 static void part_from_all(struct seizure *s, enum farewell how)
 {
+	if (!s->taken)
+		return;
 	for (int leaders = 0; leaders < 2; leaders++) {
 		uint64_t deadline = now_us() + (how == REAP ? REAP_US : LET_GO_US);
 
@@ -379,9 +382,9 @@ void seizure_free(struct seizure *s)
 	if (!s)
 		return;
 	unsigned long slack = sleep_precisely();
+	/* what cannot be taken back stops by SIGSTOP: better than two copies running */
 	if (s->held && seizure_unhold(s, &ignored) < 0)
-		s->held =
-		    false; /* what is left of it stops by SIGSTOP: better than two copies running */
+		s->held = false;
 	/* Freeze while they are still stopped: they then go from one to the other without running.
 	 */
 	if (s->refreeze && s->procs.n && cgroup_freeze_start(s->cgroup, &ignored) < 0)

@@ -27,6 +27,7 @@ struct seizure {
 	/* private to seize*.c below */
 	struct cgroup *cgroup;
 	struct cgroup_guard *guard;
+	bool taken; /* not by seizure_preview */
 	bool refreeze;
 	bool held;
 };
