@@ -277,7 +277,6 @@ enum { VFORK_US = 2000 }; /* an uninterruptible wait that is longer may be that 
 static int wait_one(struct wait *w, struct held *h, struct cr_err *err)
 {
 	struct backoff backoff = {0};
-	bool children_let_go = false;
 
 	for (;;) {
 		int status;
@@ -299,10 +298,8 @@ static int wait_one(struct wait *w, struct held *h, struct cr_err *err)
 		uint64_t waited = now_us() - w->start_us;
 		if (waited >= w->budget_us && (waited >= 4 * w->budget_us || state_of(h) != 'R'))
 			return too_late(h, err);
-		if (waited >= VFORK_US && !children_let_go) {
+		if (waited >= VFORK_US)
 			w->gone += let_children_go(w->set, h);
-			children_let_go = true;
-		}
 		backoff_sleep(&backoff);
 	}
 }
@@ -379,27 +376,38 @@ bool task_reap(pid_t tid, uint64_t deadline_us)
 	}
 }
 
-size_t held_release(struct held_set *s, uint64_t deadline_us, pid_t *ret_tid)
+/* One round of trying. Leaders last: the exit of a leader is reported only after its threads have
+ * been reaped. Returns how many are left. */
+static size_t release_round(struct held_set *s, pid_t *ret_tid)
 {
 	size_t left = 0;
 
-	/* First all that can go at once: one that still runs may be waiting for them (vfork).
-	 * Leaders last: the exit of a leader is reported only after its threads have been reaped.
-	 */
-	for (int pass = 0; pass < 4; pass++) {
-		bool patient = pass >= 2, leaders = pass % 2;
-
+	for (int leaders = 0; leaders < 2; leaders++) {
 		vec_foreach (h, &s->list) {
 			if (h->state == HELD_DEAD || h->state == HELD_ZOMBIE ||
 			    (h->tid == h->pid) != leaders)
 				continue;
-			if (task_let_go(h->tid, patient ? deadline_us : 0)) {
+			if (task_let_go(h->tid, 0)) {
 				h->state = HELD_DEAD;
-			} else if (patient) {
-				left++;
+			} else {
 				*ret_tid = h->tid;
+				left++;
 			}
 		}
 	}
 	return left;
+}
+
+/* In rounds, never waiting for one of them: it may itself be waiting for another (vfork). */
+size_t held_release(struct held_set *s, uint64_t deadline_us, pid_t *ret_tid)
+{
+	struct backoff backoff = {0};
+
+	for (;;) {
+		size_t left = release_round(s, ret_tid);
+
+		if (!left || now_us() >= deadline_us)
+			return left;
+		backoff_sleep(&backoff);
+	}
 }
