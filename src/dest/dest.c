@@ -99,6 +99,7 @@ void dest_undo(struct dest *d)
 	d->ps = NULL;
 	shells_free(d->shells);
 	d->shells = NULL;
+	fileset_undo(d->files);
 	remove_cgroup(d);
 	forget_journal(d);
 	d->state = DEST_ABORTED;

@@ -25,9 +25,7 @@ static bool match(const struct fd_probe *p)
 static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		   struct cr_err *err)
 {
-	struct stat st;
-
-	if (stat(p->link, &st) || !S_ISCHR(st.st_mode) || st.st_rdev != p->st.st_rdev) {
+	if (!p->link_leads_here) {
 		files_refuse(x, p->pid, p->fd, "%.180s: the path does not lead to that device",
 			     p->link);
 		return 0;

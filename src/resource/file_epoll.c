@@ -35,24 +35,35 @@ struct tfd_lines { /* sorted by number, those of one number in the kernel's orde
 	size_t n, cap;
 };
 
+/* The number after key, which stands within the line. */
+static bool number_after(const char **at, const char *key, int base, uint64_t *ret)
+{
+	const char *p = strstr(*at, key);
+	char *end;
+
+	if (!p)
+		return false;
+	p += strlen(key);
+	*ret = strtoull(p, &end, base);
+	*at = end;
+	return end != p;
+}
+
 /* "tfd: 5 events: 19 data: 7f… pos:0 ino:40e sdev:10", Documentation/filesystems/proc.rst */
 static const char *next_line(const char *text, struct tfd_line *out)
 {
-	for (const char *l = text; l && *l;) {
-		const char *end = strchr(l, '\n');
-		unsigned int events;
-		unsigned long long data, ino;
+	uint64_t tfd, events;
 
-		if (sscanf(l, "tfd: %d events: %x data: %llx pos:%*d ino:%llx", &out->tfd, &events,
-			   &data, &ino) == 4) {
-			out->events = events;
-			out->data = data;
-			out->ino = ino;
-			return end ? end + 1 : l + strlen(l);
-		}
-		l = end ? end + 1 : NULL;
-	}
-	return NULL;
+	if (strncmp(text, "tfd:", 4))
+		text = strstr(text, "\ntfd:");
+	if (!text || !number_after(&text, "tfd:", 10, &tfd) ||
+	    !number_after(&text, "events:", 16, &events) ||
+	    !number_after(&text, "data:", 16, &out->data) ||
+	    !number_after(&text, "ino:", 16, &out->ino))
+		return NULL;
+	out->tfd = (int)tfd;
+	out->events = (uint32_t)events;
+	return text;
 }
 
 /* nth: which of the entries with this number, in the order in which fdinfo lists them. */

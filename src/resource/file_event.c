@@ -163,15 +163,27 @@ static struct timespec to_timespec(uint64_t ns)
 	return (struct timespec){(time_t)(ns / NSEC), (long)(ns % NSEC)};
 }
 
-/* fdinfo of our duplicate, read after the times: a timer that was just due then shows its tick.
- * timerfd_gettime(2) has brought the count of a periodic timer up to now. */
-static int timerfd_ticks(int fd, uint64_t *ret, struct cr_err *err)
+/* "it_value: (SECONDS, NANOSECONDS)" */
+static uint64_t it_value_ns(const char *text)
+{
+	const char *v = fdinfo_field(text, "it_value");
+	unsigned long long sec, nsec;
+
+	return v && sscanf(v, "(%llu, %llu)", &sec, &nsec) == 2 ? sec * NSEC + nsec : 0;
+}
+
+/* The count, as of after the times were asked for: asking brings that of a periodic timer up to
+ * now, and a timer that was just due shows its tick afterwards. If fdinfo, read before, had no tick
+ * and the timer has come nearer to its expiry since, there is none now either. */
+static int timerfd_ticks(const struct fd_probe *p, uint64_t left, uint64_t *ret, struct cr_err *err)
 {
 	_cleanup_(text_buf_done) struct text_buf b = {0};
 	char path[64];
 	size_t off;
 
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	if (fdinfo_u64(p->text, "ticks", 10, ret) && !*ret && left && left <= it_value_ns(p->text))
+		return 0;
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", p->local);
 	int r = text_append_file(&b, AT_FDCWD, path, &off);
 	if (r < 0 || !fdinfo_u64(b.v + off, "ticks", 10, ret))
 		return cr_err_set(err, CR_ERR_KERNEL, r < 0 ? -r : EPROTO,
@@ -207,7 +219,7 @@ static int timerfd_capture(struct files_ctx *x, const struct fd_probe *p, struct
 	uint64_t left = to_ns(&its.it_value);
 	f->interval_ns = to_ns(&its.it_interval);
 	f->value_ns = left ? now + left + (uint64_t)shift : 0;
-	return timerfd_ticks(p->local, &f->ticks, err);
+	return timerfd_ticks(p, left, &f->ticks, err);
 }
 
 static int timerfd_build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)

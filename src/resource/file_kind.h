@@ -42,11 +42,13 @@ struct fd_probe {
 	struct fdinfo info;
 	const char *text; /* all of fdinfo, or NULL where there is no more than the head */
 	struct stat st;
-	uint32_t fs_magic; /* statfs(2) */
-	const char *link;  /* readlink of /proc/…/fd/N; "" for pipes and sockets */
+	uint32_t fs_magic;    /* statfs(2) */
+	const char *link;     /* readlink of /proc/…/fd/N; "" for pipes and sockets */
+	bool link_leads_here; /* link is a path, and was seen to lead to this very inode */
 	/* sockets */
 	int so_domain, so_type, so_protocol;
 	bool so_listening;
+	int tcp_state; /* TCP_ESTABLISHED…; 0 if it is no TCP socket */
 };
 
 struct fd_seen {       /* one descriptor of one process */
@@ -85,6 +87,7 @@ struct files_ctx {
 	struct text_buf text;
 	VEC(uint32_t) leaders; /* per tree->files entry: index into seen */
 	VEC(struct fs_magic) magics;
+	int self_fds; /* /proc/self/fd */
 	VEC(struct reference_socket) references;
 	VEC(struct fd_watch) watches;
 	unsigned int n_closed, n_closed_said; /* connections that the move closes */
@@ -104,6 +107,10 @@ int files_watch(struct files_ctx *x, const struct fd_watch *w, struct cr_err *er
 /* A duplicate of tree->files[file], for the caller to close. */
 int files_getfd(struct files_ctx *x, uint32_t file, struct cr_err *err) must_check;
 /* 0: same description; 1, 2: an order among them; negative errno. kcmp(2) KCMP_FILE. */
+/* What the previous capture found under that number of that process; NULL if nothing. */
+const struct file *files_before(const struct files_ctx *x, const struct fd_probe *p);
+/* Does that path lead to the inode that st shows? */
+bool files_path_leads_to(const char *path, const struct stat *st);
 int files_kcmp(pid_t a, int fda, pid_t b, int fdb);
 /* true if pid is a process or thread (or group, if group is set) of the tree. */
 bool files_pid_in_tree(const struct tree *t, pid_t pid, bool group);
@@ -116,7 +123,8 @@ bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writi
 /* files_proc.c: cwd, root, umask, namespaces, shared tables. */
 int files_capture_places(struct files_ctx *x, struct cr_err *err) must_check;
 
-/* file_sockopt.c: options that differ from those of a fresh socket. */
+/* file_sockopt.c: options that differ from those of a fresh socket. Of a listener that the previous
+ * capture had, they are not read again at the stop. */
 int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		     struct cr_err *err) must_check;
 /* Set them. Returns -errno and names the option in err. */
@@ -179,6 +187,8 @@ struct held {
 	bool filled;           /* PIPE: settle wrote into it */
 	char *reserved_dir;    /* UNIX_LISTEN: directory that holds the socket until launch */
 	char *reserved_path;   /* UNIX_LISTEN: the socket in it */
+	bool reserved_stays;   /* UNIX_LISTEN: somebody else may have to finish what fileset_launch
+				  does */
 };
 
 struct fd_installed { /* a descriptor as it is in a shell */

@@ -84,11 +84,10 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 		   struct cr_err *err)
 {
 	const char *wrong = NULL;
-	struct stat st;
 
 	if (p->st.st_nlink == 0)
 		wrong = "has been unlinked while open: not supported; close it first";
-	else if (stat(p->link, &st) || st.st_dev != p->st.st_dev || st.st_ino != p->st.st_ino)
+	else if (!p->link_leads_here)
 		wrong = "the path does not lead to the open file any more: not supported; close it "
 			"first";
 	else if (p->fs_magic == PROC_SUPER_MAGIC)

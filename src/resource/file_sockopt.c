@@ -176,8 +176,8 @@ static void refuse_filter(struct files_ctx *x, const struct fd_probe *p)
 			     "socket with a filter (SO_ATTACH_FILTER): not supported");
 }
 
-int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
-		     struct cr_err *err)
+static int read_all(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		    struct cr_err *err)
 {
 	int reference = reference_of(x, p), locks = buf_lock(p->local);
 	struct arena *a = x->c->tree->arena;
@@ -200,6 +200,34 @@ int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file 
 	}
 	refuse_filter(x, p);
 	return 0;
+}
+
+/* A server sets its listeners up and leaves them so; two calls for each option are too many at the
+ * stop.
+ */
+static int take_over(struct arena *a, const struct file *before, struct file *f, struct cr_err *err)
+{
+	f->opts = arena_memdup(a, before->opts, before->n_opts * sizeof(*f->opts));
+	if (!f->opts)
+		return cr_err_oom(err);
+	f->n_opts = before->n_opts;
+	for (size_t i = 0; i < f->n_opts; i++) {
+		f->opts[i].value = arena_memdup(a, before->opts[i].value, before->opts[i].len);
+		if (!f->opts[i].value)
+			return cr_err_oom(err);
+	}
+	return 0;
+}
+
+int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		     struct cr_err *err)
+{
+	const struct file *before = x->c->exact ? files_before(x, p) : NULL;
+
+	if (before && f->kind == FILE_TCP_LISTEN && before->kind == f->kind &&
+	    before->ino == f->ino)
+		return take_over(x->c->tree->arena, before, f, err);
+	return read_all(x, p, f, err);
 }
 
 /* ---- rebuild ---- */

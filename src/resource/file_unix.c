@@ -300,15 +300,17 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 
 static void unreserve(struct held *h)
 {
-	if (h->reserved_dir)
+	if (h->reserved_dir && !h->reserved_stays)
 		nftw(h->reserved_dir, remove_one, 4, FTW_DEPTH | FTW_PHYS);
 	free(h->reserved_dir);
 	free(h->reserved_path);
 	h->reserved_dir = h->reserved_path = NULL;
 }
 
-/* Where the bound socket is, as we see it. */
-static int find_bound(struct held *h, int fd, const struct file *f, struct cr_err *err)
+/* From where it was bound to right below our directory, so that the directory and it are all there
+ * is to clean up, whoever does it. */
+static int settle_reserved(struct held *h, int fd, const char *root, const struct file *f,
+			   struct cr_err *err)
 {
 	char path[64], link[PATH_MAX];
 	_cleanup_fd_ int at = ioctl(fd, SIOCUNIXFILE, 0);
@@ -318,18 +320,21 @@ static int find_bound(struct held *h, int fd, const struct file *f, struct cr_er
 	if (n < 0)
 		return cr_err_sys(err, "path of a unix socket (SIOCUNIXFILE)");
 	link[n] = '\0';
-	h->reserved_path = strdup(link);
-	if (!h->reserved_path)
+	if (asprintf(&h->reserved_path, "%s/socket", h->reserved_dir) < 0) {
+		h->reserved_path = NULL;
 		return cr_err_oom(err);
-	if (chown(link, f->uid, f->gid) || chmod(link, f->mode & 07777))
-		return cr_err_sys(err, "owner of %s", link);
+	}
+	if (rename(link, h->reserved_path) || chown(h->reserved_path, f->uid, f->gid) ||
+	    chmod(h->reserved_path, f->mode & 07777))
+		return cr_err_sys(err, "owner of %s", h->reserved_path);
+	nftw(root, remove_one, 4, FTW_DEPTH | FTW_PHYS);
 	return 0;
 }
 
 static int bind_reserved(struct held *h, int fd, const struct file *f, struct cr_err *err)
 {
 	const struct sockaddr_un *un = (const void *)f->sockaddr;
-	char dir[PATH_MAX];
+	char dir[PATH_MAX], root[PATH_MAX + 8];
 	pthread_t th;
 
 	const char *slash = strrchr(f->path, '/');
@@ -342,7 +347,10 @@ static int bind_reserved(struct held *h, int fd, const struct file *f, struct cr
 		rmdir(dir);
 		return cr_err_oom(err);
 	}
-	struct bind_job j = {.fd = fd, .un = un, .len = f->sockaddr_len, .dir = dir};
+	snprintf(root, sizeof(root), "%s/root", dir);
+	if (mkdir(root, 0700))
+		return cr_err_sys(err, "%s", root);
+	struct bind_job j = {.fd = fd, .un = un, .len = f->sockaddr_len, .dir = root};
 	int r = pthread_create(&th, NULL, bind_thread, &j);
 	if (r)
 		return cr_err_set(err, CR_ERR_KERNEL, r, "a thread to bind %s", f->path);
@@ -350,7 +358,7 @@ static int bind_reserved(struct held *h, int fd, const struct file *f, struct cr
 	if (j.error)
 		return cr_err_set(err, CR_ERR_KERNEL, j.error, "binding %s: %s", f->path,
 				  strerror(j.error));
-	return find_bound(h, fd, f, err);
+	return settle_reserved(h, fd, root, f, err);
 }
 
 static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)

@@ -8,6 +8,9 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -20,6 +23,7 @@ static void ctx_done(struct files_ctx *x)
 {
 	vec_foreach (r, &x->references)
 		close(r->fd);
+	close_fdp(&x->self_fds);
 	vec_done(&x->seen);
 	vec_done(&x->leaders);
 	vec_done(&x->magics);
@@ -153,6 +157,22 @@ static int kcmp_seen(struct files_ctx *x, uint32_t a, uint32_t b)
 	return files_kcmp(procs[sa->proc].pid, sa->fd, procs[sb->proc].pid, sb->fd);
 }
 
+/* After a fork, most descriptors of a process are what its parent has under the same number. */
+static bool same_as_parent(struct files_ctx *x, uint32_t me)
+{
+	struct fd_seen *s = &x->seen.v[me];
+	const struct tree *t = x->c->tree;
+	uint32_t parent = 0;
+
+	while (parent < s->proc && t->procs[parent].pid != t->procs[s->proc].ppid)
+		parent++;
+	const struct fd_seen *theirs = parent < s->proc ? files_seen(x, parent, s->fd) : NULL;
+	if (!theirs || cmp_look(x, s, theirs) || kcmp_seen(x, me, (uint32_t)(theirs - x->seen.v)))
+		return false;
+	s->leader = theirs->leader;
+	return true;
+}
+
 /* order[0..n): descriptors that look the same, ascending. The distinct ones found so far are kept
  * sorted in the kernel's order, so that n descriptors of one description need n - 1 comparisons and
  * n of as many descriptions n log n. They are kept in order[] itself, from its start. */
@@ -165,6 +185,8 @@ static int tell_apart(struct files_ctx *x, uint32_t *order, size_t n, struct cr_
 		size_t lo = 0, hi = distinct;
 		int r = 1;
 
+		if (same_as_parent(x, me))
+			continue;
 		while (lo < hi && r) {
 			size_t mid = (lo + hi) / 2;
 
@@ -232,14 +254,73 @@ static uint32_t magic_of(struct files_ctx *x, const struct fd_probe *p)
 
 static void probe_socket(struct fd_probe *p)
 {
+	struct tcp_info ti = {0};
 	int listening = 0;
-	socklen_t len = sizeof(int);
+	socklen_t len = sizeof(int), ti_len = offsetof(struct tcp_info, tcpi_ca_state);
 
 	getsockopt(p->local, SOL_SOCKET, SO_DOMAIN, &p->so_domain, &len);
 	getsockopt(p->local, SOL_SOCKET, SO_TYPE, &p->so_type, &len);
 	getsockopt(p->local, SOL_SOCKET, SO_PROTOCOL, &p->so_protocol, &len);
-	getsockopt(p->local, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len);
+	if (p->so_type == SOCK_STREAM && p->so_protocol == IPPROTO_TCP) {
+		getsockopt(p->local, IPPROTO_TCP, TCP_INFO, &ti, &ti_len);
+		p->tcp_state = ti.tcpi_state;
+		listening = ti.tcpi_state == TCP_LISTEN;
+	} else {
+		getsockopt(p->local, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len);
+	}
 	p->so_listening = listening;
+}
+
+/* What the link of an anonymous inode says is told by the keys of its fdinfo as well. */
+static const char *anon_link(const struct fd_probe *p)
+{
+	static const struct {
+		const char *key, *link;
+	} known[] = {
+	    {"eventfd-count", "anon_inode:[eventfd]"},
+	    {"clockid", "anon_inode:[timerfd]"},
+	    {"sigmask", "anon_inode:[signalfd]"},
+	    {"tfd", "anon_inode:[eventpoll]"},
+	};
+
+	if (p->fs_magic != ANON_INODE_FS_MAGIC || !p->text)
+		return NULL;
+	for (size_t i = 0; i < ARRAY_SIZE(known); i++)
+		if (fdinfo_field(p->text, known[i].key))
+			return known[i].link;
+	return NULL;
+}
+
+/* The path of the previous capture, if that descriptor is the same file and the path leads there.
+ */
+static const char *known_path(struct files_ctx *x, struct fd_probe *p)
+{
+	const struct file *f = files_before(x, p);
+
+	if (!f || (f->kind != FILE_REGULAR && f->kind != FILE_CHARDEV) || f->ino != p->st.st_ino ||
+	    f->dev != p->st.st_dev || !files_path_leads_to(f->path, &p->st))
+		return NULL;
+	p->link_leads_here = true;
+	return f->path;
+}
+
+static int probe_link(struct files_ctx *x, struct fd_probe *p, char link[PATH_MAX])
+{
+	char name[16];
+
+	p->link = anon_link(p);
+	if (!p->link)
+		p->link = known_path(x, p);
+	if (p->link)
+		return 0;
+	snprintf(name, sizeof(name), "%d", p->local);
+	ssize_t n = readlinkat(x->self_fds, name, link, PATH_MAX - 1);
+	if (n < 0)
+		return -errno;
+	link[n] = '\0';
+	p->link = link;
+	p->link_leads_here = files_path_leads_to(link, &p->st);
+	return 0;
 }
 
 /* Returns 1 if the descriptor is another one by now. */
@@ -250,19 +331,11 @@ static int probe_fill(struct files_ctx *x, struct fd_probe *p, char link[PATH_MA
 	if (p->info.ino && p->info.ino != p->st.st_ino)
 		return 1;
 	p->fs_magic = magic_of(x, p);
-	link[0] = '\0';
-	p->link = link;
-	if (p->fs_magic == SOCKFS_MAGIC) {
+	p->link = "";
+	if (p->fs_magic == SOCKFS_MAGIC)
 		probe_socket(p);
-	} else if (p->fs_magic != PIPEFS_MAGIC) {
-		char path[64];
-
-		snprintf(path, sizeof(path), "/proc/self/fd/%d", p->local);
-		ssize_t n = readlink(path, link, PATH_MAX - 1);
-		if (n < 0)
-			return -errno;
-		link[n] = '\0';
-	}
+	else if (p->fs_magic != PIPEFS_MAGIC)
+		return probe_link(x, p, link);
 	return 0;
 }
 
@@ -440,9 +513,12 @@ static void capture_boot_id(struct capture *c)
 int files_capture(struct capture *c, struct cr_err *err)
 {
 	_cleanup_(ctx_done) struct files_ctx x = {.c = c};
-	int r = see_all(&x, err);
 
+	x.self_fds = open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (x.self_fds < 0)
+		return cr_err_sys(err, "/proc/self/fd");
 	capture_boot_id(c);
+	int r = see_all(&x, err);
 	if (!r)
 		r = find_leaders(&x, err);
 	if (!r)

@@ -179,6 +179,14 @@ const struct fd_seen *files_seen(const struct files_ctx *x, uint32_t proc, int f
 	return NULL;
 }
 
+const struct file *files_before(const struct files_ctx *x, const struct fd_probe *p)
+{
+	const struct process *prev = x->c->procs[x->seen.v[p->id].proc].prev;
+	const struct fd_entry *e = prev && x->c->prev ? process_fd(prev, p->fd) : NULL;
+
+	return e ? &x->c->prev->files[e->file] : NULL;
+}
+
 int files_getfd(struct files_ctx *x, uint32_t file, struct cr_err *err)
 {
 	const struct fd_seen *s = files_holder(x, file);
@@ -197,6 +205,14 @@ int files_watch(struct files_ctx *x, const struct fd_watch *w, struct cr_err *er
 		return cr_err_oom(err);
 	*n = *w;
 	return 0;
+}
+
+bool files_path_leads_to(const char *path, const struct stat *st)
+{
+	struct stat there;
+
+	return path[0] == '/' && !stat(path, &there) && there.st_dev == st->st_dev &&
+	       there.st_ino == st->st_ino;
 }
 
 int files_kcmp(pid_t a, int fda, pid_t b, int fdb)

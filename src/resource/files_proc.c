@@ -21,11 +21,11 @@ struct ns_set {
 /* Namespaces that this kernel has not read as "". Returns false if the task is gone. */
 static bool ns_read(int procfd, const char *dir, struct ns_set *out)
 {
-	for (size_t i = 0; i < N_NS; i++) {
-		char path[64];
+	_cleanup_fd_ int fd = openat(procfd, dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
 
-		snprintf(path, sizeof(path), "%sns/%s", dir, ns_names[i]);
-		ssize_t n = readlinkat(procfd, path, out->text[i], NS_TEXT - 1);
+	for (size_t i = 0; i < N_NS; i++) {
+		ssize_t n = fd < 0 ? -1 : readlinkat(fd, ns_names[i], out->text[i], NS_TEXT - 1);
+
 		if (n < 0 && i == 0)
 			return false;
 		out->text[i][n > 0 ? n : 0] = '\0';
@@ -80,7 +80,7 @@ static void check_threads(struct capture *c, size_t i, int procfd, const struct 
 		if (kcmp_tasks(p->pid, tid, KCMP_FS) > 0)
 			refuse(c->refused, p->pid, what,
 			       "has a working directory of its own: not supported");
-		snprintf(dir, sizeof(dir), "task/%d/", tid);
+		snprintf(dir, sizeof(dir), "task/%d/ns", tid);
 		if (ns_read(procfd, dir, &theirs))
 			ns_compare(c, p->pid, tid, ours, &theirs, true);
 	}
@@ -210,7 +210,7 @@ static int capture_place(struct files_ctx *x, size_t i, const struct ns_set *our
 		return 0;
 	}
 	r = capture_umask(p, procfd, &x->text, err);
-	if (r < 0 || !ns_read(procfd, "", &theirs))
+	if (r < 0 || !ns_read(procfd, "ns", &theirs))
 		return r;
 	if (!first->text[0][0])
 		*first = theirs;
@@ -226,7 +226,7 @@ int files_capture_places(struct files_ctx *x, struct cr_err *err)
 	struct ns_set ours = {0}, first = {0};
 	_cleanup_fd_ int self = open("/proc/self", O_PATH | O_DIRECTORY | O_CLOEXEC);
 
-	if (self < 0 || !ns_read(self, "", &ours))
+	if (self < 0 || !ns_read(self, "ns", &ours))
 		return cr_err_sys(err, "/proc/self/ns");
 	for (size_t i = 0; i < x->c->tree->n_procs; i++) {
 		struct process *p = &x->c->tree->procs[i];

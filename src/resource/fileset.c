@@ -357,8 +357,15 @@ int fileset_prepare(struct fileset *fs, const struct tree *t, struct cr_err *err
 
 		if (ops->prepare)
 			r = ops->prepare(fs, t, i, err);
+		fs->held[i].reserved_stays = true;
 	}
 	return r;
+}
+
+void fileset_undo(struct fileset *fs)
+{
+	for (size_t i = 0; fs && i < fs->n_held; i++)
+		fs->held[i].reserved_stays = false;
 }
 
 int fileset_renames(const struct fileset *fs, const struct tree *t,
@@ -382,6 +389,7 @@ int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err)
 		if (ops->launch)
 			r = ops->launch(fs, t, i, err);
 		fs->held[i].launched = !r;
+		fs->held[i].reserved_stays = false;
 	}
 	return r;
 }

@@ -144,8 +144,11 @@ bool files_same_shape(const struct tree *old, const struct tree *t);
  * fileset_free(), so call it as soon as the tasks run. */
 struct fileset;
 struct fileset *fileset_new(void); /* NULL when memory is out */
-/* Closes all and removes what fileset_build left in the file system (temporary socket names). */
+/* Closes all and removes what fileset_build left in the file system (temporary socket names); between
+ * fileset_prepare and fileset_launch those stay, for whoever finishes in our place. */
 void fileset_free(struct fileset *fs);
+/* What was prepared will not be launched by anybody: fileset_free shall remove all. Takes NULL. */
+void fileset_undo(struct fileset *fs);
 /* The tasks' CLOCK_MONOTONIC and CLOCK_BOOTTIME less ours, for timerfds. Not called: 0. */
 void fileset_set_clocks(struct fileset *fs, int64_t monotonic_ns, int64_t boottime_ns);
 /* Open what t lists. Called again with a later tree, it opens only what is new and closes what is gone;

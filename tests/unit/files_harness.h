@@ -340,6 +340,7 @@ static inline void capture_pids(struct captured *out, const pid_t *pids, int n,
 		struct process *p = &t->procs[i];
 
 		p->pid = pids[i];
+		p->ppid = i ? pids[0] : 1;
 		p->threads = arena_new_of(t->arena, struct thread);
 		p->threads[0].tid = pids[i];
 		p->n_threads = 1;
@@ -427,6 +428,8 @@ static inline void finish(struct rebuilt *b, const struct tree *t)
 
 	if (fileset_settle(b->fs, t, &err))
 		fail_msg("settle: %s", err.msg);
+	if (fileset_prepare(b->fs, t, &err))
+		fail_msg("prepare: %s", err.msg);
 	if (fileset_launch(b->fs, t, &err))
 		fail_msg("launch: %s", err.msg);
 	fileset_free(b->fs);

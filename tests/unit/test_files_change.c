@@ -245,8 +245,8 @@ static void one_shot(void **state)
 	source_free(s);
 }
 
-/* Until launch nobody can connect; then the listener of the shell accepts. */
-static void listens_at_launch(void **state)
+/* Until all is prepared nobody can connect; then the listener of the shell accepts. */
+static void listens_when_prepared(void **state)
 {
 	struct source *s = source_new(server_ahead);
 	struct rebuilt b = {0};
@@ -428,7 +428,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(changed_table),  cmocka_unit_test(reset_connection),
-	    cmocka_unit_test(one_shot),       cmocka_unit_test(listens_at_launch),
+	    cmocka_unit_test(one_shot),       cmocka_unit_test(listens_when_prepared),
 	    cmocka_unit_test(unix_path),      cmocka_unit_test(periods_that_passed),
 	    cmocka_unit_test(root_directory),
 	};
