@@ -310,7 +310,8 @@ static int children_of_thread(pid_t pid, pid_t tid, struct ids *ids, struct cr_e
 	}
 }
 
-ssize_t proc_children_of(pid_t pid, const pid_t *tids, size_t n_tids, pid_t **ret, struct cr_err *err)
+ssize_t proc_children_of(pid_t pid, const pid_t *tids, size_t n_tids, pid_t **ret,
+			 struct cr_err *err)
 {
 	_cleanup_(ids_done) struct ids ids = {0};
 

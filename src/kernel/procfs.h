@@ -1,10 +1,10 @@
-/* Parsers for /proc. Each parser proper works on text, so that it can be tested and fuzzed without a
- * process; the read_* functions fetch the file first. Errors: -ESRCH when the task is gone (ENOENT,
- * ESRCH, and an empty maps of a task without mm all mean that), CR_ERR_KERNEL otherwise: -ENOENT when
- * the task lives but has no such file, -EBADMSG for text that is not as the kernel writes it. A text that
- * ends inside a line is an error; one that ends between two mappings cannot be told from a whole one.
- * Parsers initialise *out; after a failure nothing is left to free (done is harmless).
- * Sources: proc(5) and Documentation/filesystems/proc.rst. */
+/* Parsers for /proc. Each parser proper works on text, so that it can be tested and fuzzed without
+ * a process; the read_* functions fetch the file first. Errors: -ESRCH when the task is gone
+ * (ENOENT, ESRCH, and an empty maps of a task without mm all mean that), CR_ERR_KERNEL otherwise:
+ * -ENOENT when the task lives but has no such file, -EBADMSG for text that is not as the kernel
+ * writes it. A text that ends inside a line is an error; one that ends between two mappings cannot
+ * be told from a whole one. Parsers initialise *out; after a failure nothing is left to free (done
+ * is harmless). Sources: proc(5) and Documentation/filesystems/proc.rst. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -21,10 +21,11 @@ int proc_readlink(pid_t pid, const char *rel, char **ret, struct cr_err *err) mu
 
 struct proc_map {
 	uint64_t start, end, offset, dev, ino; /* dev as makedev(3) */
-	uint32_t prot;			       /* PROT_* */
+	uint32_t prot;                         /* PROT_* */
 	bool shared;
-	uint32_t vmflags;  /* enum vma_flag of model/tree.h; only from smaps */
-	const char *name;  /* path or [name]; "" for none; " (deleted)" kept; \012 undone. In the arena */
+	uint32_t vmflags; /* enum vma_flag of model/tree.h; only from smaps */
+	const char
+	    *name; /* path or [name]; "" for none; " (deleted)" kept; \012 undone. In the arena */
 };
 struct proc_maps {
 	VEC(struct proc_map) list;
@@ -47,7 +48,7 @@ struct proc_stat { /* proc_pid_stat(5), fields by name */
 int proc_stat_parse(const char *text, struct proc_stat *out, struct cr_err *err) must_check;
 int proc_stat_read(pid_t pid, pid_t tid, struct proc_stat *out, struct cr_err *err) must_check;
 
-struct proc_status { /* proc_pid_status(5) */
+struct proc_status {             /* proc_pid_status(5) */
 	uint32_t uid[4], gid[4]; /* real, effective, saved, fs */
 	uint32_t umask;
 	VEC(uint32_t) groups;
@@ -64,9 +65,11 @@ int proc_status_parse(const char *text, struct proc_status *out, struct cr_err *
 int proc_status_read(pid_t pid, pid_t tid, struct proc_status *out, struct cr_err *err) must_check;
 void proc_status_done(struct proc_status *s);
 
-/* Thread ids of a process / direct children of a process, ascending, malloc'd. Returns the count. */
+/* Thread ids of a process / direct children of a process, ascending, malloc'd. Returns the count.
+ */
 ssize_t proc_threads(pid_t pid, pid_t **ret, struct cr_err *err) must_check;
-ssize_t proc_children(pid_t pid, pid_t **ret, struct cr_err *err) must_check; /* of all its threads */
+ssize_t proc_children(pid_t pid, pid_t **ret,
+		      struct cr_err *err) must_check; /* of all its threads */
 /* The same, of threads that are listed already: saves listing them again. */
 ssize_t proc_children_of(pid_t pid, const pid_t *tids, size_t n_tids, pid_t **ret,
 			 struct cr_err *err) must_check;
@@ -78,7 +81,7 @@ struct proc_rlimit {
 };
 int proc_limits_parse(const char *text, struct proc_rlimit out[16], struct cr_err *err) must_check;
 
-struct proc_timer { /* proc_pid_timers(5) */
+struct proc_timer {                         /* proc_pid_timers(5) */
 	int32_t id, signo, notify, clockid; /* notify: SIGEV_* */
 	pid_t notify_tid;
 	uint64_t sigval;
