@@ -6,9 +6,11 @@
 #pragma once
 
 #define SLOT_CALLS 48u
-#define SLOT_BYTES 20480u /* five pages */
+#define SLOT_BYTES 24576u /* six pages */
 #define SLOT_STACK_BYTES 2048u
 #define SLOT_DATA_BYTES 12288u
+#define SLOT_RESCUE_BYTES 4096u
+#define SLOT_RESCUE_SECONDS 1 /* between looks at whether the agent lives */
 
 /* Call numbers that are no system calls. */
 #define BLOB_OP_CLONE (-1l)	/* args: struct clone_args *, its size, the child's slot */
@@ -24,11 +26,17 @@ struct blob_slot {
 	unsigned int head; /* written by the agent */
 	unsigned int tail; /* written by the blob */
 	unsigned int agent_waits;
-	unsigned int pad[13];
+	unsigned int agent_pid; /* for the rescue */
+	/* Where rt_sigreturn(2) finds the task as it was before: if the agent is gone, the blob leaves by
+	 * it. 0: no rescue, the task is nothing without the agent. */
+	unsigned long rescue_sp;
+	unsigned int pad[10];
 	struct blob_call calls[SLOT_CALLS];
-	unsigned char spare[SLOT_BYTES - 64 - SLOT_CALLS * 64 - SLOT_DATA_BYTES - SLOT_STACK_BYTES];
+	unsigned char spare[SLOT_BYTES - 64 - SLOT_CALLS * 64 - SLOT_DATA_BYTES - SLOT_STACK_BYTES -
+			    SLOT_RESCUE_BYTES];
 	unsigned char stack[SLOT_STACK_BYTES]; /* grows down towards calls[]: overruns spare first */
 	unsigned char data[SLOT_DATA_BYTES];
+	unsigned char rescue[SLOT_RESCUE_BYTES]; /* the frame for rescue_sp */
 };
 
 /* At offset 0 of the blob: where its entry points are, bytes from its start. */

@@ -21,9 +21,18 @@ static inline long arch_syscall(long nr, unsigned long a, unsigned long b, unsig
 	return ret;
 }
 
-static inline long arch_futex(unsigned int *word, int op, unsigned int val)
+/* seconds 0: no limit. */
+static inline long arch_futex(unsigned int *word, int op, unsigned int val, long seconds)
 {
-	return arch_syscall(202 /* futex */, (unsigned long)word, op, val, 0, 0, 0);
+	long timeout[2] = {seconds, 0};
+
+	return arch_syscall(202 /* futex */, (unsigned long)word, op, val,
+			    seconds ? (unsigned long)timeout : 0, 0, 0);
+}
+
+static inline int arch_process_is_gone(unsigned int pid)
+{
+	return arch_syscall(62 /* kill */, pid, 0, 0, 0, 0, 0) == -3 /* ESRCH */;
 }
 
 void arch_sigreturn(unsigned long sp);

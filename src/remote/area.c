@@ -84,6 +84,7 @@ void rtask_reset(struct rtask *t, pid_t tid)
 	t->scratch_used = 0;
 	t->dead = t->has_pending_err = false;
 	t->slot->head = t->slot->tail = t->slot->agent_waits = 0;
+	t->slot->rescue_sp = 0;
 }
 
 uint64_t rtask_stack_va(const struct rtask *t)
@@ -95,4 +96,21 @@ uint8_t *rtask_data(struct rtask *t, uint64_t *ret_va)
 {
 	*ret_va = t->slot_va + offsetof(struct blob_slot, data);
 	return t->slot->data;
+}
+
+uint8_t *rtask_rescue_area(struct rtask *t, uint64_t *ret_va)
+{
+	*ret_va = t->slot_va + offsetof(struct blob_slot, rescue);
+	return t->slot->rescue;
+}
+
+void rtask_arm_rescue(struct rtask *t, uint64_t frame_sp)
+{
+	t->slot->agent_pid = (unsigned int)getpid();
+	t->slot->rescue_sp = frame_sp;
+}
+
+uint64_t rtask_rescue_sp(const struct rtask *t)
+{
+	return t->slot->rescue_sp;
 }

@@ -46,6 +46,11 @@ int rtask_init(struct rtask *t, struct rarea *a, pid_t tid, struct cr_err *err) 
 uint64_t rtask_stack_va(const struct rtask *t);
 /* The slot's data area, as sigframe_build wants it. */
 uint8_t *rtask_data(struct rtask *t, uint64_t *ret_va);
+/* A frame built there, SLOT_RESCUE_BYTES at most, is what the task goes back to by itself if this process
+ * dies while it is in the executor, or parked. Before the task starts. */
+uint8_t *rtask_rescue_area(struct rtask *t, uint64_t *ret_va);
+void rtask_arm_rescue(struct rtask *t, uint64_t frame_sp);
+uint64_t rtask_rescue_sp(const struct rtask *t); /* 0: none */
 /* A new user of the same slot (the former one is gone): counts start anew. */
 void rtask_reset(struct rtask *t, pid_t tid);
 /* Queue the way out. Not collected: park_at_sigreturn() sees the task arrive. */

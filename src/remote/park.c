@@ -131,9 +131,10 @@ int park_at_sigreturn(struct rtask **tasks, size_t n, enum park_how *how, struct
 	if (*how == PARK_BREAKPOINT && set_breakpoints(tasks, n, err))
 		*how = PARK_SYSCALL_TRACE;
 	for (size_t i = 0; i < n && !r; i++) {
-		uint64_t va;
+		uint64_t va = rtask_rescue_sp(tasks[i]); /* a whole frame: even if we die now */
 
-		rtask_data(tasks[i], &va);
+		if (!va)
+			rtask_data(tasks[i], &va);
 		rtask_queue_sigreturn(tasks[i], va);
 		r = task_resume(tasks[i]->tid, *how == PARK_BREAKPOINT ? PTRACE_CONT : PTRACE_SYSCALL, 0,
 				err);

@@ -5,6 +5,7 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include "kernel/task.h"
+#include "remote/sigframe.h"
 
 struct parasite_thread *parasite_find(struct parasite *p, pid_t tid)
 {
@@ -65,6 +66,24 @@ static int save_thread(struct parasite_thread *th, struct cr_err *err)
 
 	if (!r)
 		r = task_get_sigmask(th->tid, &th->sigmask, err);
+	return r;
+}
+
+/* The way back that the task takes by itself if we die: all that it was, in a signal frame. */
+static int build_rescue(struct parasite_thread *th, struct cr_err *err)
+{
+	uint8_t xstate[TASK_XSTATE_MAX];
+	struct thread_state st = {.gp = th->gp, .xstate = xstate, .xstate_len = sizeof(xstate),
+				  .sigmask = th->sigmask};
+	uint64_t va, sp;
+	uint8_t *buf = rtask_rescue_area(&th->rt, &va);
+	int r = task_get_xstate(th->tid, xstate, &st.xstate_len, err);
+
+	regs_mend_restart(&st.gp, true);
+	if (!r)
+		r = sigframe_build(buf, SLOT_RESCUE_BYTES, va, &st, &sp, err);
+	if (!r)
+		rtask_arm_rescue(&th->rt, sp);
 	return r;
 }
 
@@ -155,6 +174,8 @@ int parasite_infect(struct parasite *p, pid_t pid, int pidfd, const pid_t *tids,
 	for (size_t i = 0; i < n && !r; i++) {
 		r = rtask_init(&p->threads[i].rt, &p->area, tids[i], err);
 		if (!r)
+			r = build_rescue(&p->threads[i], err);
+		if (!r)
 			r = start_thread(p, &p->threads[i], err);
 	}
 	if (r) {
@@ -189,14 +210,16 @@ int parasite_cure(struct parasite *p, enum park_how how, enum leave_how leave, s
 			r = leave_prepare(tasks[i], LEAVE_SIGRETURN, &states[i], err);
 		states[i].xstate = NULL;
 	}
+	/* Those that do not unmap first: from then on the end of this process lets them go as they were. Not
+	 * after sigreturn, where the frame has done it. */
+	for (size_t i = 1; i < p->n_threads && !r && leave != LEAVE_SIGRETURN; i++)
+		r = leave_rewrite(tasks[i], &states[i], err);
 	if (!r)
 		r = park_unmap(tasks[0], err);
-	for (size_t i = 0; i < p->n_threads && !r; i++) {
-		/* not after sigreturn: there the frame has done it; the mask is another thing: while the
-		 * task is stopped only ptrace's write of it is sure to be the last */
-		r = leave == LEAVE_SIGRETURN && i ? 0 : leave_rewrite(tasks[i], &states[i], err);
+	if (!r)
+		r = leave_rewrite(tasks[0], &states[0], err);
+	for (size_t i = 0; i < p->n_threads; i++)
 		p->threads[i].running = false;
-	}
 	p->mapped = false;
 	parasite_done(p);
 	return r ? cr_err_ctx(err, "curing the tasks") : 0;
