@@ -244,7 +244,7 @@ static int on_commit(struct dest *d, struct cr_err *err)
 
 	/* said again after a broken link: it has been done */
 	if (d->state != DEST_RUNNING) {
-		if (d->state != DEST_PREPARED)
+		if (d->state < DEST_PREPARED || d->state == DEST_ABORTED)
 			return cr_err_set(err, CR_ERR_PEER, EPROTO, "not prepared");
 		int r = dest_launch(d, err);
 		if (r)
@@ -335,8 +335,8 @@ int dest_serve(struct dest *d, struct link *peer, int life_fd, struct cr_err *er
 			break;
 		r = dispatch(d, &m, err);
 		msg_free(&m);
-		if (r < 0 && d->state < DEST_PREPARED) {
-			/* what went wrong here is told there; the undoing follows */
+		if (r < 0) {
+			/* what went wrong here is told there; before PREPARED the undoing follows */
 			struct msg e = msg_of(MSG_ERROR);
 			struct cr_err ignored = {0};
 

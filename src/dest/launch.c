@@ -118,11 +118,16 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 	return r;
 }
 
+/* May be asked again after a failure: those that have gone are gone. */
 static int detach(struct shell *sh, struct cr_err *err)
 {
-	for (size_t i = 0; i < sh->n_threads; i++)
-		if (sh->threads[i]->seized && ptrace(PTRACE_DETACH, sh->threads[i]->tid, 0, 0))
-			return cr_err_sys(err, "letting task %d go", sh->threads[i]->tid);
+	for (size_t i = 0; i < sh->n_threads; i++) {
+		struct shell_thread *th = sh->threads[i];
+
+		if (th->seized && ptrace(PTRACE_DETACH, th->tid, 0, 0))
+			return cr_err_sys(err, "letting task %d go", th->tid);
+		th->seized = false;
+	}
 	return 0;
 }
 

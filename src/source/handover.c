@@ -144,6 +144,8 @@ static int verify_full(struct source *s, const struct tree *t, struct cr_err *er
 static int prepare(struct source *s, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_PREPARE_COMMIT), reply;
+
+	s->asked_to_prepare = true;
 	int r = link_call(s->peer, &m, MSG_PREPARED, COMMIT_TIMEOUT_MS, &reply, err);
 
 	if (!r)

@@ -250,13 +250,30 @@ static int arm(struct source *s, struct cr_err *err)
 	return 0;
 }
 
-static void tell_abort(struct source *s)
+/* 0: the destination has heard it, or there is nobody who has promised anything. */
+static int tell_abort(struct source *s)
 {
 	struct msg m = msg_of(MSG_ABORT), reply;
 	struct cr_err ignored = {0};
 
-	if (s->peer && !link_call(s->peer, &m, MSG_ABORTED, ABORT_TIMEOUT_MS, &reply, &ignored))
+	if (!s->peer)
+		return 0;
+	int r = link_call(s->peer, &m, MSG_ABORTED, ABORT_TIMEOUT_MS, &reply, &ignored);
+	if (!r)
 		msg_free(&reply);
+	/* before it was asked to prepare, it undoes by itself when the link ends */
+	return s->asked_to_prepare ? r : 0;
+}
+
+/* The journal goes when nothing is left to be told to anybody. */
+static void close_journal(struct source *s, bool told)
+{
+	struct cr_err err = {0};
+	int r = told ? journal_remove(s->env->state_dir, &s->journal, &err) :
+		       source_journal(s, JOURNAL_ABORTED, &err);
+
+	if (r)
+		source_event(s, "warning", err.msg);
 }
 
 static int run(struct source *s, struct cr_err *err)
@@ -296,11 +313,10 @@ static uint64_t memory_bytes(const struct source *s)
 
 void source_run(struct source *s)
 {
-	struct cr_err err = {0}, ignored = {0};
+	struct cr_err err = {0};
 	int r = run(s, &err);
+	bool told = s->committed || !tell_abort(s);
 
-	if (!s->committed)
-		tell_abort(s);
 	if (r && s->committed)
 		s->done.outcome = MSG_OUTCOME_IN_DOUBT;
 	else if (r && s->done.outcome != MSG_OUTCOME_REFUSED)
@@ -309,8 +325,8 @@ void source_run(struct source *s)
 		s->done.outcome = s->committed ? MSG_OUTCOME_MIGRATED : MSG_OUTCOME_REHEARSED;
 	if (r)
 		s->done.error = err;
-	if (!(r && s->committed) && journal_remove(s->env->state_dir, &s->journal, &ignored))
-		source_event(s, "warning", ignored.msg);
+	if (!(r && s->committed))
+		close_journal(s, told);
 	s->done.total_us = now_us() - s->started_us;
 	s->done.memory_bytes = memory_bytes(s);
 	s->done.stops = s->stops;

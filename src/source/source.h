@@ -67,6 +67,7 @@ struct source {
 	struct seizure *seizure; /* while the tasks are stopped */
 	struct journal journal;
 	bool aborted;	/* the user said so, or cr-migrate went away */
+	bool asked_to_prepare; /* the destination may have promised to wait for our word */
 	bool committed; /* the point of no return is behind us */
 	uint64_t started_us;
 	uint32_t stops;
