@@ -24,6 +24,9 @@ struct proc_map {
 	uint32_t prot;                         /* PROT_* */
 	bool shared;
 	uint32_t vmflags; /* enum vma_flag of model/tree.h; only from smaps */
+	uint32_t pkey;    /* protection key, pkeys(7); only from smaps */
+	/* only from smaps: what VmFlags says that no mapping can be given from outside, or NULL */
+	const char *special;
 	const char
 	    *name; /* path or [name]; "" for none; " (deleted)" kept; \012 undone. In the arena */
 };

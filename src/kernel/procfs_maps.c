@@ -193,7 +193,22 @@ static uint32_t vmflag_of(char a, char b)
 	}
 }
 
-static uint32_t vmflags_of(const char *p, const char *eol)
+/* proc(5), Documentation/filesystems/proc.rst, "VmFlags". */
+static const char *special_of(char a, char b)
+{
+	switch (CODE(a, b)) {
+	case CODE('d', 'p'): /* 6.11 */
+		return "droppable memory (MAP_DROPPABLE)";
+	case CODE('s', 's'): /* 6.6 */
+		return "a shadow stack";
+	case CODE('s', 'l'): /* 6.10 */
+		return "sealed memory (mseal)";
+	default:
+		return NULL;
+	}
+}
+
+static uint32_t vmflags_of(const char *p, const char *eol, const char **special)
 {
 	uint32_t flags = 0;
 
@@ -203,6 +218,8 @@ static uint32_t vmflags_of(const char *p, const char *eol)
 			continue;
 		}
 		flags |= vmflag_of(p[0], p[1]);
+		if (!*special)
+			*special = special_of(p[0], p[1]);
 		p += 2;
 	}
 	return flags;
@@ -211,15 +228,25 @@ static uint32_t vmflags_of(const char *p, const char *eol)
 /* "Key:   value" lines of smaps belong to the mapping before them. */
 static int take_detail(struct maps_cursor *c, struct proc_maps *out, struct cr_err *err)
 {
-	static const char key[] = "VmFlags:";
+	static const char flags[] = "VmFlags:", pkey[] = "ProtectionKey:";
 	const char *eol = strchr(c->p, '\n');
 
 	if (!out->list.n)
 		return bad_line(c, "detail without a mapping", err);
 	if (!eol)
 		return bad_line(c, "cut off", err);
-	if (!strncmp(c->p, key, sizeof(key) - 1))
-		out->list.v[out->list.n - 1].vmflags = vmflags_of(c->p + sizeof(key) - 1, eol);
+	struct proc_map *m = &out->list.v[out->list.n - 1];
+	if (!strncmp(c->p, flags, sizeof(flags) - 1)) {
+		m->vmflags = vmflags_of(c->p + sizeof(flags) - 1, eol, &m->special);
+	} else if (!strncmp(c->p, pkey, sizeof(pkey) - 1)) {
+		const char *p = c->p + sizeof(pkey) - 1;
+		uint64_t n;
+
+		p += strspn(p, " ");
+		if (!take_dec(&p, &n))
+			return bad_line(c, "not a protection key", err);
+		m->pkey = (uint32_t)n;
+	}
 	c->p = eol + 1;
 	return 0;
 }

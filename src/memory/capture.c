@@ -299,6 +299,15 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 		refuse(c->refused, pid, label, "%s", why);
 		return 1;
 	}
+	/* the kernel seals its own mappings, and gives them to the destination's tasks as it does here */
+	if (m->special && v->kind != VMA_VDSO && v->kind != VMA_VSYSCALL) {
+		refuse(c->refused, pid, label, "%s: not supported", m->special);
+		return 1;
+	}
+	if (m->pkey) {
+		refuse(c->refused, pid, label, "has memory protection key %u: not supported", m->pkey);
+		return 1;
+	}
 	if (*m->name == '[') {
 		v->name = arena_strdup(c->tree->arena, m->name);
 		if (!v->name)
@@ -362,7 +371,20 @@ static int copy_vmas(struct capture *c, struct process *p, const struct mm *old,
 	return 0;
 }
 
-static int fill_fields(struct capture *c, struct process *p, const struct mm *old, struct cr_err *err)
+/* Its address space is another one then: nothing tracks the writes to it. What the kernel put on the
+ * stack at execve (addresses of vdso, stack and program), or the program, tells. */
+static int check_exec(const struct process *p, const struct mm *before, struct cr_err *err)
+{
+	if (!before || (before->exe_file == p->mm.exe_file && before->auxv_len == p->mm.auxv_len &&
+			!memcmp(before->auxv, p->mm.auxv, p->mm.auxv_len)))
+		return 0;
+	return cr_err_set(err, CR_ERR_UNSUPPORTED, ESTALE,
+			  "process %d has executed another program since the migration began; try again",
+			  p->pid);
+}
+
+static int fill_fields(struct capture *c, struct process *p, const struct mm *old,
+		       const struct mm *before, struct cr_err *err)
 {
 	struct proc_stat st;
 	_cleanup_free_ char *auxv = NULL, *exe = NULL;
@@ -405,7 +427,7 @@ static int fill_fields(struct capture *c, struct process *p, const struct mm *ol
 		refuse(c->refused, p->pid, "executable", "%s was deleted or replaced: not supported", exe);
 		return 0;
 	}
-	return r;
+	return r ? r : check_exec(p, before, err);
 }
 
 static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct cr_err *err)
@@ -423,7 +445,7 @@ static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct 
 	/* attributes do not show in maps: ahead, where there is time, they are always read */
 	int r = same && c->exact ? copy_vmas(c, p, old, err) : fill_vmas(c, o, p, err);
 	if (!r)
-		r = fill_fields(c, p, same ? old : NULL, err);
+		r = fill_fields(c, p, same ? old : NULL, old, err);
 	if (old) { /* flags that attributes tell */
 		p->mm.thp_disable = old->thp_disable;
 		p->mm.dumpable = old->dumpable;

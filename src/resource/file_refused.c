@@ -7,6 +7,8 @@
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 
+enum { MQUEUE_MAGIC = 0x19800202 }; /* ipc/mqueue.c; in no uapi header */
+
 static bool match(const struct fd_probe *p)
 {
 	(void)p;
@@ -72,6 +74,8 @@ static const char *name_by_mode(const struct fd_probe *p)
 			   : "character device";
 	case S_IFREG:
 	case S_IFDIR:
+		if (p->fs_magic == MQUEUE_MAGIC)
+			return "POSIX message queue";
 		return p->st.st_nlink ? "file of a special file system" : "unlinked file";
 	default:
 		return "unknown kind of descriptor";

@@ -88,7 +88,7 @@ static void check_threads(struct capture *c, size_t i, int procfd, const struct 
 
 /* procs before i share nothing among themselves: sorted[] holds them in the kernel's order. */
 static size_t place_among(struct capture *c, pid_t *sorted, size_t n, pid_t pid, int type,
-			  const char *what)
+			  const char *what, const char *how)
 {
 	size_t lo = 0, hi = n;
 
@@ -97,8 +97,8 @@ static size_t place_among(struct capture *c, pid_t *sorted, size_t n, pid_t pid,
 		int r = kcmp_tasks(pid, sorted[mid], type);
 
 		if (r == 0)
-			refuse(c->refused, pid, what, "shared with process %d: not supported",
-			       sorted[mid]);
+			refuse(c->refused, pid, what, "shared with process %d%s: not supported",
+			       sorted[mid], how);
 		if (r <= 0)
 			return n;
 		if (r == 1)
@@ -113,8 +113,8 @@ static size_t place_among(struct capture *c, pid_t *sorted, size_t n, pid_t pid,
 
 static int check_processes(struct capture *c, struct cr_err *err)
 {
-	size_t n = c->tree->n_procs, n_files = 0, n_fs = 0, i;
-	_cleanup_free_ pid_t *sorted = calloc(2 * n + 1, sizeof(*sorted));
+	size_t n = c->tree->n_procs, n_files = 0, n_fs = 0, n_vm = 0, i;
+	_cleanup_free_ pid_t *sorted = calloc(3 * n + 1, sizeof(*sorted));
 
 	if (!sorted)
 		return cr_err_oom(err);
@@ -127,9 +127,12 @@ static int check_processes(struct capture *c, struct cr_err *err)
 
 		if (p->zombie)
 			continue;
-		n_files = place_among(c, sorted, n_files, p->pid, KCMP_FILES, "descriptor table");
+		n_files = place_among(c, sorted, n_files, p->pid, KCMP_FILES, "descriptor table",
+				      "");
 		n_fs = place_among(c, sorted + n, n_fs, p->pid, KCMP_FS,
-				   "working directory and umask");
+				   "working directory and umask", "");
+		n_vm = place_among(c, sorted + 2 * n, n_vm, p->pid, KCMP_VM, "address space",
+				   " (CLONE_VM, or a vfork that has not called execve yet)");
 	}
 	return 0;
 }

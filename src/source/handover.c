@@ -265,6 +265,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s of %d: %s",
 			       s->notes.list.v[0].what, s->notes.list.v[0].pid, s->notes.list.v[0].why);
 	if (!r)
+		r = source_check_hole(s, t, err);
+	if (!r)
 		r = send_rest(s, t, err);
 	ph->last_pages = now_us() - times.captured_us;
 	uint64_t t1 = now_us();

@@ -39,13 +39,19 @@ static void proc_free(struct source_proc *sp)
 	free(sp);
 }
 
+static int find_vdso(struct source_proc *sp, struct cr_err *err)
+{
+	uint8_t digest[16];
+	uint64_t end;
+	int r = vdso_describe(sp->pid, &sp->vdso_start, &end, digest, err);
+
+	return r ? r : vdso_syscall_insn(sp->pid, sp->vdso_start, end, &sp->syscall_insn, err);
+}
+
 /* Known process, or one more. A pid that was reused is another process. */
 static int know(struct source *s, const struct seized_proc *q, struct source_proc **ret,
 		struct cr_err *err)
 {
-	uint8_t digest[16];
-	uint64_t end;
-
 	for (size_t i = 0; i < s->procs.n; i++) {
 		struct source_proc *sp = s->procs.v[i];
 
@@ -53,7 +59,8 @@ static int know(struct source *s, const struct seized_proc *q, struct source_pro
 			continue;
 		if (sp->starttime == q->starttime) {
 			*ret = sp;
-			return 0;
+			/* once it is tracked, a capture sees an execve(2) that moves the vdso */
+			return q->zombie || sp->has_tracker ? 0 : find_vdso(sp, err);
 		}
 		proc_free(sp);
 		s->procs.v[i] = s->procs.v[--s->procs.n];
@@ -71,16 +78,8 @@ static int know(struct source *s, const struct seized_proc *q, struct source_pro
 	sp->pidfd = (int)syscall(SYS_pidfd_open, q->pid, 0);
 	if (sp->pidfd < 0)
 		return cr_err_sys(err, "opening a pidfd of %d", q->pid);
-	if (!q->zombie) {
-		int r = vdso_describe(q->pid, &sp->vdso_start, &end, digest, err);
-
-		if (!r)
-			r = vdso_syscall_insn(q->pid, sp->vdso_start, end, &sp->syscall_insn, err);
-		if (r)
-			return r;
-	}
 	*ret = sp;
-	return 0;
+	return q->zombie ? 0 : find_vdso(sp, err);
 }
 
 void source_forget_ended(struct source *s, const struct tree *t)

@@ -137,8 +137,18 @@ static int send_object(struct source *s, size_t i, uint64_t size, struct cr_err 
 	return r ? r : reader_finish(s->reader, err);
 }
 
+/* Devices write without leaving a mark. A pipe's O_DIRECT is another thing: packets, pipe(2). */
+static bool has_direct_io(const struct tree *t)
+{
+	for (size_t i = 0; i < t->n_files; i++)
+		if (t->files[i].flags & O_DIRECT && t->files[i].kind != FILE_PIPE)
+			return true;
+	return false;
+}
+
 int source_send_memory(struct source *s, const struct tree *t, bool final, struct cr_err *err)
 {
+	bool direct = has_direct_io(t);
 	int r = 0;
 
 	for (size_t i = 0; i < t->n_procs && !r; i++) {
@@ -146,6 +156,7 @@ int source_send_memory(struct source *s, const struct tree *t, bool final, struc
 
 		if (t->procs[i].zombie || !sp || !sp->has_tracker)
 			continue;
+		sp->tracker.always_full |= direct; /* for good: what came in then may not be known */
 		r = tracker_round(&sp->tracker, &t->procs[i].mm, s->reader, final, err);
 		if (r == -ESRCH && !final)
 			r = 0; /* it died: the next look at the tree will tell */
@@ -159,7 +170,7 @@ int source_send_memory(struct source *s, const struct tree *t, bool final, struc
 
 /* ---- rounds ---- */
 
-static int check_hole(const struct source *s, const struct tree *t, struct cr_err *err)
+int source_check_hole(const struct source *s, const struct tree *t, struct cr_err *err)
 {
 	for (size_t i = 0; i < t->n_procs; i++) {
 		const struct mm *mm = &t->procs[i].mm;
@@ -230,7 +241,7 @@ static int follow_structure(struct source *s, struct cr_err *err)
 		return 0; /* it changes under our eyes: the next round, or the stop, sees it */
 	if (r)
 		return r;
-	r = check_hole(s, t, err);
+	r = source_check_hole(s, t, err);
 	if (!r && s->notes.list.n)
 		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s of %d: %s",
 			       s->notes.list.v[0].what, s->notes.list.v[0].pid, s->notes.list.v[0].why);

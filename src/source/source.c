@@ -243,10 +243,6 @@ static int arm(struct source *s, struct cr_err *err)
 	bool many = t->n_procs > 1;
 	vec_foreach(spp, &s->procs)
 		(*spp)->tracker.shares_cow = many;
-	for (size_t i = 0; i < t->n_files; i++)
-		if (t->files[i].flags & O_DIRECT)
-			vec_foreach(spp, &s->procs)
-				(*spp)->tracker.always_full = true;
 	return 0;
 }
 

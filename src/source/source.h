@@ -127,6 +127,9 @@ int source_rounds(struct source *s, struct cr_err *err) must_check;
 int source_send_memory(struct source *s, const struct tree *t, bool final, struct cr_err *err)
 	must_check;
 
+/* Has a task mapped something where the destination has the restorer? Before t is sent. */
+int source_check_hole(const struct source *s, const struct tree *t, struct cr_err *err) must_check;
+
 /* ---- handover.c ---- */
 
 int source_journal(struct source *s, enum journal_state state, struct cr_err *err) must_check;

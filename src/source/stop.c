@@ -245,6 +245,7 @@ int source_arm_newcomer(struct source *s, pid_t pid, struct cr_err *err)
 		r = source_arm(s, err);
 	int e = source_resume(s, &undo);
 	uint64_t us = now_us() - times.start_us;
+	s->stops++;
 	if (us > s->longest_stop_us)
 		s->longest_stop_us = us;
 	if (!r && e) {

@@ -97,8 +97,12 @@ static const char smaps_text[] =
     "VmFlags: rd wr mr mw me ac sd hg \n"
     "7f0000000000-7f0000001000 rw-p 00000000 00:00 0 \n"
     "Rss:                   4 kB\n"
+    "ProtectionKey:         0\n"
     "VmFlags: gd dc dd nh mg nr wf sr rr lo gu uw zz\n"
     "7f0000001000-7f0000002000 rw-p 00000000 00:00 0 \n"
+    "ProtectionKey:        15\n"
+    "VmFlags: rd wr dp \n"
+    "7f0000002000-7f0000003000 rw-p 00000000 00:00 0 \n"
     "VmFlags: \n";
 
 static void smaps_golden(void **state)
@@ -108,13 +112,17 @@ static void smaps_golden(void **state)
 
 	(void)state;
 	assert_int_equal(proc_smaps_parse(smaps_text, &m, &err), 0);
-	assert_int_equal(m.list.n, 3);
+	assert_int_equal(m.list.n, 4);
 	assert_int_equal(m.list.v[0].vmflags, VMA_F_HUGEPAGE);
 	assert_int_equal(m.list.v[1].vmflags, VMA_F_GROWSDOWN | VMA_F_DONTFORK | VMA_F_DONTDUMP |
 						  VMA_F_NOHUGEPAGE | VMA_F_MERGEABLE |
 						  VMA_F_NORESERVE | VMA_F_WIPEONFORK | VMA_F_SEQ |
 						  VMA_F_RAND | VMA_F_LOCKED | VMA_F_GUARD);
-	assert_int_equal(m.list.v[2].vmflags, 0);
+	assert_int_equal(m.list.v[3].vmflags, 0);
+	assert_int_equal(m.list.v[1].pkey, 0);
+	assert_null(m.list.v[1].special);
+	assert_int_equal(m.list.v[2].pkey, 15);
+	assert_non_null(strstr(m.list.v[2].special, "DROPPABLE"));
 	proc_maps_done(&m);
 	assert_int_equal(proc_smaps_parse("VmFlags: rd\n", &m, &err), -EBADMSG);
 }
