@@ -154,9 +154,10 @@ static void do_unmap(struct worker *w, struct slot *s)
 	s->pages -= n;
 }
 
-/* While memory is being tracked, neighbouring mappings do not merge into one VMA, and mremap of several
- * is refused with EFAULT, perhaps after it has moved some (6.17; older kernels never take several). What
- * one mmap made is one VMA unless a part was mapped over: such slots are not moved. */
+/* While memory is being tracked, neighbouring mappings do not merge into one VMA, and mremap of
+ * several is refused with EFAULT, perhaps after it has moved some (6.17; older kernels never take
+ * several). What one mmap made is one VMA unless a part was mapped over: such slots are not moved.
+ */
 static bool remapped(struct worker *w, void *p, void *want)
 {
 	if (p == want)

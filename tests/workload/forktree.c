@@ -301,14 +301,19 @@ static pid_t make_orphan(int *ret_release)
 
 /* ---- the root ---- */
 
+/* Where all of us stood still together, nobody is to blame. */
 static void check_progress(uint64_t *seen, uint64_t *since)
 {
+	static uint64_t last;
 	const uint64_t now = wl_ns(CLOCK_MONOTONIC);
+	const bool stalled = now - last > STILL_NS;
+
+	last = now;
 
 	for (int i = 0; i < n_procs; i++) {
 		const uint64_t t = shared->nodes[i].turns;
 
-		if (t != seen[i] || !since[i]) {
+		if (t != seen[i] || !since[i] || stalled) {
 			seen[i] = t;
 			since[i] = now;
 		}

@@ -307,15 +307,19 @@ static void start_workers(void)
 	pthread_barrier_wait(&barrier);
 }
 
-/* No thread stands still for long. */
+/* No thread stands still for long, unless all of us do. */
 static void check_progress(void)
 {
+	static uint64_t last;
 	const uint64_t now = wl_ns(CLOCK_MONOTONIC);
+	const bool stalled = now - last > 2000000000ull;
+
+	last = now;
 
 	for (int i = 0; i < n_workers; i++) {
 		struct worker *w = &workers[i];
 
-		if (w->turns != w->turns_seen || !w->moved_at_ns) {
+		if (w->turns != w->turns_seen || !w->moved_at_ns || stalled) {
 			w->turns_seen = w->turns;
 			w->moved_at_ns = now;
 		}
