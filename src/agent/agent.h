@@ -37,9 +37,16 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 /* Hold the lock that tells others that this migration's process lives; for the life of the process. */
 int journal_lock(const char *dir, const char *id, const char *role, struct cr_err *err) must_check;
 bool journal_is_held(const char *dir, const char *id, const char *role);
+/* For journal_each(): a journal that cannot be read. */
+void journal_warn(const struct cr_err *why);
 
-/* Look at every journal that nobody holds; returns how many are left undecided. */
-int settle_all(const struct agent_config *cfg);
+enum settled { /* exit status of the process that looks at the journals */
+	SETTLED_ALL,
+	SETTLED_NOT, /* something is undecided: to be looked at again soon */
+	SETTLED_LATER, /* only something to be forgotten in time */
+};
+/* Look at every journal that nobody holds. */
+enum settled settle_all(const struct agent_config *cfg);
 /* The user's decision, or the source's, about one. text: what was done. */
 int settle_commit(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
 		  struct cr_err *err) must_check;

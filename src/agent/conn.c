@@ -5,7 +5,7 @@
 #include "agent/pass.h"
 #include "base/log.h"
 
-enum { HELLO_TIMEOUT_MS = 5000, REQUEST_TIMEOUT_MS = 30000, STATUS_MAX = 64 };
+enum { HELLO_TIMEOUT_MS = 5000, STRANGER_BYTES = 4096, REQUEST_TIMEOUT_MS = 30000, STATUS_MAX = 64 };
 
 void dest_socket_path(const struct agent_config *cfg, const char *id, char *buf, size_t n)
 {
@@ -76,7 +76,7 @@ static int on_status(const struct agent_config *cfg, struct link *link)
 	if (!l)
 		return 1;
 	l->cfg = cfg;
-	int r = journal_each(cfg->state_dir, list_one, l, &err);
+	int r = journal_each(cfg->state_dir, list_one, l, journal_warn, &err);
 	m.status_list = (struct msg_status_list){l->v, l->n};
 	r = r ? send_error(link, &err) : link_send(link, &m, &err);
 	for (size_t i = 0; i < l->n; i++) {
@@ -115,7 +115,7 @@ static int on_resolve(const struct agent_config *cfg, struct link *link, const s
 	struct msg m = msg_of(MSG_RESOLVED);
 	struct cr_err err = {0};
 	char text[300];
-	int r = journal_each(cfg->state_dir, pick_one, &p, &err);
+	int r = journal_each(cfg->state_dir, pick_one, &p, journal_warn, &err);
 
 	if (!r && p.n != 1)
 		r = cr_err_set(&err, CR_ERR_INPUT, ENOENT,
@@ -146,7 +146,7 @@ static int on_query(const struct agent_config *cfg, struct link *link, const str
 	struct msg m = msg_of(MSG_STATE);
 	struct cr_err err = {0};
 
-	if (journal_each(cfg->state_dir, pick_one, &p, &err))
+	if (journal_each(cfg->state_dir, pick_one, &p, journal_warn, &err))
 		return send_error(link, &err);
 	m.state.state = p.n ? map[p.found.state] : MSG_STATE_UNKNOWN;
 	journal_done(&p.found);
@@ -190,9 +190,10 @@ int conn_control(const struct agent_config *cfg, int fd, int life_fd)
 		cr_err_set(&err, CR_ERR_PEER, EPROTO, "unexpected %s", msg_type_name(m.type));
 		r = send_error(l, &err);
 	}
+	/* after all that may leave a journal, the daemon looks at them */
+	bool look = m.type == MSG_MIGRATE || m.type == MSG_RECEIVE || m.type == MSG_RESOLVE;
 	msg_free(&m);
-	/* the daemon looks at the journals after a migration that did not end well */
-	return 1;
+	return look;
 }
 
 /* ---- other agents ---- */
@@ -245,8 +246,11 @@ int conn_peer(const struct agent_config *cfg, int fd)
 	char id[MIG_ID_HEX], path[160];
 	int r = link_new(&l, fd, fd, &err);
 
-	if (!r)
+	if (!r) {
+		/* whoever it is: nothing that is said before the token needs more */
+		link_set_limit(l, STRANGER_BYTES);
 		r = greet(cfg, l, &hello, &err);
+	}
 	if (!r && hello.hello.role == MSG_ROLE_QUERY) {
 		struct msg m = {0};
 

@@ -11,18 +11,28 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include "agent/agent.h"
+#include "base/clock.h"
 #include "base/log.h"
 
-enum { RETRY_MS = 2000, MAX_CHILDREN = 256 };
+enum {
+	RETRY_MS = 2000,   /* while a journal is undecided */
+	FORGET_MS = 60000, /* while one is to be forgotten some time */
+	PER_PORT = 64,     /* connections at a time */
+};
+
+struct port { /* a listener, and the processes of its connections */
+	int fd;
+	pid_t children[PER_PORT]; /* 0: none */
+};
 
 struct daemon {
 	const struct agent_config *cfg;
-	int control, peer, signals;
+	struct port control, peer; /* strangers on one do not keep anybody off the other */
+	int signals;
 	int life[2]; /* nobody writes: its end tells the children that we are gone */
-	unsigned int children;
 	bool stop;
-	int undecided; /* journals to look at again */
-	bool look;     /* a child has ended: it may have left one */
+	pid_t settler;   /* looks at the journals; 0: nobody does */
+	uint64_t due_us; /* when to look next */
 };
 
 typedef int (*child_fn)(const struct daemon *d, int fd);
@@ -40,7 +50,7 @@ static int run_peer(const struct daemon *d, int fd)
 static int run_settle(const struct daemon *d, int fd)
 {
 	(void)fd;
-	return settle_all(d->cfg) ? 1 : 0;
+	return (int)settle_all(d->cfg);
 }
 
 static pid_t spawn(struct daemon *d, child_fn fn, int fd)
@@ -56,66 +66,123 @@ static pid_t spawn(struct daemon *d, child_fn fn, int fd)
 
 		sigemptyset(&none);
 		sigprocmask(SIG_SETMASK, &none, NULL);
-		close(d->control);
-		close(d->peer);
+		close(d->control.fd);
+		close(d->peer.fd);
 		close(d->signals);
 		close(d->life[1]);
 		_exit(fn(d, fd));
 	}
-	d->children++;
 	return pid;
 }
 
-static void accept_one(struct daemon *d, int listener, child_fn fn)
+static pid_t *child_slot(struct port *p, pid_t pid)
 {
-	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	for (size_t i = 0; i < ARRAY_SIZE(p->children); i++)
+		if (p->children[i] == pid)
+			return &p->children[i];
+	return NULL;
+}
+
+static void accept_one(struct daemon *d, struct port *port, child_fn fn)
+{
+	int fd = accept4(port->fd, NULL, NULL, SOCK_CLOEXEC);
+	pid_t *slot = child_slot(port, 0);
 
 	if (fd < 0)
 		return;
-	if (d->children >= MAX_CHILDREN)
-		log_warn("%d connections already: one more refused", MAX_CHILDREN);
-	else
-		spawn(d, fn, fd);
+	pid_t pid = slot ? spawn(d, fn, fd) : -1;
+	if (!slot)
+		log_warn("%d connections already: one more refused", PER_PORT);
+	if (pid > 0)
+		*slot = pid;
 	close(fd);
+}
+
+/* ---- when to look at the journals: by a deadline, for there may always be something else to do
+ * ---- */
+
+static void look_within(struct daemon *d, unsigned int ms)
+{
+	uint64_t at = now_us() + ms * 1000ull;
+
+	if (at < d->due_us)
+		d->due_us = at;
+}
+
+static void settler_ended(struct daemon *d, int st)
+{
+	d->settler = 0;
+	if (!WIFEXITED(st) || WEXITSTATUS(st) == SETTLED_NOT)
+		look_within(d, RETRY_MS);
+	else if (WEXITSTATUS(st) == SETTLED_LATER)
+		look_within(d, FORGET_MS);
+}
+
+static void child_ended(struct daemon *d, pid_t pid, int st)
+{
+	pid_t *slot = child_slot(&d->control, pid);
+
+	slot = slot ? slot : child_slot(&d->peer, pid);
+	if (slot)
+		*slot = 0;
+	if (pid == d->settler)
+		settler_ended(d, st);
+	else if (WIFSIGNALED(st) || WEXITSTATUS(st)) /* it may have left a journal */
+		look_within(d, 0);
 }
 
 static void on_signal(struct daemon *d)
 {
 	struct signalfd_siginfo si;
+	pid_t pid;
 	int st;
 
 	if (read(d->signals, &si, sizeof(si)) != sizeof(si))
 		return;
 	if (si.ssi_signo != SIGCHLD)
 		d->stop = true;
-	while (waitpid(-1, &st, WNOHANG) > 0) {
-		d->children--;
-		/* a settler says by its status that something is left; a migration that ended by a signal
-		 * left a journal */
-		if (WIFSIGNALED(st) || WEXITSTATUS(st))
-			d->look = true;
-	}
+	while ((pid = waitpid(-1, &st, WNOHANG)) > 0)
+		child_ended(d, pid, st);
+}
+
+/* Milliseconds, for poll(2). While somebody looks, the next look waits for that one's end. */
+static int until_due(const struct daemon *d)
+{
+	uint64_t now = now_us();
+
+	if (d->settler || d->due_us == UINT64_MAX)
+		return -1;
+	return d->due_us <= now ? 0 : (int)((d->due_us - now + 999) / 1000);
+}
+
+static void look_if_due(struct daemon *d)
+{
+	if (until_due(d) != 0)
+		return;
+	d->due_us = UINT64_MAX;
+	pid_t pid = spawn(d, run_settle, -1);
+	if (pid > 0)
+		d->settler = pid;
+	else
+		look_within(d, RETRY_MS);
 }
 
 static int run_loop(struct daemon *d)
 {
-	d->look = true;
+	d->due_us = 0; /* what a daemon before us left */
 	while (!d->stop) {
-		struct pollfd p[3] = {{.fd = d->control, .events = POLLIN},
-				      {.fd = d->peer, .events = POLLIN},
+		look_if_due(d);
+		struct pollfd p[3] = {{.fd = d->control.fd, .events = POLLIN},
+				      {.fd = d->peer.fd, .events = POLLIN},
 				      {.fd = d->signals, .events = POLLIN}};
-		int n = poll(p, 3, d->look ? RETRY_MS : -1);
-
-		if (n == 0 && d->look) {
-			d->look = false;
-			spawn(d, run_settle, -1);
-		}
+		if (poll(p, 3, until_due(d)) < 0)
+			continue;
 		if (p[2].revents)
 			on_signal(d);
 		if (p[0].revents)
-			accept_one(d, d->control, run_control);
+			accept_one(d, &d->control, run_control);
 		if (p[1].revents)
-			accept_one(d, d->peer, run_peer);
+			accept_one(d, &d->peer, run_peer);
 	}
 	return 0;
 }
@@ -136,34 +203,38 @@ static int setup(struct daemon *d, struct cr_err *err)
 	d->signals = signalfd(-1, &set, SFD_CLOEXEC);
 	if (d->signals < 0)
 		return cr_err_sys(err, "signalfd");
-	d->control = link_listen(d->cfg->control, err);
-	if (d->control < 0)
-		return d->control;
-	d->peer = link_listen(d->cfg->peer_listen, err);
-	return d->peer < 0 ? d->peer : 0;
+	d->control.fd = link_listen(d->cfg->control, err);
+	if (d->control.fd < 0)
+		return d->control.fd;
+	d->peer.fd = link_listen(d->cfg->peer_listen, err);
+	return d->peer.fd < 0 ? d->peer.fd : 0;
 }
 
 static int usage(FILE *f)
 {
-	fputs("usage: cr-agent serve --peer-listen IP:PORT [OPTION…]\n\n"
-	      "  --name HOST             what this host is called (default: its host name)\n"
-	      "  --control unix:PATH     for cr-migrate (default: unix:/run/cr-agent/agent.sock)\n"
-	      "  --peer-listen IP:PORT   for the other hosts' agents\n"
-	      "  --page-server unix:PATH control socket of this host's page-server\n"
-	      "                          (default: unix:/run/cr-agent/page-server.sock)\n"
-	      "  --state DIR             journals, on a file system that does not outlive the host\n"
-	      "                          (default: /run/cr-agent/state)\n", f);
+	fputs(
+	    "usage: cr-agent serve --peer-listen IP:PORT [OPTION…]\n\n"
+	    "  --name HOST             what this host is called (default: its host name)\n"
+	    "  --control unix:PATH     for cr-migrate (default: unix:/run/cr-agent/agent.sock)\n"
+	    "  --peer-listen IP:PORT   for the other hosts' agents\n"
+	    "  --page-server unix:PATH control socket of this host's page-server\n"
+	    "                          (default: unix:/run/cr-agent/page-server.sock)\n"
+	    "  --state DIR             journals, on a file system that does not outlive the host\n"
+	    "                          (default: /run/cr-agent/state)\n",
+	    f);
 	return f == stdout ? 0 : 2;
 }
 
 static int parse(int argc, char **argv, struct agent_config *cfg)
 {
 	static const struct option options[] = {
-		{"name", required_argument, NULL, 'n'},	  {"control", required_argument, NULL, 'c'},
-		{"peer-listen", required_argument, NULL, 'p'},
-		{"page-server", required_argument, NULL, 'g'},
-		{"state", required_argument, NULL, 's'},  {"help", no_argument, NULL, 'h'},
-		{NULL, 0, NULL, 0},
+	    {"name", required_argument, NULL, 'n'},
+	    {"control", required_argument, NULL, 'c'},
+	    {"peer-listen", required_argument, NULL, 'p'},
+	    {"page-server", required_argument, NULL, 'g'},
+	    {"state", required_argument, NULL, 's'},
+	    {"help", no_argument, NULL, 'h'},
+	    {NULL, 0, NULL, 0},
 	};
 	int c;
 
@@ -199,12 +270,12 @@ int verb_serve(int argc, char **argv)
 {
 	static char hostname[65]; /* outlives the parse, like optarg's strings */
 	struct agent_config cfg = {
-		.host = hostname,
-		.control = "unix:/run/cr-agent/agent.sock",
-		.page_server = "/run/cr-agent/page-server.sock",
-		.state_dir = "/run/cr-agent/state",
+	    .host = hostname,
+	    .control = "unix:/run/cr-agent/agent.sock",
+	    .page_server = "/run/cr-agent/page-server.sock",
+	    .state_dir = "/run/cr-agent/state",
 	};
-	struct daemon d = {.cfg = &cfg, .control = -1, .peer = -1, .signals = -1};
+	struct daemon d = {.cfg = &cfg, .control.fd = -1, .peer.fd = -1, .signals = -1};
 	struct cr_err err = {0};
 
 	gethostname(hostname, sizeof(hostname) - 1);

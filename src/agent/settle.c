@@ -42,6 +42,11 @@ bool journal_is_held(const char *dir, const char *id, const char *role)
 	return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB);
 }
 
+void journal_warn(const struct cr_err *why)
+{
+	log_warn("%s", why->msg);
+}
+
 static void drop(const struct agent_config *cfg, const struct journal *j)
 {
 	struct cr_err err = {0};
@@ -264,13 +269,13 @@ static void remove_old_locks(const struct agent_config *cfg)
 	}
 }
 
-int settle_all(const struct agent_config *cfg)
+enum settled settle_all(const struct agent_config *cfg)
 {
 	struct settling s = {.cfg = cfg};
 	struct cr_err err = {0};
 
-	if (journal_each(cfg->state_dir, settle_one, &s, &err))
+	if (journal_each(cfg->state_dir, settle_one, &s, journal_warn, &err))
 		log_warn("%s", err.msg);
 	remove_old_locks(cfg);
-	return s.undecided;
+	return s.undecided ? SETTLED_NOT : SETTLED_ALL;
 }

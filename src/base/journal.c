@@ -149,7 +149,7 @@ int journal_remove(const char *dir, const struct journal *j, struct cr_err *err)
 }
 
 int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void *arg,
-		 struct cr_err *err)
+		 void (*bad)(const struct cr_err *why), struct cr_err *err)
 {
 	_cleanup_dir_ DIR *d = opendir(dir);
 	struct dirent *e;
@@ -165,9 +165,13 @@ int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void 
 		if (!dot || (strcmp(dot, ".source") && strcmp(dot, ".destination")))
 			continue;
 		snprintf(path, sizeof(path), "%s/%s", dir, e->d_name);
-		r = read_file(path, &j, err);
-		if (r)
+		struct cr_err why = {0};
+		int unread = read_file(path, &j, &why);
+		if (unread) { /* one that was settled meanwhile is none */
+			if (unread != -ENOENT && bad)
+				bad(&why);
 			continue;
+		}
 		r = fn(&j, arg);
 		journal_done(&j);
 	}

@@ -13,8 +13,8 @@ enum journal_state {
 	JOURNAL_PREPARING, /* nothing decided: whoever finds it undoes */
 	JOURNAL_PREPARED,  /* destination: has promised; source: may commit */
 	JOURNAL_COMMIT,	   /* source: decided, the tasks never run here again; destination: told so */
-	JOURNAL_DONE,	   /* the tasks run at the destination */
-	JOURNAL_ABORTED,   /* the tasks run at the source */
+	JOURNAL_DONE,	   /* the tasks run at the destination, which keeps this for a while to say so */
+	JOURNAL_ABORTED,   /* the tasks run at the source; the destination may not have been told yet */
 };
 
 struct journal_pid {
@@ -33,7 +33,7 @@ struct journal {
 	enum journal_state state;
 	char peer[128];	   /* the other agent's peer address */
 	char cgroup[256];  /* destination: the cgroup that holds the tasks; "" if none */
-	int64_t since_sec; /* CLOCK_REALTIME */
+	int64_t since_sec; /* CLOCK_REALTIME: of its begin; once done, of its end */
 	VEC(struct journal_pid) pids;
 	VEC(struct journal_rename) renames;
 };
@@ -47,7 +47,8 @@ int journal_write(const char *dir, const struct journal *j, struct cr_err *err) 
 int journal_read(const char *dir, const char *id, const char *role, struct journal *ret,
 		 struct cr_err *err) must_check;
 int journal_remove(const char *dir, const struct journal *j, struct cr_err *err) must_check;
-/* Calls fn for every journal in dir. */
+/* Calls fn for every journal in dir, until it returns something else than 0, which is then returned. One
+ * that cannot be read does not keep the others from being seen: it is told to bad (may be NULL). */
 int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void *arg,
-		 struct cr_err *err) must_check;
+		 void (*bad)(const struct cr_err *why), struct cr_err *err) must_check;
 void journal_done(struct journal *j);

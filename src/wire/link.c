@@ -130,6 +130,11 @@ void link_accept_trees(struct link *l)
 	l->limit = MSG_TREE_BYTES;
 }
 
+void link_set_limit(struct link *l, size_t bytes)
+{
+	l->limit = bytes;
+}
+
 int link_fd(const struct link *l)
 {
 	return l->in;

@@ -25,6 +25,9 @@ void link_free(struct link *l); /* closes; takes NULL */
  * has proved that it knows the migration's token. */
 void link_accept_trees(struct link *l);
 
+/* Frames up to this many bytes only, from now on: for a peer that nobody knows yet. */
+void link_set_limit(struct link *l, size_t bytes);
+
 /* Blocks until the frame is handed to the kernel; -ETIMEDOUT if the peer takes nothing for 10
  * seconds. Errors: PEER (-ETIMEDOUT, -ECONNRESET, -EPIPE …), BUG (-EMSGSIZE). After one the link is
  * useless. */

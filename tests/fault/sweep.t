@@ -1,6 +1,8 @@
 #!/bin/bash
 # Every named fault point of the agents: whoever dies there, or stalls there for a while, exactly one copy
 # runs in the end, with nothing lost, and nobody has to be told what to do.
+#
+# SWEEP_POINTS="NAME…" tries these only.
 set -uo pipefail
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$(readlink -f "$0")")/../e2e/lib.sh"
@@ -84,6 +86,7 @@ sweep_case() {
 mapfile -t points < <(grep -rhoE 'fault_point\([^)]*\)' "$tree/src" "$tree/pageserver" --include='*.c' |
 	grep -oE '"[a-z-]+"' | tr -d '"' | sort -u)
 ok "there are fault points" [ ${#points[@]} -gt 0 ]
+[ -z "${SWEEP_POINTS:-}" ] || read -ra points <<<"$SWEEP_POINTS"
 for point in "${points[@]}"; do
 	for how in kill stop; do
 		ok "$point: $how" sweep_case "$point" $how
