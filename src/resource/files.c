@@ -314,12 +314,18 @@ static int probe_link(struct files_ctx *x, struct fd_probe *p, char link[PATH_MA
 	if (p->link)
 		return 0;
 	snprintf(name, sizeof(name), "%d", p->local);
-	ssize_t n = readlinkat(x->self_fds, name, link, PATH_MAX - 1);
-	if (n < 0)
-		return -errno;
-	link[n] = '\0';
 	p->link = link;
-	p->link_leads_here = files_path_leads_to(link, &p->st);
+	/* twice: a running task may rename the file between the two calls */
+	for (int tries = 0; tries < 2 && !p->link_leads_here; tries++) {
+		ssize_t n = readlinkat(x->self_fds, name, link, PATH_MAX - 1);
+
+		if (n < 0)
+			return -errno;
+		link[n] = '\0';
+		if (link[0] != '/')
+			break;
+		p->link_leads_here = files_path_leads_to(link, &p->st);
+	}
 	return 0;
 }
 

@@ -37,8 +37,13 @@ static int drop_known(struct files_ctx *x, struct cr_err *err)
 	_cleanup_free_ struct known *known = calloc(prev->n_files + 1, sizeof(*known));
 	if (!known)
 		return cr_err_oom(err);
-	for (size_t i = 0; i < prev->n_files; i++)
-		known[n++] = (struct known){prev->files[i].dev, prev->files[i].ino};
+	for (size_t i = 0; i < prev->n_files; i++) {
+		const struct file *f = &prev->files[i];
+
+		/* these have the inode that all anonymous ones share */
+		if (f->kind != FILE_EPOLL && f->kind != FILE_TIMERFD && f->kind != FILE_SIGNALFD)
+			known[n++] = (struct known){f->dev, f->ino};
+	}
 	qsort(known, n, sizeof(*known), cmp_known);
 	for (size_t i = 0; i < x->watches.n; i++) {
 		const struct fd_watch *w = &x->watches.v[i];
