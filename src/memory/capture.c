@@ -97,7 +97,8 @@ static int add_mapped_file(struct capture *c, const char *path, uint64_t dev, ui
 	struct stat st;
 
 	for (size_t i = 0; i < t->n_mapped_files; i++) {
-		if (t->mapped_files[i].ino == ino && t->mapped_files[i].dev == dev &&
+		/* ino 0: by its path alone, as executables are (their dev stays 0) */
+		if ((!ino || t->mapped_files[i].ino == ino) && t->mapped_files[i].dev == dev &&
 		    !strcmp(t->mapped_files[i].path, path)) {
 			*ret = (uint32_t)i;
 			return 0;
