@@ -47,7 +47,7 @@ def peak_row($case; $program):
 | . as $samples
 | map_values(summarize) as $c
 | {
-    machine: $machine, runs: $runs,
+    machine: $machine, runs: $runs, migrate_args: $args,
     failed: ([$all[] | select(.ok | not)] | length),
     table: [
       ($c | row("downtime, 16 MiB idle"; "ms"; 5; 1; .["idle-16m"].gap_us | scale(1000)) | judge(false)),

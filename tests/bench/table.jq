@@ -8,7 +8,7 @@ def phases: ["freeze", "last_pages", "capture", "rebuild", "launch", "commit"];
 
 .machine as $m
 | "\($m.cpu), \($m.cores) cores\(if $m.virtual then " (virtual machine)" else "" end), \($m.memory_mib / 1024 * 10 | round / 10) GiB, Linux \($m.kernel), \($m.date), \($m.commit)",
-  "medians of \(.runs) runs; both hosts on this machine",
+  "medians of \(.runs) runs; both hosts on this machine\(if .migrate_args != "" then "; " + .migrate_args else "" end)",
   "",
   ("" | pad(41)) + ("required" | lpad(9)) + ("goal" | lpad(7)) + ("measured" | lpad(10)) + ("min" | lpad(8)) + ("max" | lpad(8)) + "  verdict",
   (.table[] | select(.measured != null) | ("\(.what), \(.unit)" | pad(41)) + (.required | num | lpad(9)) + (.goal | num | lpad(7)) + (.measured | num | lpad(10))
