@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include "kernel/task.h"
 #include "remote/sigframe.h"
 
@@ -60,9 +61,43 @@ static int map_area(struct parasite *p, uint64_t insn, uint64_t name_va, struct 
 	return 0;
 }
 
+static int read_memory(pid_t tid, uint64_t va, void *buf, size_t bytes)
+{
+	struct iovec local = {buf, bytes}, remote = {(void *)va, bytes};
+
+	return process_vm_readv(tid, &local, 1, &remote, 1, 0) == (ssize_t)bytes ? 0 : -EFAULT;
+}
+
+/* A thread stopped inside a restartable sequence has to go on at its abort handler, rseq(2), 4.18. The
+ * kernel does that when the thread returns to user mode; as that is into the executor now, it would
+ * only forget the sequence. */
+static int abort_rseq(struct parasite_thread *th, struct cr_err *err)
+{
+	struct {
+		uint32_t version, flags;
+		uint64_t start_ip, post_commit_offset, abort_ip;
+	} cs;
+	uint64_t va, cs_va;
+	uint32_t len, sig, flags;
+	int r = task_get_rseq(th->tid, &va, &len, &sig, &flags, err);
+
+	if (r || !va)
+		return r;
+	/* struct rseq: the descriptor's address comes after two 32-bit cpu numbers */
+	if (read_memory(th->tid, va + 8, &cs_va, sizeof(cs_va)) || !cs_va ||
+	    read_memory(th->tid, cs_va, &cs, sizeof(cs)))
+		return 0;
+	if (th->gp.rip - cs.start_ip < cs.post_commit_offset)
+		th->gp.rip = cs.abort_ip;
+	return 0;
+}
+
 static int save_thread(struct parasite_thread *th, struct cr_err *err)
 {
 	int r = task_get_gp(th->tid, &th->gp, err);
+
+	if (!r)
+		r = abort_rseq(th, err);
 
 	if (!r)
 		r = task_get_sigmask(th->tid, &th->sigmask, err);
