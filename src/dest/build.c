@@ -126,9 +126,9 @@ static bool needs_executor(const struct work *w)
 
 static int build_memory(struct dest *d, const struct tree *t, const struct work *w, struct cr_err *err)
 {
-	int r = 0;
+	int r = shells_check_hole(d->shells, w->p, err);
 
-	if (w->fresh)
+	if (!r && w->fresh)
 		r = layout_init(d->shells, w->sh, t, w->p, err);
 	if (!r && w->layout)
 		r = layout_sync(w->sh, t, w->p, &d->objects, err);

@@ -192,7 +192,7 @@ static int compare_digest(struct dest *d, const struct msg_digest *want, struct 
 			return cr_err_set(err, CR_ERR_PEER, ESRCH, "no process %d here", want->pid);
 		r = memory_digest_process(want->pid, p, &got, err);
 	} else {
-		if (want->object >= d->objects.list.n)
+		if (want->object >= d->objects.list.n || want->object >= d->tree->n_objects)
 			return cr_err_set(err, CR_ERR_PEER, ESRCH, "no object %u here", want->object);
 		r = memory_digest_object(d->objects.list.v[want->object].fd,
 					 d->tree->objects[want->object].size, &got, err);

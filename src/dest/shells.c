@@ -22,6 +22,8 @@ enum { SHELL_PTRACE_OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL };
 #define HOLE_STEP 0x40000000ull
 #define HOLE_HIGHEST 0x500000000000ull
 
+enum { SPARE_SLOTS = 4096, THREADS_MAX = 32768, FDS_MAX = 1 << 20 };
+
 /* ---- the hole ---- */
 
 static bool overlaps(uint64_t a, uint64_t b, uint64_t start, uint64_t end)
@@ -59,13 +61,20 @@ static int find_hole(struct shells *s, const struct tree *t, size_t bytes, struc
 			  "no %zu bytes of address space that no task uses", bytes);
 }
 
-static unsigned int count_slots(const struct tree *t)
+static size_t count_threads(const struct tree *t)
 {
-	unsigned int n = 64 + 2 * (unsigned int)t->n_procs;
+	size_t n = 0;
 
 	for (size_t i = 0; i < t->n_procs; i++)
-		n += (unsigned int)t->procs[i].n_threads * 2;
+		n += t->procs[i].n_threads + t->procs[i].zombie;
 	return n;
+}
+
+/* One for each thread, and one for each ghost (at most one a process). Those to spare cost address
+ * space alone: memory that nobody touches is not there. */
+static unsigned int count_slots(const struct tree *t)
+{
+	return (unsigned int)(count_threads(t) + t->n_procs) + SPARE_SLOTS;
 }
 
 static int highest_fd(const struct tree *t)
@@ -79,11 +88,37 @@ static int highest_fd(const struct tree *t)
 	return max;
 }
 
+/* What the tree says sizes memory and descriptor tables here: what is out of all proportion is not
+ * tried. */
+static const char *too_large(const struct tree *t)
+{
+	if (count_threads(t) > THREADS_MAX)
+		return "more than 32,768 threads and processes: not supported";
+	if (highest_fd(t) >= FDS_MAX)
+		return "descriptor numbers of 1,048,576 and more: not supported";
+	return NULL;
+}
+
+int shells_check_hole(const struct shells *s, const struct process *p, struct cr_err *err)
+{
+	const struct mm *mm = &p->mm;
+
+	for (size_t i = 0; i < mm->n_vmas; i++)
+		if (overlaps(s->hole_start, s->hole_end, mm->vmas[i].start, mm->vmas[i].end))
+			return cr_err_set(err, CR_ERR_PEER, EADDRINUSE,
+					  "process %d has a mapping at %#llx, where the restorer is", p->pid,
+					  (unsigned long long)mm->vmas[i].start);
+	return 0;
+}
+
 int shells_new(struct shells **ret, const struct tree *t, struct cr_err *err)
 {
+	const char *trouble = too_large(t);
+
+	if (trouble)
+		return cr_err_set(err, CR_ERR_UNSUPPORTED, E2BIG, "%s", trouble);
 	struct shells *s = calloc(1, sizeof(*s));
 	unsigned int n_slots = count_slots(t);
-
 	if (!s)
 		return cr_err_oom(err);
 	s->area.memfd = -1;
@@ -129,7 +164,10 @@ static int thread_new(struct shells *s, pid_t tid, struct shell_thread **ret, st
 
 		if (r) {
 			free(th);
-			return r;
+			return r != -ENOSPC ? r :
+			       cr_err_set(err, CR_ERR_UNSUPPORTED, ENOSPC,
+					  "more than %d threads and processes have been started since "
+					  "the migration began; try again", SPARE_SLOTS);
 		}
 	}
 	*ret = th;
@@ -660,6 +698,10 @@ static void check_pid(pid_t owner, pid_t pid, const char *what, struct refusals 
 
 void shells_check(const struct tree *t, struct refusals *refused)
 {
+	const char *large = too_large(t);
+
+	if (large)
+		refuse(refused, 0, "the tree", "%s", large);
 	for (size_t i = 0; i < t->n_procs; i++) {
 		const struct process *p = &t->procs[i];
 		const char *trouble = group_trouble(t, p);
