@@ -175,8 +175,9 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 		tree_free(t);
 		return cr_err_ctx(err, "rebuilding at %s", d->env->host);
 	}
+	r = dest_journal_built(d, err);
 	fault_point(final ? "dest-final" : "dest-built");
-	return reply_tree_ok(d, true, err);
+	return r ? r : reply_tree_ok(d, true, err);
 }
 
 static int compare_digest(struct dest *d, const struct msg_digest *want, struct cr_err *err)

@@ -75,6 +75,8 @@ int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n, struc
 int dest_prepare(struct dest *d, struct cr_err *err) must_check;
 int dest_launch(struct dest *d, struct cr_err *err) must_check;
 int dest_journal(struct dest *d, enum journal_state state, struct cr_err *err) must_check;
+/* Note what a build has left in the file system, for whoever undoes it in our place. */
+int dest_journal_built(struct dest *d, struct cr_err *err) must_check;
 
 /* ---- clocks.c ---- */
 /* Once, before the first shell: children of this process then live in a time namespace in which the

@@ -97,6 +97,35 @@ static int note_rename(const char *from, const char *to, void *arg)
 	return journal_add_rename(n->j, from, to, n->err);
 }
 
+static int renames_of_now(struct dest *d, struct cr_err *err)
+{
+	for (size_t i = 0; i < d->journal.renames.n; i++) {
+		free(d->journal.renames.v[i].from);
+		free(d->journal.renames.v[i].to);
+	}
+	d->journal.renames.n = 0;
+	return fileset_renames(d->files, d->tree, note_rename, &(struct renaming){&d->journal, err});
+}
+
+static int is_news(const char *from, const char *to, void *arg)
+{
+	const struct journal *j = arg;
+
+	(void)to;
+	for (size_t i = 0; i < j->renames.n; i++)
+		if (!strcmp(j->renames.v[i].from, from))
+			return 0;
+	return 1;
+}
+
+int dest_journal_built(struct dest *d, struct cr_err *err)
+{
+	if (!fileset_renames(d->files, d->tree, is_news, &d->journal))
+		return 0;
+	int r = renames_of_now(d, err);
+	return r ? r : dest_journal(d, JOURNAL_PREPARING, err);
+}
+
 int dest_prepare(struct dest *d, struct cr_err *err)
 {
 	int r = 0;
@@ -107,7 +136,7 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 	if (!r)
 		r = fileset_prepare(d->files, d->tree, err);
 	if (!r)
-		r = fileset_renames(d->files, d->tree, note_rename, &(struct renaming){&d->journal, err});
+		r = renames_of_now(d, err);
 	if (!r)
 		r = hold(d, err);
 	fault_point("dest-held");
