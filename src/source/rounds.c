@@ -337,6 +337,23 @@ static bool converged(const struct source *s, uint32_t n, const struct round_res
 	return !shrinking && (n >= 4 || predict(res) <= s->rq->opts.downtime_limit_us);
 }
 
+/* The limit is what to wait for while it can be had, no promise: nobody shall be surprised. */
+static void warn_downtime(struct source *s, const struct round_result *res)
+{
+	uint64_t predicted = predict(res), limit = s->rq->opts.downtime_limit_us;
+	struct refusals notes = {0};
+
+	if (predicted <= limit)
+		return;
+	refuse_warn(&notes, 0, "downtime",
+		    "%llu.%03llu ms are predicted, the limit is %llu.%03llu ms: the tasks write as fast "
+		    "as is sent, or --max-rounds is reached",
+		    (unsigned long long)predicted / 1000, (unsigned long long)predicted % 1000,
+		    (unsigned long long)limit / 1000, (unsigned long long)limit % 1000);
+	source_send_notes(s, MSG_WARNING, notes.warnings.v, notes.warnings.n);
+	refusals_done(&notes);
+}
+
 int source_rounds(struct source *s, struct cr_err *err)
 {
 	struct round_result last = {0}, res = {0};
@@ -351,8 +368,10 @@ int source_rounds(struct source *s, struct cr_err *err)
 		if (r)
 			return cr_err_ctx(err, "round %u", n);
 		report_round(s, n, &res);
-		if (converged(s, n, &last, &res))
+		if (converged(s, n, &last, &res)) {
+			warn_downtime(s, &res);
 			return 0;
+		}
 		last = res;
 	}
 }

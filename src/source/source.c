@@ -7,6 +7,7 @@
 #include <time.h>
 #include "base/clock.h"
 #include "base/fault.h"
+#include "base/log.h"
 
 enum {
 	CONNECT_TIMEOUT_MS = 5000,
@@ -158,7 +159,7 @@ static int connect_pages(struct source *s, struct cr_err *err)
 	return r ? cr_err_ctx(err, "reaching the page-server") : reader_new(&s->reader, s->tx, err);
 }
 
-static void send_notes(struct source *s, enum msg_type type, const struct refusal *list, size_t n)
+void source_send_notes(struct source *s, enum msg_type type, const struct refusal *list, size_t n)
 {
 	struct msg m = msg_of(type);
 	struct cr_err ignored = {0};
@@ -190,6 +191,30 @@ static int look(struct source *s, struct tree **ret, struct cr_err *err)
 	return r;
 }
 
+/* What was found that cannot move ends the migration as refused, whole list and all. */
+static int refuse_notes(struct source *s, struct cr_err *err)
+{
+	if (!s->notes.list.n)
+		return 0;
+	source_send_notes(s, MSG_REFUSED, s->notes.list.v, s->notes.list.n);
+	s->done.outcome = MSG_OUTCOME_REFUSED;
+	return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%zu thing%s cannot be moved",
+			  s->notes.list.n, s->notes.list.n == 1 ? "" : "s");
+}
+
+/* The destination's refusals come in the same list. A tree in which things are missing that this side
+ * refuses may be none that can be sent: then this side's have to do. */
+static int check_there(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	struct cr_err ignored = {0};
+
+	if (!s->notes.list.n)
+		return source_send_tree(s, MSG_STAGE_CHECK, t, err);
+	if (source_send_tree(s, MSG_STAGE_CHECK, t, &ignored))
+		log_debug("asking the destination all the same: %s", ignored.msg);
+	return 0;
+}
+
 /* Both sides look at everything before anything is touched. */
 static int check(struct source *s, struct cr_err *err)
 {
@@ -197,18 +222,13 @@ static int check(struct source *s, struct cr_err *err)
 
 	source_event(s, "check", "looking at the tasks and at the destination");
 	int r = look(s, &t, err);
-	if (!r && !s->notes.list.n) /* an incomplete tree cannot be judged by the other side */
-		r = source_send_tree(s, MSG_STAGE_CHECK, t, err);
+	if (!r)
+		r = check_there(s, t, err);
 	tree_free(t);
 	if (r)
 		return r;
-	send_notes(s, MSG_WARNING, s->notes.warnings.v, s->notes.warnings.n);
-	if (!s->notes.list.n)
-		return 0;
-	send_notes(s, MSG_REFUSED, s->notes.list.v, s->notes.list.n);
-	s->done.outcome = MSG_OUTCOME_REFUSED;
-	return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%zu thing%s cannot be moved",
-			  s->notes.list.n, s->notes.list.n == 1 ? "" : "s");
+	source_send_notes(s, MSG_WARNING, s->notes.warnings.v, s->notes.warnings.n);
+	return refuse_notes(s, err);
 }
 
 /* The only stop before the switch-over: a tracker for every process. */
@@ -272,6 +292,17 @@ static void close_journal(struct source *s, bool told)
 		source_event(s, "warning", err.msg);
 }
 
+/* Found during the copy or at the switch-over, where the tasks have been let go again by now. */
+static int refuse_late(struct source *s, int r, struct cr_err *err)
+{
+	if (s->done.outcome == MSG_OUTCOME_REFUSED || err->kind != CR_ERR_UNSUPPORTED ||
+	    err->code != ENOTSUP)
+		return r;
+	if (!s->notes.list.n)
+		refuse(&s->notes, err->pid, "the tasks", "%s", err->msg);
+	return refuse_notes(s, err);
+}
+
 static int run(struct source *s, struct cr_err *err)
 {
 	int r = source_journal(s, JOURNAL_PREPARING, err);
@@ -284,18 +315,21 @@ static int run(struct source *s, struct cr_err *err)
 		r = connect_pages(s, err);
 	if (!r)
 		r = arm(s, err);
+	if (!r) /* some things show only from inside the tasks */
+		r = refuse_notes(s, err);
 	if (!r) {
 		source_event(s, "prepare", "building the shells at the destination");
 		r = source_send_tree(s, MSG_STAGE_PREPARE, s->tree, err);
 	}
-	if (!r && s->notes.list.n)
-		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s: %s", s->notes.list.v[0].what,
-			       s->notes.list.v[0].why);
+	if (!r)
+		r = refuse_notes(s, err);
 	if (!r) {
 		source_event(s, "pre-copy", "copying memory beside the running tasks");
 		r = source_rounds(s, err);
 	}
-	return r ? r : source_switch_over(s, err);
+	if (!r)
+		r = source_switch_over(s, err);
+	return r && !s->committed ? refuse_late(s, r, err) : r;
 }
 
 static uint64_t memory_bytes(const struct source *s)

@@ -83,6 +83,8 @@ void source_done(struct source *s);
 
 /* Tell the user; failures to tell are ignored: the link's end is seen where it matters. */
 void source_event(struct source *s, const char *name, const char *text);
+/* type: MSG_REFUSED or MSG_WARNING. Nothing for an empty list. */
+void source_send_notes(struct source *s, enum msg_type type, const struct refusal *list, size_t n);
 /* Non-zero (-ECANCELED in *err) once the user or the loss of cr-migrate has ended it. */
 int source_check_abort(struct source *s, struct cr_err *err) must_check;
 

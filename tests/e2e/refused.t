@@ -107,4 +107,23 @@ different_case() {
 }
 ok "refused: a file that is missing at the destination" different_case 'rm -f /tmp/data'
 ok "refused: a file of another size at the destination" different_case 'echo elsewhere >/tmp/data'
+
+# Both sides have something to say: one list tells all.
+both_case() {
+	on alpha sh -c 'echo here >/tmp/data; : >/tmp/lock'
+	on beta sh -c 'rm -f /tmp/data; : >/tmp/lock'
+	new_dir both
+	# shellcheck disable=SC2016
+	on alpha setsid sh -c 'exec 7</tmp/data 8</tmp/lock; flock -x 8; echo $$ >"$1/pid"; exec sleep 1000' sh "$wl_dir" </dev/null >"$wl_dir/log" 2>&1
+	until_true 5 test -s "$wl_dir/pid" || return 1
+	wl_pid=$(<"$wl_dir/pid")
+	migrate alpha beta --pid "$wl_pid"
+	local st=$mig_status
+	on alpha kill "$wl_pid"
+	[ "$st" = 4 ] && grep '"event":"refused"' "$work/events" | grep '"host":"alpha"' | grep -q lock &&
+		grep '"event":"refused"' "$work/events" | grep '"host":"beta"' | grep -q /tmp/data && return 0
+	say_migration
+	return 1
+}
+ok "refused: what both sides find, in one list" both_case
 done_testing
