@@ -31,11 +31,17 @@ struct kernel_sigaction {
 static struct kernel_sigaction actions[65];
 static sigset_t main_mask;
 
+enum { KERNEL_SA_RESTORER = 0x04000000 };
+
 static struct kernel_sigaction action_of(int sig)
 {
 	struct kernel_sigaction a = {0};
 
 	wl_must(!syscall(SYS_rt_sigaction, sig, NULL, &a, 8), "rt_sigaction");
+	if (!a.handler) { /* where to return to from no handler */
+		a.flags &= ~(uint64_t)KERNEL_SA_RESTORER;
+		a.restorer = 0;
+	}
 	return a;
 }
 
