@@ -55,6 +55,9 @@ start_testbed() {
 	export TESTBED_NAME
 	out=$("$testbed" --bin "$build" up alpha beta client) || { diag "$out"; exit 1; }
 	hosts_file=$(tail -n 1 <<<"$out")
+	# Far apart: a pid of a workload must not be one that is in use at the other host.
+	on alpha sh -c 'echo 5000 >/proc/sys/kernel/ns_last_pid'
+	on beta sh -c 'echo 20000 >/proc/sys/kernel/ns_last_pid'
 	state=$(dirname "$hosts_file")
 }
 

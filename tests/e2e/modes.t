@@ -6,16 +6,19 @@ set -uo pipefail
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 start_testbed
 
-mixed=("threads --threads 8" "forktree --procs 12" "signals --once-ms 2000 --sigtrap handled" memory
-	"files" "creds --variant user" "churn")
+# Hardware breakpoints and registers are the default: move.t moves everything by them.
+few=(regs "regs --rseq" "signals --sigtrap ignored --once-ms 2000" "threads --threads 8" "forktree --procs 12")
+all=("${few[@]}" "signals --once-ms 2000 --sigtrap handled" memory files sockets "creds --variant user" churn
+	"dirty --mib 32 --rate 40")
 
-for park in "" --no-hw-breakpoints; do
-	for launch in regsets sigreturn; do
-		# shellcheck disable=SC2086
-		for name in regs "regs --rseq" "signals --sigtrap ignored --once-ms 2000" "${mixed[@]}"; do
-			move_case "$name: ${park:-hardware breakpoints}, $launch" -- $name -- $park --launch $launch
-		done
-	done
+# shellcheck disable=SC2086
+for name in "${few[@]}"; do
+	move_case "$name: hardware breakpoints, sigreturn" -- $name -- --launch sigreturn
+	move_case "$name: no hardware breakpoints, regsets" -- $name -- --no-hw-breakpoints
+done
+# shellcheck disable=SC2086
+for name in "${all[@]}"; do
+	move_case "$name: no hardware breakpoints, sigreturn" -- $name -- --no-hw-breakpoints --launch sigreturn
 done
 move_case "200 threads: --no-hw-breakpoints, sigreturn" -- threads --threads 200 -- \
 	--no-hw-breakpoints --launch sigreturn

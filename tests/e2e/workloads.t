@@ -79,7 +79,7 @@ notices 'r15' regs -- "$poke" gpr PID
 notices 'xmm' regs -- "$poke" xstate PID
 notices 'GS base|gs:8' regs -- "$poke" gs PID
 notices 'handler of thread' threads -- kill -USR1 PID
-notices 'exit status|question|stands still' forktree -- kill_a_child PID
+notices 'exit status|question|answer|stands still' forktree -- kill_a_child PID
 notices 'signal 1 was delivered' signals -- kill -HUP PID
 notices 'page' dirty -- "$poke" anon PID
 notices 'churn' churn --no-fork -- "$poke" range PID 100000000000 100004000000

@@ -35,22 +35,51 @@ __attribute__((format(printf, 2, 3))) static void say(struct look *l, const char
 	wl_check(l->n < TEXT, "too many attributes");
 }
 
-/* Lines of /proc/thread-self/status that describe credentials and the like. */
-static void say_status(struct look *l)
+static void say_groups(struct look *l)
 {
-	static const char *const want[] = {
-	    "Name:",       "Umask:",   "Uid:",          "Gid:",         "Groups:",
-	    "CapInh:",     "CapPrm:",  "CapEff:",       "CapBnd:",      "CapAmb:",
-	    "NoNewPrivs:", "Seccomp:", "Cpus_allowed:", "THP_enabled:", "SigQ:"};
-	char line[512];
-	FILE *in = fopen("/proc/thread-self/status", "re");
+	gid_t groups[64];
+	const int n = getgroups(64, groups);
 
-	wl_must(in, "open status");
-	while (fgets(line, sizeof(line), in))
-		for (size_t i = 0; i + 1 < sizeof(want) / sizeof(want[0]); i++)
-			if (!strncmp(line, want[i], strlen(want[i])))
-				say(l, "%s", line);
-	fclose(in);
+	say(l, "groups");
+	for (int i = 0; i < n; i++)
+		say(l, " %u", groups[i]);
+	say(l, "\n");
+}
+
+static void say_caps(struct look *l)
+{
+	struct __user_cap_header_struct h = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct d[2] = {0};
+	uint64_t bounding = 0, ambient = 0;
+
+	wl_must(!syscall(SYS_capget, &h, d), "capget");
+	for (int c = 0; c < 64; c++) {
+		bounding |= (uint64_t)(prctl(PR_CAPBSET_READ, c, 0, 0, 0) == 1) << c;
+		ambient |= (uint64_t)(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, c, 0, 0) == 1)
+			   << c;
+	}
+	say(l, "permitted %x %x\neffective %x %x\ninheritable %x %x\n", d[1].permitted,
+	    d[0].permitted, d[1].effective, d[0].effective, d[1].inheritable, d[0].inheritable);
+	say(l, "bounding %lx\nambient %lx\n", bounding, ambient);
+}
+
+/* By system calls alone: an open file below /proc would be one more thing to move. */
+static void say_credentials(struct look *l)
+{
+	uid_t r, e, s;
+	char name[16] = {0};
+
+	getresuid(&r, &e, &s);
+	say(l, "uid %u %u %u file system %d\n", r, e, s,
+	    setfsuid(-1)); /* -1 changes nothing and tells */
+	getresgid(&r, &e, &s);
+	say(l, "gid %u %u %u file system %d\n", r, e, s, setfsgid(-1));
+	say_groups(l);
+	say_caps(l);
+	prctl(PR_GET_NAME, name);
+	say(l, "name %s\n", name);
+	say(l, "no_new_privs %d\n", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
+	say(l, "seccomp %d\n", prctl(PR_GET_SECCOMP, 0, 0, 0, 0));
 }
 
 static long read_number(const char *path)
@@ -95,7 +124,6 @@ static void say_process(struct look *l)
 		wl_must(!getrlimit(i, &rl), "getrlimit");
 		say(l, "limit %d %lx %lx\n", i, rl.rlim_cur, rl.rlim_max);
 	}
-	say(l, "oom_score_adj %ld\n", read_number("/proc/self/oom_score_adj"));
 	say(l, "dumpable %d\n", prctl(PR_GET_DUMPABLE, 0, 0, 0, 0));
 	prctl(PR_GET_CHILD_SUBREAPER, &subreaper, 0, 0, 0);
 	say(l, "subreaper %d\n", subreaper);
@@ -107,11 +135,9 @@ static void say_process(struct look *l)
 static void look_take(struct look *l)
 {
 	int pdeathsig = 0;
-	int euid = setfsuid(-1), egid = setfsgid(-1); /* -1 changes nothing and tells */
 
 	l->n = 0;
-	say_status(l);
-	say(l, "file system uid %d gid %d\n", euid, egid);
+	say_credentials(l);
 	say(l, "securebits %x\n", prctl(PR_GET_SECUREBITS, 0, 0, 0, 0));
 	say(l, "keepcaps %d\n", prctl(PR_GET_KEEPCAPS, 0, 0, 0, 0));
 	prctl(PR_GET_PDEATHSIG, &pdeathsig, 0, 0, 0);
@@ -345,6 +371,12 @@ static void finish_orphan(void)
 
 /* ---- the main thread ---- */
 
+static void check_files(void)
+{
+	wl_same("oom_score_adj", 321, read_number("/proc/self/oom_score_adj"));
+	wl_same("umask", 037, umask(037));
+}
+
 static void check_powers(const char *variant)
 {
 	const bool root = !strcmp(variant, "root");
@@ -384,11 +416,13 @@ int main(int argc, char **argv)
 	dprintf(2, "%s", mine.text);
 	wl_ready();
 	while (!wl_stop()) {
-		wl_tick();
+		if (wl_tick())
+			check_files();
 		look_take(&now);
 		look_compare(&mine, &now, "main thread");
 		wl_sleep_us(10000);
 	}
+	check_files();
 	for (int i = 0; i < THREADS; i++)
 		wl_check(turns[i] > 0, "thread %d never ran", i);
 	stopping = true;
