@@ -132,8 +132,11 @@ static int verify_full(struct source *s, const struct tree *t, struct cr_err *er
 		return cr_err_oom(err);
 	m.verify.v = v;
 	int r = digest_all(s, t, v, &m.verify.n, err);
-	if (!r)
-		r = link_call(s->peer, &m, MSG_VERIFY_OK, COMMIT_TIMEOUT_MS, &reply, err);
+	uint64_t pages = 0;
+	for (size_t i = 0; i < m.verify.n; i++)
+		pages += v[i].pages;
+	if (!r) /* a second for each GiB */
+		r = link_call(s->peer, &m, MSG_VERIFY_OK, source_patience_ms(s, pages / 256), &reply, err);
 	if (!r)
 		msg_free(&reply);
 	return r ? cr_err_ctx(err, "comparing the memories") : 0;
@@ -141,12 +144,13 @@ static int verify_full(struct source *s, const struct tree *t, struct cr_err *er
 
 /* ---- two phases ---- */
 
-static int prepare(struct source *s, struct cr_err *err)
+static int prepare(struct source *s, const struct tree *t, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_PREPARE_COMMIT), reply;
 
 	s->asked_to_prepare = true;
-	int r = link_call(s->peer, &m, MSG_PREPARED, COMMIT_TIMEOUT_MS, &reply, err);
+	int r = link_call(s->peer, &m, MSG_PREPARED, source_patience_ms(s, source_work_ms(t)), &reply,
+			  err);
 
 	if (!r)
 		msg_free(&reply);
@@ -281,7 +285,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	ph->last_pages += now_us() - t1;
 	t1 = now_us();
 	if (!r)
-		r = prepare(s, err);
+		r = prepare(s, t, err);
 	ph->launch = now_us() - t1;
 	fault_point("source-prepared");
 	if (!r)

@@ -9,7 +9,6 @@
 #include "wire/tree_codec.h"
 
 enum {
-	ANSWER_TIMEOUT_MS = 30000,
 	/* a round that shrank what was left by less than this fraction shows that it will not get less */
 	SHRINK_NUM = 4,
 	SHRINK_DEN = 5,
@@ -29,10 +28,10 @@ static int answer_clock(struct source *s, struct cr_err *err)
 }
 
 /* The destination asks for our clock while it works on the tree. */
-static int wait_tree_ok(struct source *s, struct msg *reply, struct cr_err *err)
+static int wait_tree_ok(struct source *s, int timeout_ms, struct msg *reply, struct cr_err *err)
 {
 	for (;;) {
-		int r = link_recv(s->peer, ANSWER_TIMEOUT_MS, reply, err);
+		int r = link_recv(s->peer, timeout_ms, reply, err);
 
 		if (r)
 			return r;
@@ -96,7 +95,7 @@ int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *
 	m.tree.tree = bytes;
 	r = link_send(s->peer, &m, err);
 	if (!r)
-		r = wait_tree_ok(s, &reply, err);
+		r = wait_tree_ok(s, source_patience_ms(s, source_work_ms(t)), &reply, err);
 	if (r)
 		return cr_err_ctx(err, "destination");
 	msg_notes_refuse(&reply.tree_ok.refusals, &s->notes);

@@ -12,6 +12,9 @@
 enum {
 	CONNECT_TIMEOUT_MS = 5000,
 	ABORT_TIMEOUT_MS = 5000,
+	ANSWER_TIMEOUT_MS = 30000,
+	STOP_TIMEOUT_MS = 5000, /* the same while the tasks stand still */
+	WORK_MS_PER_TASK = 5,
 	LOOK_ATTEMPTS = 10,
 	DIGEST_BYTES = 12 * 1024 * 1024, /* for telling unchanged pages: 3 GiB of rewritten pages */
 };
@@ -88,12 +91,50 @@ int source_check_abort(struct source *s, struct cr_err *err)
 			  asked ? "aborted by the user" : "unexpected message from cr-migrate");
 }
 
+static bool stopped_undecided(const struct source *s)
+{
+	return s->seizure && !s->committed;
+}
+
+int source_patience_ms(const struct source *s, uint64_t work_ms)
+{
+	uint64_t ms = (stopped_undecided(s) ? STOP_TIMEOUT_MS : ANSWER_TIMEOUT_MS) + work_ms;
+
+	return ms < INT32_MAX ? (int)ms : INT32_MAX;
+}
+
+uint64_t source_work_ms(const struct tree *t)
+{
+	uint64_t n = t->n_procs;
+
+	for (size_t i = 0; i < t->n_procs; i++)
+		n += t->procs[i].n_threads;
+	return n * WORK_MS_PER_TASK;
+}
+
+/* At the stop, pages have to move: many may take their time, a destination that takes none may not. */
+static bool pages_stall(struct source *s)
+{
+	struct page_tx_stats st;
+	uint64_t now = now_us();
+
+	page_tx_stats(s->tx, &st);
+	/* not asked for a while: something else was being done */
+	if (st.wire_bytes != s->moved_bytes || now - s->looked_us > STOP_TIMEOUT_MS * 1000ull / 5)
+		s->moved_us = now;
+	s->moved_bytes = st.wire_bytes;
+	s->looked_us = now;
+	s->stalled = now - s->moved_us > STOP_TIMEOUT_MS * 1000ull;
+	return s->stalled;
+}
+
 static int poll_abort(void *arg)
 {
 	struct source *s = arg;
 	struct cr_err ignored = {0};
 
-	return !s->committed && source_check_abort(s, &ignored);
+	return !s->committed &&
+	       (source_check_abort(s, &ignored) || (stopped_undecided(s) && pages_stall(s)));
 }
 
 /* ---- the steps ---- */
@@ -134,6 +175,7 @@ static int connect_peer(struct source *s, struct cr_err *err)
 	if (r)
 		return cr_err_ctx(err, "reaching the destination's agent at %s", s->rq->peer_address);
 	msg_free(&reply);
+	link_set_send_timeout(s->peer, STOP_TIMEOUT_MS);
 	return 0;
 }
 
@@ -329,6 +371,9 @@ static int run(struct source *s, struct cr_err *err)
 	}
 	if (!r)
 		r = source_switch_over(s, err);
+	if (r && s->stalled)
+		r = cr_err_set(err, CR_ERR_PEER, ETIMEDOUT, "the destination took no pages for %d s while "
+			       "the tasks were stopped", STOP_TIMEOUT_MS / 1000);
 	return r && !s->committed ? refuse_late(s, r, err) : r;
 }
 

@@ -69,6 +69,9 @@ struct source {
 	bool aborted;	/* the user said so, or cr-migrate went away */
 	bool asked_to_prepare; /* the destination may have promised to wait for our word */
 	bool committed; /* the point of no return is behind us */
+	/* of the page streams at the stop: what has been sent, when that last grew, when we looked */
+	uint64_t moved_bytes, moved_us, looked_us;
+	bool stalled; /* it did not grow for too long: given up */
 	uint64_t started_us;
 	uint32_t stops;
 	uint64_t longest_stop_us;
@@ -87,6 +90,12 @@ void source_event(struct source *s, const char *name, const char *text);
 void source_send_notes(struct source *s, enum msg_type type, const struct refusal *list, size_t n);
 /* Non-zero (-ECANCELED in *err) once the user or the loss of cr-migrate has ended it. */
 int source_check_abort(struct source *s, struct cr_err *err) must_check;
+
+/* How long to wait for an answer of the destination: not for long while the tasks stand still and
+ * nothing is decided. work_ms: what it may take to do what was asked, besides. */
+int source_patience_ms(const struct source *s, uint64_t work_ms);
+/* work_ms for what is done to each task of t. */
+uint64_t source_work_ms(const struct tree *t);
 
 /* ---- observe.c ---- */
 

@@ -32,6 +32,7 @@ struct link {
 	size_t limit; /* of a frame that comes in */
 	uint8_t *buf;
 	size_t have, cap; /* bytes in buf, room in it */
+	int send_timeout_ms;
 	int broken;       /* errno after which nothing can be received any more */
 };
 
@@ -107,6 +108,7 @@ int link_new(struct link **ret, int in, int out, struct cr_err *err)
 	l->in = in;
 	l->out = out;
 	l->limit = MSG_BYTES;
+	l->send_timeout_ms = SEND_TIMEOUT_MS;
 	if (set_nonblock(in) < 0 || set_nonblock(out) < 0)
 		return cr_err_sys(err, "cannot make a link non-blocking");
 	tune_tcp(in);
@@ -273,15 +275,15 @@ static ssize_t write_some(int fd, const struct iovec *iov, size_t n)
 	return r;
 }
 
-static int write_all(int fd, struct iovec *iov, size_t n)
+static int write_all(int fd, struct iovec *iov, size_t n, int timeout_ms)
 {
-	uint64_t deadline = deadline_of(SEND_TIMEOUT_MS);
+	uint64_t deadline = deadline_of(timeout_ms);
 
 	while (n) {
 		ssize_t done = write_some(fd, iov, n);
 
 		if (done < 0 && errno == EAGAIN) {
-			int r = wait_fd(fd, POLLOUT, SEND_TIMEOUT_MS, deadline);
+			int r = wait_fd(fd, POLLOUT, timeout_ms, deadline);
 			if (r < 0)
 				return r;
 			continue;
@@ -290,7 +292,7 @@ static int write_all(int fd, struct iovec *iov, size_t n)
 			continue;
 		if (done < 0)
 			return -errno;
-		deadline = deadline_of(SEND_TIMEOUT_MS); /* it moves */
+		deadline = deadline_of(timeout_ms); /* it moves */
 		for (; n && (size_t)done >= iov->iov_len; iov++, n--)
 			done -= (ssize_t)iov->iov_len;
 		if (n) {
@@ -299,6 +301,11 @@ static int write_all(int fd, struct iovec *iov, size_t n)
 		}
 	}
 	return 0;
+}
+
+void link_set_send_timeout(struct link *l, int timeout_ms)
+{
+	l->send_timeout_ms = timeout_ms;
 }
 
 int link_send(struct link *l, const struct msg *m, struct cr_err *err)
@@ -313,7 +320,7 @@ int link_send(struct link *l, const struct msg *m, struct cr_err *err)
 					(uint8_t)(len >> 24)};
 	struct iovec iov[] = {{header, sizeof(header)}, {body, len}};
 
-	r = write_all(l->out, iov, ARRAY_SIZE(iov));
+	r = write_all(l->out, iov, ARRAY_SIZE(iov), l->send_timeout_ms);
 	if (r < 0)
 		return cr_err_set(err, CR_ERR_PEER, -r, "sending %s: %s", msg_type_name(m->type),
 				  strerror(-r));

@@ -28,8 +28,11 @@ void link_accept_trees(struct link *l);
 /* Frames up to this many bytes only, from now on: for a peer that nobody knows yet. */
 void link_set_limit(struct link *l, size_t bytes);
 
+/* Of link_send() from now on. */
+void link_set_send_timeout(struct link *l, int timeout_ms);
+
 /* Blocks until the frame is handed to the kernel; -ETIMEDOUT if the peer takes nothing for 10
- * seconds. Errors: PEER (-ETIMEDOUT, -ECONNRESET, -EPIPE …), BUG (-EMSGSIZE). After one the link is
+ * seconds, or what was set. Errors: PEER (-ETIMEDOUT, -ECONNRESET, -EPIPE …), BUG (-EMSGSIZE). After one the link is
  * useless. */
 int link_send(struct link *l, const struct msg *m, struct cr_err *err) must_check;
 

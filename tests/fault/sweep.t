@@ -94,4 +94,29 @@ for point in "${points[@]}"; do
 		rm -rf "$wl_dir"
 	done
 done
+
+# A destination that stalls while the tasks are stopped is given up long before the wait for an answer ends.
+stalled_case() {
+	local us st=0
+	restart_with beta "$1:stop"
+	start_workload alpha forktree --procs 6 || return 1
+	note_logs
+	MIGRATE_TIMEOUT=20 migrate alpha beta --pid "$wl_pid" 2>/dev/null
+	continue_agent beta
+	restart_with beta ""
+	us=$(jq 'select(.event == "done").downtime_us' "$work/events")
+	{ [ "$mig_status" = 1 ] && [ "${us:-99999999}" -lt 8000000 ] && until_true 30 settled && progress_is_from alpha; } || {
+		diag "exit status $mig_status, stopped for $us us"
+		say_migration
+		st=1
+	}
+	[ $st != 0 ] || finish_workload
+}
+if [ -z "${SWEEP_POINTS:-}" ]; then
+	for point in dest-final dest-prepared; do
+		ok "$point: a stall is cut short" stalled_case $point
+		kill_workload
+		rm -rf "$wl_dir"
+	done
+fi
 done_testing
