@@ -203,7 +203,7 @@ static int settle_source(const struct agent_config *cfg, struct journal *j, stru
 	char text[200];
 	int r;
 
-	if (j->state < JOURNAL_COMMIT) {
+	if (j->state < JOURNAL_COMMIT || j->state == JOURNAL_ABORTED) {
 		/* never decided: the tasks run on here, whatever the other side holds is undone */
 		r = ask_peer(cfg, j, MSG_ABORT, MSG_ABORTED, err);
 		if (r == -ENOENT)

@@ -106,11 +106,13 @@ stalled_case() {
 	restart_with beta ""
 	us=$(jq 'select(.event == "done").downtime_us' "$work/events")
 	{ [ "$mig_status" = 1 ] && [ "${us:-99999999}" -lt 8000000 ] && until_true 30 settled && progress_is_from alpha; } || {
-		diag "exit status $mig_status, stopped for $us us"
+		diag "exit status $mig_status, stopped for $us us;" \
+			"in alpha: $(workload_pids alpha | xargs), in beta: $(workload_pids beta | xargs)"
+		diag "progress $(progress); $(result_text)"
 		say_migration
 		st=1
 	}
-	[ $st != 0 ] || finish_workload
+	[ $st = 0 ] && finish_workload
 }
 if [ -z "${SWEEP_POINTS:-}" ]; then
 	for point in dest-final dest-prepared; do
