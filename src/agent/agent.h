@@ -4,7 +4,10 @@
  *   serve.c      the daemon: accepts, forks a process for every connection, looks after what they leave
  *   conn.c       one connection: HELLO, the request
  *   work_source.c, work_dest.c   a migration, in the connection's process
+ *   resolve.c    STATUS, RESOLVE, QUERY
+ *   lock.c       who works on a migration
  *   settle.c     journals whose process is gone: undo or finish
+ *   leftovers.c  files and cgroups that nobody needs any more
  *
  * The daemon itself parses nothing that comes from outside. */
 #pragma once
@@ -34,9 +37,29 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 void work_dest(const struct agent_config *cfg, struct link *client, const struct msg_receive *rq,
 	       int life_fd);
 
-/* Hold the lock that tells others that this migration's process lives; for the life of the process. */
-int journal_lock(const char *dir, const char *id, const char *role, struct cr_err *err) must_check;
-bool journal_is_held(const char *dir, const char *id, const char *role);
+/* ---- lock.c ---- */
+
+#define HOLDER_WORKS "works"
+#define HOLDER_WAITS "waits" /* a destination's process that has promised and is connected with nobody */
+#define HOLDER_SETTLES "settles"
+
+struct journal_holder {
+	pid_t pid; /* 0: not known */
+	char what[16];
+};
+
+/* Hold the lock that tells others that somebody works on this migration; what: one of the above. Returns
+ * a descriptor that holds it until it is closed, or the process ends. -EBUSY: another one has it, and did
+ * so for timeout_ms. */
+int journal_lock(const char *dir, const char *id, const char *role, const char *what,
+		 unsigned int timeout_ms, struct cr_err *err) must_check;
+int journal_lock_note(int fd, const char *what, struct cr_err *err) must_check;
+/* ret: may be NULL. */
+bool journal_is_held(const char *dir, const char *id, const char *role, struct journal_holder *ret);
+void journal_lock_path(char *buf, size_t n, const char *dir, const char *id, const char *role);
+
+/* ---- settle.c ---- */
+
 /* For journal_each(): a journal that cannot be read. */
 void journal_warn(const struct cr_err *why);
 
@@ -47,10 +70,38 @@ enum settled { /* exit status of the process that looks at the journals */
 };
 /* Look at every journal that nobody holds. */
 enum settled settle_all(const struct agent_config *cfg);
-/* The user's decision, or the source's, about one. text: what was done. */
+/* The user's decision, or the source's, about one, whose lock the caller has. text: what was done. */
 int settle_commit(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
 		  struct cr_err *err) must_check;
 int settle_abort(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
 		 struct cr_err *err) must_check;
+/* Say what to the other agent of a source's journal. reply: may be NULL; for msg_free(). */
+int settle_ask_peer(const struct agent_config *cfg, const struct journal *j, enum msg_type what,
+		    enum msg_type want, int timeout_ms, struct msg *reply, struct cr_err *err) must_check;
+/* Did the other agent itself say that it has no such migration? */
+bool settle_peer_forgot(int r, const struct cr_err *err);
+bool journal_token(const struct journal *j, struct mig_token *ret);
+
+/* ---- leftovers.c ---- */
+
+/* Cgroups that held tasks of migrations and hold none any more. One whose directory somebody has locked,
+ * flock(2), is about to get some. */
+void sweep_cgroups(void);
+/* Locks of migrations that ended well. */
+void sweep_locks(const struct agent_config *cfg);
+/* All that is beside a migration's journal, but its lock. */
+void tidy_up(const struct agent_config *cfg, const struct journal *j);
+/* Directories in which unix sockets waited for their paths. */
+void remove_rename_dirs(const struct journal *j);
+
+/* ---- resolve.c: what cr-migrate asks about migrations that are there already. False: the link broke. ---- */
+bool answer_status(const struct agent_config *cfg, struct link *l);
+bool answer_resolve(const struct agent_config *cfg, struct link *l, const struct msg_resolve *rq);
+bool answer_query(const struct agent_config *cfg, struct link *l, const struct msg_query *q);
+enum msg_peer_state peer_state_of(enum journal_state s);
+
+/* ---- conn.c ---- */
+
+int conn_send_error(struct link *l, const struct cr_err *e);
 /* Path of the socket on which a destination's process takes connections of its peer. */
 void dest_socket_path(const struct agent_config *cfg, const char *id, char *buf, size_t n);

@@ -1,46 +1,15 @@
 /* What a migration's process left when it died: journals, held tasks, a cgroup. */
-#include <dirent.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
+#include <sys/wait.h>
+#include <time.h>
 #include "agent/agent.h"
 #include "base/log.h"
 #include "kernel/cgroup.h"
 #include "kernel/procfs.h"
 
-enum { CONNECT_TIMEOUT_MS = 2000, ANSWER_TIMEOUT_MS = 10000, KILL_ROUNDS = 50 };
-
-static void lock_path(char *buf, size_t n, const char *dir, const char *id, const char *role)
-{
-	snprintf(buf, n, "%s/%s.%s.lock", dir, id, role);
-}
-
-int journal_lock(const char *dir, const char *id, const char *role, struct cr_err *err)
-{
-	char path[512];
-
-	lock_path(path, sizeof(path), dir, id, role);
-	/* kept open, and with it the lock, until the process ends */
-	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (fd < 0)
-		return cr_err_sys(err, "opening %s", path);
-	if (flock(fd, LOCK_EX | LOCK_NB)) {
-		close(fd);
-		return cr_err_set(err, CR_ERR_INPUT, EBUSY, "migration %s is being worked on already", id);
-	}
-	return 0;
-}
-
-bool journal_is_held(const char *dir, const char *id, const char *role)
-{
-	char path[512];
-
-	lock_path(path, sizeof(path), dir, id, role);
-	_cleanup_fd_ int fd = open(path, O_RDWR | O_CLOEXEC);
-	return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB);
-}
+enum { CONNECT_TIMEOUT_MS = 2000, ANSWER_TIMEOUT_MS = 10000, KILL_ROUNDS = 50, KEEP_DONE_S = 600 };
 
 void journal_warn(const struct cr_err *why)
 {
@@ -52,9 +21,10 @@ static void drop(const struct agent_config *cfg, const struct journal *j)
 	struct cr_err err = {0};
 	char path[512];
 
+	tidy_up(cfg, j);
 	if (journal_remove(cfg->state_dir, j, &err))
 		log_warn("%s", err.msg);
-	lock_path(path, sizeof(path), cfg->state_dir, j->id, j->role);
+	journal_lock_path(path, sizeof(path), cfg->state_dir, j->id, j->role);
 	unlink(path);
 }
 
@@ -77,30 +47,52 @@ static void signal_tasks(const struct journal *j, int sig)
 	}
 }
 
-static int ask_peer(const struct agent_config *cfg, const struct journal *j, enum msg_type what,
-		    enum msg_type want, struct cr_err *err)
+bool journal_token(const struct journal *j, struct mig_token *ret)
 {
-	_cleanup_(link_freep) struct link *l = NULL;
-	struct msg_hello hello = {.version = MSG_VERSION, .role = MSG_ROLE_PEER, .host = cfg->host};
-	struct msg m = msg_of(what), reply = {0};
-
-	if (!mig_id_parse(j->id, &hello.id))
-		return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal without an id");
-	for (size_t i = 0; i < sizeof(hello.token.b); i++) {
+	for (size_t i = 0; i < sizeof(ret->b); i++) {
 		unsigned int byte;
 
 		if (sscanf(j->token + 2 * i, "%2x", &byte) != 1)
-			return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal without a token");
-		hello.token.b[i] = (uint8_t)byte;
+			return false;
+		ret->b[i] = (uint8_t)byte;
 	}
+	return true;
+}
+
+int settle_ask_peer(const struct agent_config *cfg, const struct journal *j, enum msg_type what,
+		    enum msg_type want, int timeout_ms, struct msg *reply, struct cr_err *err)
+{
+	_cleanup_(link_freep) struct link *l = NULL;
+	struct msg_hello hello = {.version = MSG_VERSION, .role = MSG_ROLE_PEER, .host = cfg->host};
+	struct msg m = msg_of(what), answer = {0};
+
+	if (!mig_id_parse(j->id, &hello.id) || !journal_token(j, &hello.token))
+		return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal without an id or a token");
+	if (what == MSG_QUERY)
+		m.query.id = hello.id;
 	int r = link_connect(&l, j->peer, CONNECT_TIMEOUT_MS, err);
 	if (!r)
-		r = link_hello(l, &hello, ANSWER_TIMEOUT_MS, &reply, err);
-	msg_free(&reply);
+		r = link_hello(l, &hello, timeout_ms, &answer, err);
+	msg_free(&answer);
 	if (!r)
-		r = link_call(l, &m, want, ANSWER_TIMEOUT_MS, &reply, err);
-	msg_free(&reply);
+		r = link_call(l, &m, want, timeout_ms, &answer, err);
+	if (!r && reply)
+		*reply = answer;
+	else
+		msg_free(&answer);
 	return r;
+}
+
+bool settle_peer_forgot(int r, const struct cr_err *err)
+{
+	return r == -ENOENT && err->kind == CR_ERR_PEER;
+}
+
+/* What the tasks were, if their process left them in the executor. */
+static int put_back(const struct agent_config *cfg, const struct journal *j, struct cr_err *err)
+{
+	(void)cfg, (void)j, (void)err;
+	return 0;
 }
 
 /* ---- destination ---- */
@@ -114,11 +106,7 @@ static int kill_cgroup(const struct journal *j, struct cr_err *err)
 {
 	_cleanup_(cgroup_closep) struct cgroup *cg = NULL;
 
-	vec_foreach(m, &j->renames) /* the socket that waits for its path, and the directory around it */
-		if (!unlink(m->from)) {
-			*strrchr(m->from, '/') = 0;
-			rmdir(m->from);
-		}
+	remove_rename_dirs(j);
 	if (!*j->cgroup || access(j->cgroup, F_OK))
 		return 0;
 	int r = open_cgroup(j, &cg, err);
@@ -137,38 +125,77 @@ static int kill_cgroup(const struct journal *j, struct cr_err *err)
 	return r ? r : cgroup_remove(cg, err);
 }
 
-static int thaw_cgroup(const struct journal *j, struct cr_err *err)
+static int run_cgroup(const struct journal *j, struct cr_err *err)
 {
 	_cleanup_(cgroup_closep) struct cgroup *cg = NULL;
-	int r = open_cgroup(j, &cg, err);
 
-	vec_foreach(m, &j->renames) { /* those that are done already are gone */
+	/* whoever launched them before us may have got so far that they have ended since */
+	if (j->state == JOURNAL_COMMIT && access(j->cgroup, F_OK))
+		return 0;
+	int r = open_cgroup(j, &cg, err);
+	if (r)
+		return r;
+	vec_foreach(m, &j->renames) /* those that are done already are gone */
 		if (rename(m->from, m->to) && errno != ENOENT)
 			return cr_err_sys(err, "putting a socket at %s", m->to);
-		*strrchr(m->from, '/') = 0;
-		rmdir(m->from);
-	}
-
-	return r ? r : cgroup_thaw(cg, err);
+	remove_rename_dirs(j);
+	return cgroup_thaw(cg, err);
 }
 
 /* ---- decisions ---- */
 
+static int write_state(const struct agent_config *cfg, struct journal *j, enum journal_state state,
+		       struct cr_err *err)
+{
+	j->state = state;
+	j->since_sec = (int64_t)time(NULL);
+	return journal_write(cfg->state_dir, j, err);
+}
+
+static int run_here(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
+		    struct cr_err *err)
+{
+	if (j->state == JOURNAL_DONE) {
+		snprintf(text, n, "the tasks run here already");
+		return 0;
+	}
+	if (j->state < JOURNAL_PREPARED || j->state == JOURNAL_ABORTED)
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL,
+				  "the destination was not prepared: there is nothing whole to run");
+	int r = run_cgroup(j, err);
+	if (!r)
+		r = write_state(cfg, j, JOURNAL_DONE, err);
+	if (r)
+		return cr_err_ctx(err, "letting the tasks run");
+	tidy_up(cfg, j);
+	snprintf(text, n, "the tasks run here now");
+	return 0;
+}
+
 int settle_commit(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
 		  struct cr_err *err)
 {
-	if (is_source(j)) {
-		signal_tasks(j, SIGKILL);
-		snprintf(text, n, "the source's tasks were ended");
-	} else {
-		if (j->state < JOURNAL_PREPARED)
-			return cr_err_set(err, CR_ERR_INPUT, EINVAL,
-					  "the destination was not prepared: there is nothing whole to run");
-		int r = thaw_cgroup(j, err);
+	if (!is_source(j))
+		return run_here(cfg, j, text, n, err);
+	signal_tasks(j, SIGKILL);
+	snprintf(text, n, "the source's tasks were ended");
+	drop(cfg, j);
+	return 0;
+}
+
+/* They are what they were; then the destination is to hear of it, for as long as it takes. */
+static int run_on(const struct agent_config *cfg, struct journal *j, struct cr_err *err)
+{
+	if (j->state == JOURNAL_DONE)
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "the tasks run at the destination");
+	if (j->state != JOURNAL_ABORTED) {
+		int r = put_back(cfg, j, err);
 
 		if (r)
-			return cr_err_ctx(err, "letting the tasks run");
-		snprintf(text, n, "the tasks run here now");
+			return cr_err_ctx(err, "putting back the source's tasks");
+		signal_tasks(j, SIGCONT);
+		if (*j->peer)
+			return write_state(cfg, j, JOURNAL_ABORTED, err);
 	}
 	drop(cfg, j);
 	return 0;
@@ -177,96 +204,124 @@ int settle_commit(const struct agent_config *cfg, struct journal *j, char *text,
 int settle_abort(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
 		 struct cr_err *err)
 {
-	if (is_source(j)) {
-		signal_tasks(j, SIGCONT);
-		snprintf(text, n, "the source's tasks run on");
-	} else {
-		int r = j->state == JOURNAL_DONE ?
-				cr_err_set(err, CR_ERR_INPUT, EINVAL, "the tasks run here already") :
-				kill_cgroup(j, err);
+	int r;
 
-		if (r)
-			return r;
-		snprintf(text, n, "nothing of the tasks is left here");
+	if (is_source(j)) {
+		r = run_on(cfg, j, err);
+		snprintf(text, n, "the source's tasks run on");
+		return r;
 	}
+	if (j->state == JOURNAL_DONE)
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "the tasks run here already");
+	if (j->state == JOURNAL_COMMIT)
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL,
+				  "the source has given the tasks up: they run here, or nowhere");
+	r = kill_cgroup(j, err);
+	if (r)
+		return r;
+	snprintf(text, n, "nothing of the tasks is left here");
 	drop(cfg, j);
 	return 0;
 }
 
-struct settling {
-	const struct agent_config *cfg;
-	int undecided;
-};
+/* ---- all of them ---- */
 
 static int settle_source(const struct agent_config *cfg, struct journal *j, struct cr_err *err)
 {
 	char text[200];
-	int r;
+	int r = 0;
 
-	if (j->state < JOURNAL_COMMIT || j->state == JOURNAL_ABORTED) {
-		/* never decided: the tasks run on here, whatever the other side holds is undone */
-		r = ask_peer(cfg, j, MSG_ABORT, MSG_ABORTED, err);
-		if (r == -ENOENT)
-			r = 0;
-		if (r && j->state > JOURNAL_PREPARING)
-			return r;
-		return settle_abort(cfg, j, text, sizeof(text), err);
-	}
 	if (j->state == JOURNAL_COMMIT) {
-		r = ask_peer(cfg, j, MSG_COMMIT, MSG_RUNNING, err);
-		if (r)
-			return r; /* the destination has to be asked again */
+		/* the destination has to be asked again, until it has them */
+		r = settle_ask_peer(cfg, j, MSG_COMMIT, MSG_RUNNING, ANSWER_TIMEOUT_MS, NULL, err);
+		return r ? r : settle_commit(cfg, j, text, sizeof(text), err);
 	}
-	return settle_commit(cfg, j, text, sizeof(text), err);
+	if (j->state == JOURNAL_DONE)
+		return settle_commit(cfg, j, text, sizeof(text), err);
+	if (j->state < JOURNAL_COMMIT)
+		/* never decided: the tasks run on here, whatever the other side holds is undone */
+		r = settle_abort(cfg, j, text, sizeof(text), err);
+	if (r || j->state != JOURNAL_ABORTED) /* or nobody there ever heard of it */
+		return r;
+	r = settle_ask_peer(cfg, j, MSG_ABORT, MSG_ABORTED, ANSWER_TIMEOUT_MS, NULL, err);
+	if (r && !settle_peer_forgot(r, err))
+		return r;
+	drop(cfg, j);
+	return 0;
 }
 
 static int settle_dest(const struct agent_config *cfg, struct journal *j, struct cr_err *err)
 {
 	char text[200];
 
-	if (j->state == JOURNAL_PREPARING)
+	if (j->state == JOURNAL_PREPARING || j->state == JOURNAL_ABORTED)
 		return settle_abort(cfg, j, text, sizeof(text), err);
-	if (j->state == JOURNAL_COMMIT || j->state == JOURNAL_DONE)
+	if (j->state == JOURNAL_COMMIT)
 		return settle_commit(cfg, j, text, sizeof(text), err);
+	if (j->state == JOURNAL_DONE) {
+		drop(cfg, j);
+		return 0;
+	}
 	return cr_err_set(err, CR_ERR_PEER, EAGAIN, "prepared: waits for the source's word");
+}
+
+/* In a process of its own: one that waits for its peer keeps no other from being settled. */
+static enum settled settle_journal(const struct agent_config *cfg, const struct journal *known)
+{
+	struct cr_err err = {0};
+	struct journal j;
+	int lock = journal_lock(cfg->state_dir, known->id, known->role, HOLDER_SETTLES, 0, &err);
+
+	if (lock < 0)
+		return SETTLED_NOT;
+	if (journal_read(cfg->state_dir, known->id, known->role, &j, &err))
+		return SETTLED_ALL; /* meanwhile */
+	int r = is_source(&j) ? settle_source(cfg, &j, &err) : settle_dest(cfg, &j, &err);
+	if (r)
+		log_info("migration %s (%s, %s): %s", j.id, j.role, journal_state_name(j.state), err.msg);
+	else
+		log_info("migration %s (%s): settled", j.id, j.role);
+	enum settled s = r ? SETTLED_NOT : j.state == JOURNAL_DONE ? SETTLED_LATER : SETTLED_ALL;
+	journal_done(&j);
+	return s;
+}
+
+struct settling {
+	const struct agent_config *cfg;
+	int undecided, kept;
+	unsigned int children;
+};
+
+/* One of another daemon's children, which has not noticed yet: nobody will tell us when it ends. */
+static bool is_stranger(const struct journal_holder *h)
+{
+	struct proc_stat st;
+	struct cr_err ignored = {0};
+
+	return !h->pid || proc_stat_read(h->pid, h->pid, &st, &ignored) || st.ppid != getppid();
 }
 
 static int settle_one(struct journal *j, void *arg)
 {
 	struct settling *s = arg;
-	struct cr_err err = {0};
+	struct journal_holder h;
 
-	if (journal_is_held(s->cfg->state_dir, j->id, j->role))
+	if (journal_is_held(s->cfg->state_dir, j->id, j->role, &h)) {
+		s->undecided += is_stranger(&h);
 		return 0;
-	int r = is_source(j) ? settle_source(s->cfg, j, &err) : settle_dest(s->cfg, j, &err);
-	if (r) {
+	}
+	if (!is_source(j) && j->state == JOURNAL_DONE && time(NULL) - j->since_sec < KEEP_DONE_S) {
+		s->kept++;
+		return 0;
+	}
+	pid_t pid = fork();
+	if (pid == 0)
+		_exit((int)settle_journal(s->cfg, j));
+	if (pid > 0)
+		s->children++;
+	else
 		s->undecided++;
-		log_info("migration %s (%s, %s): %s", j->id, j->role, journal_state_name(j->state),
-			 err.msg);
-	} else {
-		log_info("migration %s (%s): settled", j->id, j->role);
-	}
 	return 0;
-}
-
-/* Locks of migrations that ended well. */
-static void remove_old_locks(const struct agent_config *cfg)
-{
-	_cleanup_dir_ DIR *d = opendir(cfg->state_dir);
-	struct dirent *e;
-
-	while (d && (e = readdir(d))) {
-		char path[800], journal[800];
-		size_t n = strlen(e->d_name);
-
-		if (n < 6 || strcmp(e->d_name + n - 5, ".lock"))
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", cfg->state_dir, e->d_name);
-		snprintf(journal, sizeof(journal), "%s/%.*s", cfg->state_dir, (int)(n - 5), e->d_name);
-		_cleanup_fd_ int fd = open(path, O_RDWR | O_CLOEXEC);
-		if (fd >= 0 && !flock(fd, LOCK_EX | LOCK_NB) && access(journal, F_OK))
-			unlink(path);
-	}
 }
 
 enum settled settle_all(const struct agent_config *cfg)
@@ -276,6 +331,15 @@ enum settled settle_all(const struct agent_config *cfg)
 
 	if (journal_each(cfg->state_dir, settle_one, &s, journal_warn, &err))
 		log_warn("%s", err.msg);
-	remove_old_locks(cfg);
-	return s.undecided ? SETTLED_NOT : SETTLED_ALL;
+	for (; s.children; s.children--) {
+		int st;
+
+		if (wait(&st) < 0)
+			break;
+		s.undecided += !WIFEXITED(st) || WEXITSTATUS(st) == SETTLED_NOT;
+		s.kept += WIFEXITED(st) && WEXITSTATUS(st) == SETTLED_LATER;
+	}
+	sweep_locks(cfg);
+	sweep_cgroups();
+	return s.undecided ? SETTLED_NOT : s.kept ? SETTLED_LATER : SETTLED_ALL;
 }

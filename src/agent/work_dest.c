@@ -1,9 +1,12 @@
 /* A migration's destination: waits for the source's agent, serves it, and waits again if the link
  * breaks once something has been promised. */
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
+#include <time.h>
 #include "agent/agent.h"
 #include "agent/pass.h"
 #include "base/log.h"
@@ -55,14 +58,25 @@ static struct link *next_peer(struct dest *d, int listener, struct link *client,
 	}
 }
 
-static void serve(struct dest *d, int listener, struct link *client, int life_fd)
+/* Whether `cr-migrate resolve` may end us. */
+static void note(int lock, const char *what)
+{
+	struct cr_err err = {0};
+
+	if (journal_lock_note(lock, what, &err))
+		log_warn("%s", err.msg);
+}
+
+static void serve(struct dest *d, int lock, int listener, struct link *client, int life_fd)
 {
 	while (d->state < DEST_RUNNING) {
-		struct link *peer = next_peer(d, listener, client, life_fd);
 		struct cr_err err = {0};
 
+		note(lock, d->state >= DEST_PREPARED ? HOLDER_WAITS : HOLDER_WORKS);
+		struct link *peer = next_peer(d, listener, client, life_fd);
 		if (!peer)
 			break;
+		note(lock, HOLDER_WORKS);
 		int r = dest_serve(d, peer, life_fd, &err);
 		link_free(peer);
 		if (r)
@@ -72,14 +86,25 @@ static void serve(struct dest *d, int listener, struct link *client, int life_fd
 	}
 }
 
-/* Running: what we hold of it goes at once, ends of pipes and ports above all. */
+/* Running: what we hold of it goes at once, ends of pipes and ports above all. The journal stays for a
+ * while: the source may not have got our answer, and ask again. */
 static void finish(struct dest *d)
 {
 	struct cr_err err = {0};
 
-	if (dest_journal(d, JOURNAL_DONE, &err) || journal_remove(d->env->state_dir, &d->journal, &err))
+	d->journal.since_sec = (int64_t)time(NULL);
+	if (dest_journal(d, JOURNAL_DONE, &err))
 		log_warn("%s", err.msg);
 	log_info("migration %s: running here", d->journal.id);
+}
+
+/* Empty cgroups are swept away: not this one, for as long as this process lives. */
+static void hold_cgroup(const struct dest *d)
+{
+	int fd = open(d->journal.cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0 || flock(fd, LOCK_SH | LOCK_NB))
+		log_warn("%s: %s", d->journal.cgroup, strerror(errno));
 }
 
 void work_dest(const struct agent_config *cfg, struct link *client, const struct msg_receive *rq,
@@ -93,10 +118,12 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 
 	mig_id_format(&rq->id, id);
 	dest_socket_path(cfg, id, path, sizeof(path));
-	int r = journal_lock(cfg->state_dir, id, "destination", &err);
-	int listener = r ? -1 : pass_listen(path, &err);
+	int lock = journal_lock(cfg->state_dir, id, "destination", HOLDER_WORKS, 0, &err);
+	int listener = lock < 0 ? -1 : pass_listen(path, &err);
 	bool begun = listener >= 0;
-	r = begun ? dest_init(&d, &env, rq, &err) : -err.code;
+	int r = begun ? dest_init(&d, &env, rq, &err) : -err.code;
+	if (!r)
+		hold_cgroup(&d);
 	if (!r)
 		r = tell_ready(cfg, &d, client, &err);
 	if (r) {
@@ -106,7 +133,7 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 		if (link_send(client, &m, &err))
 			log_debug("%s", err.msg);
 	} else {
-		serve(&d, listener, client, life_fd);
+		serve(&d, lock, listener, client, life_fd);
 	}
 	if (begun && d.state == DEST_RUNNING)
 		finish(&d);
@@ -117,4 +144,5 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 	unlink(path);
 	if (begun)
 		dest_done(&d);
+	sweep_cgroups();
 }

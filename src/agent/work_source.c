@@ -20,7 +20,7 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 
 	mig_id_format(&rq->id, id);
 	source_init(&s, &env, rq, client);
-	if (journal_lock(cfg->state_dir, id, "source", &err)) {
+	if (journal_lock(cfg->state_dir, id, "source", HOLDER_WORKS, 0, &err) < 0) {
 		s.done.outcome = MSG_OUTCOME_FAILED;
 		s.done.error = err;
 	} else {
@@ -35,4 +35,5 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	if (link_send(client, &m, &err))
 		log_debug("%s", err.msg);
 	source_done(&s);
+	sweep_cgroups(); /* the tasks may have been in one since they came here */
 }
