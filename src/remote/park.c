@@ -176,7 +176,12 @@ int park_unmap(struct rtask *t, struct cr_err *err)
 	struct user_regs_struct gp;
 	uint64_t args[6] = {t->area->remote, t->area->bytes};
 	long ret;
-	int r = task_get_gp(t->tid, &gp, err);
+	/* a signal that waits for the task must not come between; the mask is written once more by
+	 * whoever writes the registers */
+	int r = task_set_sigmask(t->tid, ~0ull, err);
+
+	if (!r)
+		r = task_get_gp(t->tid, &gp, err);
 
 	if (!r)
 		r = task_inject_syscall(t->tid, &gp, rarea_syscall_va(t->area), SYS_munmap, args, &ret,

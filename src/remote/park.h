@@ -38,7 +38,7 @@ int park_at_sigreturn(struct rtask **tasks, size_t n, enum park_how *how, struct
 int park_undo(struct rtask **tasks, size_t n, struct cr_err *err) must_check;
 
 /* Remove the executor's memory from the address space of the parked task t (one of each address space,
- * after all that was to be run there has run). */
+ * after all that was to be run there has run). Leaves every signal blocked in t: leave_*() comes after. */
 int park_unmap(struct rtask *t, struct cr_err *err) must_check;
 
 /* The state is written; the task stays stopped and needs only to be detached. LEAVE_SIGRETURN needs

@@ -18,6 +18,7 @@ void source_request(const struct source *s, struct seize_request *rq)
 		.cgroup = *s->rq->cgroup ? s->rq->cgroup :
 			  *s->rq->freeze_cgroup ? s->rq->freeze_cgroup : NULL,
 		.whole_cgroup = *s->rq->cgroup != 0,
+		.seized_before = s->tree != NULL,
 	};
 }
 
@@ -164,7 +165,7 @@ static int list_processes(struct source *s, const struct seizure *who, bool exac
 
 		if (!r)
 			r = fill_process(s, t, q, p, &gone);
-		if (r == -ESRCH && !exact) {
+		if ((r == -ESRCH || r == -ENOENT) && !exact) { /* without a vdso: on its way out */
 			memset(p, 0, sizeof(*p));
 			continue; /* died meanwhile */
 		}

@@ -81,7 +81,8 @@ static int refuse_stopped(const struct attempt *a, pid_t pid, struct cr_err *err
 	_cleanup_free_ char *wchan = NULL;
 	char who[128];
 
-	if (!a->frozen || cgroup_version(a->s->cgroup) != CGROUP_V1)
+	/* one that was let go into a frozen cgroup waits where a stopped one does */
+	if (!a->frozen || a->rq->seized_before || cgroup_version(a->s->cgroup) != CGROUP_V1)
 		return 0;
 	ssize_t n = proc_read(pid, "wchan", &wchan, err);
 	if (n < 0)
