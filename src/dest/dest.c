@@ -92,11 +92,12 @@ void dest_undo(struct dest *d)
 {
 	struct cr_err err = {0};
 
-	/* frozen tasks die when they are thawed */
-	if (d->state == DEST_PREPARED && cgroup_thaw(d->cgroup, &err))
-		log_warn("%s", err.msg);
 	ps_close(d->ps);
 	d->ps = NULL;
+	/* first the signal, then the thaw: none of them may run */
+	shells_kill(d->shells);
+	if (d->state == DEST_PREPARED && cgroup_thaw(d->cgroup, &err))
+		log_warn("%s", err.msg);
 	shells_free(d->shells);
 	d->shells = NULL;
 	fileset_undo(d->files);
@@ -235,7 +236,9 @@ static int on_prepare(struct dest *d, struct cr_err *err)
 	if (r)
 		return r;
 	fault_point("dest-prepared");
-	return link_send(d->peer, &m, err);
+	r = link_send(d->peer, &m, err);
+	/* while the source decides: the frozen cgroup holds them as well as we do */
+	return r ? r : dest_let_go(d, err);
 }
 
 static int on_commit(struct dest *d, struct cr_err *err)
@@ -293,7 +296,8 @@ static int dispatch(struct dest *d, struct msg *m, struct cr_err *err)
 		reply = msg_of(MSG_STATE);
 		reply.state.state = state_of(d);
 		return link_send(d->peer, &reply, err);
-	case MSG_PING:
+	case MSG_PING: /* the switch-over is near */
+		real_time(true);
 		reply = msg_of(MSG_PONG);
 		return link_send(d->peer, &reply, err);
 	default:

@@ -73,6 +73,8 @@ int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n, struc
 /* ---- launch.c ---- */
 /* All state written, nothing has run; held so that it survives us. */
 int dest_prepare(struct dest *d, struct cr_err *err) must_check;
+/* Detach from the frozen tasks. */
+int dest_let_go(struct dest *d, struct cr_err *err) must_check;
 int dest_launch(struct dest *d, struct cr_err *err) must_check;
 int dest_journal(struct dest *d, enum journal_state state, struct cr_err *err) must_check;
 /* Note what a build has left in the file system, for whoever undoes it in our place. */

@@ -160,6 +160,16 @@ static int detach(struct shell *sh, struct cr_err *err)
 	return 0;
 }
 
+int dest_let_go(struct dest *d, struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach(shp, &d->shells->list)
+		if (!r && !(*shp)->zombie)
+			r = detach(*shp, err);
+	return r;
+}
+
 int dest_launch(struct dest *d, struct cr_err *err)
 {
 	int r = dest_journal(d, JOURNAL_COMMIT, err);
@@ -168,9 +178,8 @@ int dest_launch(struct dest *d, struct cr_err *err)
 	fault_point("dest-commit");
 	if (!r)
 		r = fileset_launch(d->files, d->tree, err);
-	vec_foreach(shp, &d->shells->list)
-		if (!r && !(*shp)->zombie)
-			r = detach(*shp, err);
+	if (!r)
+		r = dest_let_go(d, err);
 	if (!r)
 		r = cgroup_thaw(d->cgroup, err);
 	if (!r)

@@ -264,6 +264,14 @@ void shells_forget(struct shells *s)
 	free(s);
 }
 
+void shells_kill(struct shells *s)
+{
+	if (!s)
+		return;
+	vec_foreach(sh, &s->list)
+		kill((*sh)->pid, SIGKILL);
+}
+
 void shells_free(struct shells *s)
 {
 	if (!s)

@@ -57,6 +57,8 @@ struct shells {
 int shells_new(struct shells **ret, const struct tree *t, struct cr_err *err) must_check;
 /* No mapping of p may lie in the hole: the source looks before it sends, but who trusts it? */
 int shells_check_hole(const struct shells *s, const struct process *p, struct cr_err *err) must_check;
+/* The signal alone, for tasks that are frozen. NULL is fine. */
+void shells_kill(struct shells *s);
 /* Kill and reap everything that was made. NULL is fine. */
 void shells_free(struct shells *s);
 /* The tasks are on their own now: free our side only. */

@@ -7,7 +7,7 @@
 #include "kernel/uffd.h"
 #include "model/layout.h"
 
-enum { LOWEST_VA = 4096 };
+enum { LOWEST_VA = 4096, READ_UNEXAMINED_BYTES = 16 * 4096 };
 
 int tracker_init(struct tracker *t, pid_t pid, uint32_t target, int uffd, size_t *digest_budget,
 		 struct cr_err *err)
@@ -376,7 +376,8 @@ static int running_round(struct round *ro, struct cr_err *err)
 		r = retry_unread(ro, err);
 	if (!r)
 		r = reader_barrier(ro->r, err);
-	if (!r && t->rounds)
+	/* once: the scan costs as much as all the rest of a round, and the last round sees them too */
+	if (!r && t->rounds == 1)
 		r = drop_absent(ro, err);
 	return r;
 }
@@ -424,6 +425,11 @@ static int examine_piece(struct round *ro, const struct vma *v, uint64_t start, 
 	(void)categories;
 	if (v->kind == VMA_FILE_PRIVATE || ro->t->always_full)
 		return 0; /* examined whole */
+	if (v->kind == VMA_ANON && end - start <= READ_UNEXAMINED_BYTES) {
+		/* cheaper read than asked about: what is absent reads as zeros, a guard not at all */
+		ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
+		return reader_add(ro->r, start, end, true, err);
+	}
 	for (uint64_t va = start - start % CHUNK_SIZE; va < end; va += CHUNK_SIZE) {
 		struct sent_chunk *c = sentmap_chunk(&ro->t->sent, va, false);
 
@@ -489,9 +495,10 @@ static int final_round(struct round *ro, struct cr_err *err)
 			r = examine(ro, v->start, v->end, err);
 	}
 	if (!r)
-		r = look_for_freed_tables(ro, err);
-	if (!r)
 		r = resend_changed(ro, err);
+	if (!r)
+		r = reader_finish(ro->r, err);
+	reader_set_unread(ro->r, NULL, NULL);
 	return r ? r : retry_unread(ro, err);
 }
 
@@ -517,7 +524,7 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 	forget_unmapped(t, mm);
 	int e = reader_target(r, t->target, &t->sent,
 			      t->shares_cow ? READ_PROC_MEM : READ_PROCESS_VM, t->pid, t->mem, err);
-	reader_set_unread(r, final ? NULL : remember_unread, t);
+	reader_set_unread(r, remember_unread, t);
 	if (!e)
 		e = look_at_guards(&ro, err);
 	if (!e)
@@ -529,5 +536,18 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 	if (!e)
 		e = keep_layout(t, mm, err);
 	t->rounds++;
+	return e ? cr_err_ctx(err, "memory of %d", t->pid) : 0;
+}
+
+int tracker_last_look(struct tracker *t, const struct mm *mm, struct reader *r, struct cr_err *err)
+{
+	struct round ro = {.t = t, .mm = mm, .r = r, .final = true};
+	int e = reader_target(r, t->target, &t->sent,
+			      t->shares_cow ? READ_PROC_MEM : READ_PROCESS_VM, t->pid, t->mem, err);
+
+	if (!e)
+		e = look_for_freed_tables(&ro, err);
+	if (!e)
+		e = reader_finish(r, err);
 	return e ? cr_err_ctx(err, "memory of %d", t->pid) : 0;
 }

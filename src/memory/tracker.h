@@ -34,3 +34,7 @@ void tracker_done(struct tracker *t); /* closing the uffd releases every mapping
  * sending go through r; the caller flushes. */
 int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool final,
 		  struct cr_err *err) must_check;
+/* After the final round, before the last flush: pages whose page table was freed whole. Apart, since it
+ * asks about every 2 MiB, and can be done while the destination works. */
+int tracker_last_look(struct tracker *t, const struct mm *mm, struct reader *r, struct cr_err *err)
+	must_check;

@@ -63,6 +63,19 @@ static int take_guards(struct source *s, struct tree *t, struct cr_err *err)
 	return 0;
 }
 
+static int last_look(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < t->n_procs && !r; i++) {
+		struct source_proc *sp = source_find(s, t->procs[i].pid);
+
+		if (!t->procs[i].zombie && sp && sp->has_tracker)
+			r = tracker_last_look(&sp->tracker, &t->procs[i].mm, s->reader, err);
+	}
+	return r;
+}
+
 static bool layout_changed(const struct tree *old, const struct tree *t)
 {
 	if (old->n_procs != t->n_procs || old->n_objects != t->n_objects)
@@ -144,13 +157,33 @@ static int verify_full(struct source *s, const struct tree *t, struct cr_err *er
 
 /* ---- two phases ---- */
 
+static int wait_prepared(struct source *s, int timeout_ms, struct msg *reply, struct cr_err *err)
+{
+	int r = link_recv(s->peer, timeout_ms, reply, err);
+
+	if (r || reply->type == MSG_PREPARED)
+		return r;
+	if (reply->type == MSG_ERROR)
+		*err = reply->error;
+	else
+		cr_err_set(err, CR_ERR_PEER, EPROTO, "unexpected %s", msg_type_name(reply->type));
+	msg_free(reply);
+	return cr_err_ctx(err, "preparing");
+}
+
 static int prepare(struct source *s, const struct tree *t, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_PREPARE_COMMIT), reply;
 
 	s->asked_to_prepare = true;
-	int r = link_call(s->peer, &m, MSG_PREPARED, source_patience_ms(s, source_work_ms(t)), &reply,
-			  err);
+	int r = link_send(s->peer, &m, err);
+	/* Meanwhile: from here on the tasks do not run on by themselves, whatever becomes of this process. */
+	if (!r)
+		r = seizure_hold(s->seizure, err);
+	s->held = true;
+	fault_point("source-held");
+	if (!r)
+		r = wait_prepared(s, source_patience_ms(s, source_work_ms(t)), &reply, err);
 
 	if (!r)
 		msg_free(&reply);
@@ -206,12 +239,8 @@ static void kill_source(struct source *s)
 static int commit(struct source *s, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_COMMIT), reply;
-	int r = seizure_hold(s->seizure, err);
+	int r = source_journal(s, JOURNAL_COMMIT, err);
 
-	/* From here on the tasks do not run on by themselves, whatever becomes of this process. */
-	fault_point("source-held");
-	if (!r)
-		r = source_journal(s, JOURNAL_COMMIT, err);
 	if (r)
 		return r;
 	fault_point("source-commit");
@@ -241,8 +270,22 @@ static int undo_switch(struct source *s, struct tree *t, int r, struct cr_err *e
 
 	tree_free(t);
 	real_time(false);
+	if (s->held && seizure_unhold(s->seizure, &undo))
+		cr_err_ctx(err, "%s; then", undo.msg);
+	s->held = false;
 	if (source_resume(s, &undo))
 		cr_err_ctx(err, "and the tasks could not be let go cleanly: %s", undo.msg);
+	return r;
+}
+
+/* The destination gets ready too: its priority rises before it is needed. */
+static int announce(struct source *s, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_PING), reply;
+	int r = link_call(s->peer, &m, MSG_PONG, COMMIT_TIMEOUT_MS, &reply, err);
+
+	if (!r)
+		msg_free(&reply);
 	return r;
 }
 
@@ -257,7 +300,9 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	source_request(s, &rq);
 	page_tx_set_bandwidth(s->tx, 0); /* the limit is for what runs beside the tasks */
 	real_time(true);
-	int r = source_stop(s, &rq, &t, true, &times, err);
+	int r = announce(s, err);
+	if (!r)
+		r = source_stop(s, &rq, &t, true, &times, err);
 	if (r) {
 		real_time(false);
 		return r;
@@ -275,9 +320,13 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	ph->last_pages = now_us() - times.captured_us;
 	uint64_t t1 = now_us();
 	if (!r)
-		r = source_send_tree(s, MSG_STAGE_FINAL, t, err);
+		r = source_tell_tree(s, MSG_STAGE_FINAL, t, err);
+	if (!r) /* while the destination works on that */
+		r = last_look(s, t, err);
 	if (!r)
 		r = page_tx_flush(s->tx, NULL, err);
+	if (!r)
+		r = source_hear_tree(s, t, err);
 	ph->rebuild = now_us() - t1;
 	t1 = now_us();
 	if (!r && s->rq->opts.verify == MSG_VERIFY_FULL)
@@ -298,13 +347,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	r = commit(s, err);
 	ph->commit = now_us() - t1;
 	s->done.downtime_us = now_us() - times.start_us;
-	if (r && !s->committed) {
-		struct cr_err undo = {0};
-
-		if (seizure_unhold(s->seizure, &undo))
-			cr_err_ctx(err, "%s; then", undo.msg);
+	if (r && !s->committed)
 		return undo_switch(s, t, r, err);
-	}
 	real_time(false);
 	tree_free(t);
 	if (r) /* decided, but not confirmed: stopped, and held, until somebody settles it */

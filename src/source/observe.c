@@ -124,11 +124,20 @@ static int fill_process(struct source *s, struct tree *t, const struct seized_pr
 	return 0;
 }
 
-static int describe_host(struct tree *t, struct cr_err *err)
+static int describe_host(struct tree *t, const struct tree *before, struct cr_err *err)
 {
 	struct utsname u;
 	uint64_t start, end;
 	uint32_t eax, edx;
+
+	if (before) { /* nothing of it changes while this process lives */
+		memcpy(t->kernel_release, before->kernel_release, sizeof(t->kernel_release));
+		memcpy(t->hostname, before->hostname, sizeof(t->hostname));
+		memcpy(t->vdso_digest, before->vdso_digest, sizeof(t->vdso_digest));
+		t->xcr0 = before->xcr0;
+		t->xfeatures = before->xfeatures;
+		return 0;
+	}
 
 	uname(&u);
 	snprintf(t->kernel_release, sizeof(t->kernel_release), "%s", u.release);
@@ -143,7 +152,8 @@ static int describe_host(struct tree *t, struct cr_err *err)
 /* The process in an earlier capture. */
 static const struct process *known_before(const struct source *s, pid_t pid)
 {
-	const struct process *p = s->tree ? tree_find_process(s->tree, pid) : NULL;
+	const struct tree *before = s->tree ? s->tree : s->checked;
+	const struct process *p = before ? tree_find_process(before, pid) : NULL;
 
 	vec_foreach(t, &s->newcomers)
 		if (!p)
@@ -209,9 +219,10 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 		tree_free(t);
 		return cr_err_oom(err);
 	}
-	struct capture c = {.tree = t, .prev = s->tree, .refused = &s->notes, .exact = exact,
+	const struct tree *before = s->tree ? s->tree : s->checked;
+	struct capture c = {.tree = t, .prev = before, .refused = &s->notes, .exact = exact,
 			    .procs = cp, .tcp_close = true};
-	int r = describe_host(t, err);
+	int r = describe_host(t, before, err);
 	if (!r)
 		r = list_processes(s, who, exact, t, cp, err);
 	if (!r && s->tree) { /* fixed for as long as a process lives */

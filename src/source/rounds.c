@@ -83,19 +83,24 @@ static int take_targets(struct source *s, const struct msg_tree_ok *ok, struct c
 	return 0;
 }
 
-int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
+int source_tell_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
 {
 	_cleanup_free_ uint8_t *bytes = NULL;
-	struct msg m = msg_of(MSG_TREE), reply;
+	struct msg m = msg_of(MSG_TREE);
 	int r = tree_encode(t, &bytes, &m.tree.tree_len, err);
 
 	if (r)
 		return r;
 	m.tree.stage = stage;
 	m.tree.tree = bytes;
-	r = link_send(s->peer, &m, err);
-	if (!r)
-		r = wait_tree_ok(s, source_patience_ms(s, source_work_ms(t)), &reply, err);
+	return link_send(s->peer, &m, err);
+}
+
+int source_hear_tree(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	struct msg reply;
+	int r = wait_tree_ok(s, source_patience_ms(s, source_work_ms(t)), &reply, err);
+
 	if (r)
 		return cr_err_ctx(err, "destination");
 	msg_notes_refuse(&reply.tree_ok.refusals, &s->notes);
@@ -103,6 +108,13 @@ int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *
 	r = take_targets(s, &reply.tree_ok, err);
 	msg_free(&reply);
 	return r;
+}
+
+int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
+{
+	int r = source_tell_tree(s, stage, t, err);
+
+	return r ? r : source_hear_tree(s, t, err);
 }
 
 /* ---- sending memory ---- */

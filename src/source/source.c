@@ -49,6 +49,7 @@ void source_done(struct source *s)
 	page_tx_free(s->tx);
 	link_free(s->peer);
 	tree_free(s->tree);
+	tree_free(s->checked);
 	vec_foreach(t, &s->newcomers)
 		tree_free(*t);
 	vec_done(&s->newcomers);
@@ -266,9 +267,11 @@ static int check(struct source *s, struct cr_err *err)
 	int r = look(s, &t, err);
 	if (!r)
 		r = check_there(s, t, err);
-	tree_free(t);
-	if (r)
+	if (r) {
+		tree_free(t);
 		return r;
+	}
+	s->checked = t;
 	source_send_notes(s, MSG_WARNING, s->notes.warnings.v, s->notes.warnings.n);
 	return refuse_notes(s, err);
 }

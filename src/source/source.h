@@ -56,6 +56,7 @@ struct source {
 	struct reader *reader;
 	struct refusals notes;
 	struct tree *tree; /* as the destination was last told; NULL before */
+	struct tree *checked; /* what the preflight saw: the first stop reads only what changed */
 	VEC(struct tree *) newcomers; /* what processes forked since have told, not yet in tree */
 	VEC(struct source_proc *) procs;
 	struct object_fds object_fds;
@@ -68,6 +69,7 @@ struct source {
 	struct journal journal;
 	bool aborted;	/* the user said so, or cr-migrate went away */
 	bool asked_to_prepare; /* the destination may have promised to wait for our word */
+	bool held; /* stopped for good if this process dies */
 	bool committed; /* the point of no return is behind us */
 	/* of the page streams at the stop: what has been sent, when that last grew, when we looked */
 	uint64_t moved_bytes, moved_us, looked_us;
@@ -130,6 +132,10 @@ int source_resume(struct source *s, struct cr_err *err) must_check;
 /* ---- rounds.c ---- */
 
 /* Send the tree; takes the answer's targets and warnings. The refusals are added to s->notes. */
+/* The two halves of it: other work can be done between them. */
+int source_tell_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
+	must_check;
+int source_hear_tree(struct source *s, const struct tree *t, struct cr_err *err) must_check;
 int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
 	must_check;
 /* Rounds until the rest is small enough, or does not get smaller. */
