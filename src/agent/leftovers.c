@@ -73,9 +73,8 @@ void tidy_up(const struct agent_config *cfg, const struct journal *j)
 	char path[512];
 
 	if (!strcmp(j->role, "source"))
-		snprintf(path, sizeof(path), "%s/%s.rescue", cfg->state_dir, j->id);
-	else
-		dest_socket_path(cfg, j->id, path, sizeof(path));
+		return;
+	dest_socket_path(cfg, j->id, path, sizeof(path));
 	unlink(path);
 }
 

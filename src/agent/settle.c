@@ -38,11 +38,14 @@ static bool is_source(const struct journal *j)
 /* Only the process that was meant: a pid may belong to another by now. */
 static void signal_tasks(const struct journal *j, int sig)
 {
-	vec_foreach(p, &j->pids) {
+	vec_foreach (p, &j->pids) {
 		struct cr_err err = {0};
-		uint64_t start;
+		struct proc_stat st;
 
-		if (!proc_starttime(p->pid, &start, &err) && start == p->starttime)
+		if (proc_stat_read(p->pid, p->pid, &st, &err) || st.starttime != p->starttime)
+			continue;
+		/* a program that handles SIGCONT does not see one without need */
+		if (sig != SIGCONT || st.state == 'T')
 			kill(p->pid, sig);
 	}
 }
@@ -86,13 +89,6 @@ int settle_ask_peer(const struct agent_config *cfg, const struct journal *j, enu
 bool settle_peer_forgot(int r, const struct cr_err *err)
 {
 	return r == -ENOENT && err->kind == CR_ERR_PEER;
-}
-
-/* What the tasks were, if their process left them in the executor. */
-static int put_back(const struct agent_config *cfg, const struct journal *j, struct cr_err *err)
-{
-	(void)cfg, (void)j, (void)err;
-	return 0;
 }
 
 /* ---- destination ---- */
@@ -177,6 +173,10 @@ int settle_commit(const struct agent_config *cfg, struct journal *j, char *text,
 {
 	if (!is_source(j))
 		return run_here(cfg, j, text, n, err);
+	/* in every other state they may be the only copy */
+	if (j->state != JOURNAL_COMMIT && j->state != JOURNAL_DONE)
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL,
+				  "the destination was never told to run the tasks: they stay here");
 	signal_tasks(j, SIGKILL);
 	snprintf(text, n, "the source's tasks were ended");
 	drop(cfg, j);
@@ -189,10 +189,7 @@ static int run_on(const struct agent_config *cfg, struct journal *j, struct cr_e
 	if (j->state == JOURNAL_DONE)
 		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "the tasks run at the destination");
 	if (j->state != JOURNAL_ABORTED) {
-		int r = put_back(cfg, j, err);
-
-		if (r)
-			return cr_err_ctx(err, "putting back the source's tasks");
+		/* in the executor they leave it by themselves, once they notice that its agent is gone */
 		signal_tasks(j, SIGCONT);
 		if (*j->peer)
 			return write_state(cfg, j, JOURNAL_ABORTED, err);

@@ -45,18 +45,24 @@ static void print(FILE *f, const struct journal *j)
 	fputs("end\n", f);
 }
 
+/* Over what was there, in one write, shorter than a page in all but odd cases: a process that dies does
+ * not leave half of it, and what follows "end" is of no account. Not by rename(2): replacing a file so
+ * makes some file systems (ext4) write it out first, and this stands in the way of a switch-over. */
 int journal_write(const char *dir, const struct journal *j, struct cr_err *err)
 {
-	char path[512], tmp[540];
+	_cleanup_free_ char *text = NULL;
+	size_t len = 0;
+	char path[512];
 
 	path_of(path, sizeof(path), dir, j->id, j->role);
-	snprintf(tmp, sizeof(tmp), "%s.new", path);
-	int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	_cleanup_file_ FILE *f = fd < 0 ? NULL : fdopen(fd, "w");
+	FILE *f = open_memstream(&text, &len);
 	if (!f)
-		return cr_err_sys(err, "writing the journal %s", tmp);
+		return cr_err_oom(err);
 	print(f, j);
-	if (fflush(f) || ferror(f) || rename(tmp, path))
+	if (fclose(f))
+		return cr_err_oom(err);
+	_cleanup_fd_ int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (fd < 0 || pwrite(fd, text, len, 0) != (ssize_t)len)
 		return cr_err_sys(err, "writing the journal %s", path);
 	return 0;
 }
@@ -117,7 +123,9 @@ static int read_file(const char *path, struct journal *ret, struct cr_err *err)
 		line[strcspn(line, "\n")] = 0;
 		if (!strcmp(line, "end")) {
 			ended = true;
-		} else if (sscanf(line, "%31s %n", key, &at) != 1 ||
+			break; /* what follows is of an earlier, longer record */
+		}
+		if (sscanf(line, "%31s %n", key, &at) != 1 ||
 			   !parse_line(ret, key, line + at)) {
 			journal_done(ret);
 			return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal %s: bad line", path);

@@ -1,6 +1,6 @@
 /* What an agent has decided about a migration, where it survives the agent: one small file for each
  * migration and role below a directory under /run (a host that dies takes its tasks with it, which
- * settles the question). Written whole and renamed: never half a record. */
+ * settles the question). Each record is written over the last, in one write. */
 #pragma once
 #include <stdint.h>
 #include <sys/types.h>
