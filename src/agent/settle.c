@@ -40,12 +40,9 @@ static void signal_tasks(const struct journal *j, int sig)
 {
 	vec_foreach (p, &j->pids) {
 		struct cr_err err = {0};
-		struct proc_stat st;
+		uint64_t start;
 
-		if (proc_stat_read(p->pid, p->pid, &st, &err) || st.starttime != p->starttime)
-			continue;
-		/* a program that handles SIGCONT does not see one without need */
-		if (sig != SIGCONT || st.state == 'T')
+		if (!proc_starttime(p->pid, &start, &err) && start == p->starttime)
 			kill(p->pid, sig);
 	}
 }
@@ -189,8 +186,11 @@ static int run_on(const struct agent_config *cfg, struct journal *j, struct cr_e
 	if (j->state == JOURNAL_DONE)
 		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "the tasks run at the destination");
 	if (j->state != JOURNAL_ABORTED) {
-		/* in the executor they leave it by themselves, once they notice that its agent is gone */
-		signal_tasks(j, SIGCONT);
+		/* from PREPARED on they were held by SIGSTOP; a program that handles SIGCONT does not see
+		 * one without need. In the executor they leave it by themselves, once they notice that
+		 * its agent is gone. */
+		if (j->state == JOURNAL_PREPARED)
+			signal_tasks(j, SIGCONT);
 		if (*j->peer)
 			return write_state(cfg, j, JOURNAL_ABORTED, err);
 	}

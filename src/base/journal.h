@@ -11,7 +11,7 @@
 enum journal_state {
 	JOURNAL_NONE,
 	JOURNAL_PREPARING, /* nothing decided: whoever finds it undoes */
-	JOURNAL_PREPARED,  /* destination: has promised; source: may commit */
+	JOURNAL_PREPARED,  /* destination: has promised; source: the tasks are held by SIGSTOP */
 	JOURNAL_COMMIT,	   /* source: decided, the tasks never run here again; destination: told so */
 	JOURNAL_DONE,	   /* the tasks run at the destination, which keeps this for a while to say so */
 	JOURNAL_ABORTED,   /* the tasks run at the source; the destination may not have been told yet */

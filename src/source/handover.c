@@ -181,6 +181,8 @@ static int prepare(struct source *s, const struct tree *t, struct cr_err *err)
 	if (!r)
 		r = seizure_hold(s->seizure, err);
 	s->held = true;
+	if (!r)
+		r = source_journal(s, JOURNAL_PREPARED, err);
 	fault_point("source-held");
 	if (!r)
 		r = wait_prepared(s, source_patience_ms(s, source_work_ms(t)), &reply, err);
