@@ -138,9 +138,11 @@ frozen_case() {
 	new_cgroup "$1" && start_workload alpha threads && enter_cgroup || return 1
 	set_frozen 1
 	until_true 5 frozen || return 1
-	migrate alpha beta --pid "$wl_pid" --freeze-cgroup "$cgroup" --rehearse || { say_migration; return 1; }
+	local st=0
+	migrate alpha beta --pid "$wl_pid" --freeze-cgroup "$cgroup" --rehearse || { say_migration; st=1; }
 	ok "$1: frozen again" frozen
 	set_frozen 0
+	[ $st = 0 ] || return 1
 	runs_on && finish_workload
 }
 for version in v1 v2; do
