@@ -1,5 +1,6 @@
-/* The executor that runs inside other tasks: as parasite in a seized task, as restorer in a task being
- * rebuilt. Freestanding: no libc, no relocations, no state but the slot. All decisions are the agent's. */
+/* The executor that runs inside other tasks: as parasite in a seized task, as restorer in a task
+ * being rebuilt. Freestanding: no libc, no relocations, no state but the slot. All decisions are
+ * the agent's. */
 #include "pie/slot.h"
 #include "pie/arch/x86_64.h"
 

@@ -1,8 +1,9 @@
-/* The memory that the blob and the agent share: one slot per thread. Shared between freestanding code
- * and the agent; nothing but fixed-width integers in it.
+/* The memory that the blob and the agent share: one slot per thread. Shared between freestanding
+ * code and the agent; nothing but fixed-width integers in it.
  *
- * The agent writes calls[], then head; the blob runs calls tail..head-1, stores results, then tail, and
- * sleeps on head by futex(2). head and tail count calls; a call's place is its count modulo SLOT_CALLS. */
+ * The agent writes calls[], then head; the blob runs calls tail..head-1, stores results, then tail,
+ * and sleeps on head by futex(2). head and tail count calls; a call's place is its count modulo
+ * SLOT_CALLS. */
 #pragma once
 
 #define SLOT_CALLS 48u
@@ -13,7 +14,7 @@
 #define SLOT_RESCUE_SECONDS 1 /* between looks at whether the agent lives */
 
 /* Call numbers that are no system calls. */
-#define BLOB_OP_CLONE (-1l)	/* args: struct clone_args *, its size, the child's slot */
+#define BLOB_OP_CLONE (-1l)     /* args: struct clone_args *, its size, the child's slot */
 #define BLOB_OP_SIGRETURN (-2l) /* args: stack pointer that rt_sigreturn(2) shall see */
 
 struct blob_call {
@@ -27,14 +28,15 @@ struct blob_slot {
 	unsigned int tail; /* written by the blob */
 	unsigned int agent_waits;
 	unsigned int agent_pid; /* for the rescue */
-	/* Where rt_sigreturn(2) finds the task as it was before: if the agent is gone, the blob leaves by
-	 * it. 0: no rescue, the task is nothing without the agent. */
+	/* Where rt_sigreturn(2) finds the task as it was before: if the agent is gone, the blob
+	 * leaves by it. 0: no rescue, the task is nothing without the agent. */
 	unsigned long rescue_sp;
 	unsigned int pad[10];
 	struct blob_call calls[SLOT_CALLS];
 	unsigned char spare[SLOT_BYTES - 64 - SLOT_CALLS * 64 - SLOT_DATA_BYTES - SLOT_STACK_BYTES -
 			    SLOT_RESCUE_BYTES];
-	unsigned char stack[SLOT_STACK_BYTES]; /* grows down towards calls[]: overruns spare first */
+	unsigned char
+	    stack[SLOT_STACK_BYTES]; /* grows down towards calls[]: overruns spare first */
 	unsigned char data[SLOT_DATA_BYTES];
 	unsigned char rescue[SLOT_RESCUE_BYTES]; /* the frame for rescue_sp */
 };
@@ -42,9 +44,9 @@ struct blob_slot {
 /* At offset 0 of the blob: where its entry points are, bytes from its start. */
 struct blob_header {
 	unsigned int magic;
-	unsigned int entry;		/* blob_entry(slot): rdi = slot, rsp = end of slot->stack */
-	unsigned int sigreturn_insn;	/* the syscall instruction of rt_sigreturn */
-	unsigned int syscall_insn;	/* a bare syscall instruction, for injection by ptrace */
+	unsigned int entry;          /* blob_entry(slot): rdi = slot, rsp = end of slot->stack */
+	unsigned int sigreturn_insn; /* the syscall instruction of rt_sigreturn */
+	unsigned int syscall_insn;   /* a bare syscall instruction, for injection by ptrace */
 	unsigned int size;
 	unsigned int pad[3];
 };

@@ -1,13 +1,11 @@
 /* cr-agent: the daemon on each host, and verbs for scripts.
  *
  *   main.c       table of verbs
- *   serve.c      the daemon: accepts, forks a process for every connection, looks after what they leave
- *   conn.c       one connection: HELLO, the request
- *   work_source.c, work_dest.c   a migration, in the connection's process
- *   resolve.c    STATUS, RESOLVE, QUERY
- *   lock.c       who works on a migration
- *   settle.c     journals whose process is gone: undo or finish
- *   leftovers.c  files and cgroups that nobody needs any more
+ *   serve.c      the daemon: accepts, forks a process for every connection, looks after what they
+ * leave conn.c       one connection: HELLO, the request work_source.c, work_dest.c   a migration,
+ * in the connection's process resolve.c    STATUS, RESOLVE, QUERY lock.c       who works on a
+ * migration settle.c     journals whose process is gone: undo or finish leftovers.c  files and
+ * cgroups that nobody needs any more
  *
  * The daemon itself parses nothing that comes from outside. */
 #pragma once
@@ -18,7 +16,7 @@
 
 struct agent_config { /* filled once from the command line, then constant */
 	const char *host;
-	const char *control;	 /* "unix:PATH" for cr-migrate */
+	const char *control;     /* "unix:PATH" for cr-migrate */
 	const char *peer_listen; /* "IP:PORT" for other agents */
 	const char *page_server; /* path of its control socket */
 	const char *state_dir;
@@ -27,8 +25,8 @@ struct agent_config { /* filled once from the command line, then constant */
 int verb_serve(int argc, char **argv);
 int verb_check(int argc, char **argv);
 
-/* life_fd: readable (end of file) once the daemon is gone. Both return the process's exit status and
- * take the connection over. */
+/* life_fd: readable (end of file) once the daemon is gone. Both return the process's exit status
+ * and take the connection over. */
 int conn_control(const struct agent_config *cfg, int fd, int life_fd);
 int conn_peer(const struct agent_config *cfg, int fd);
 
@@ -40,7 +38,8 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 /* ---- lock.c ---- */
 
 #define HOLDER_WORKS "works"
-#define HOLDER_WAITS "waits" /* a destination's process that has promised and is connected with nobody */
+#define HOLDER_WAITS                                                                               \
+	"waits" /* a destination's process that has promised and is connected with nobody */
 #define HOLDER_SETTLES "settles"
 
 struct journal_holder {
@@ -48,9 +47,9 @@ struct journal_holder {
 	char what[16];
 };
 
-/* Hold the lock that tells others that somebody works on this migration; what: one of the above. Returns
- * a descriptor that holds it until it is closed, or the process ends. -EBUSY: another one has it, and did
- * so for timeout_ms. */
+/* Hold the lock that tells others that somebody works on this migration; what: one of the above.
+ * Returns a descriptor that holds it until it is closed, or the process ends. -EBUSY: another one
+ * has it, and did so for timeout_ms. */
 int journal_lock(const char *dir, const char *id, const char *role, const char *what,
 		 unsigned int timeout_ms, struct cr_err *err) must_check;
 int journal_lock_note(int fd, const char *what, struct cr_err *err) must_check;
@@ -64,28 +63,30 @@ void journal_lock_path(char *buf, size_t n, const char *dir, const char *id, con
 void journal_warn(const struct cr_err *why);
 
 enum settled { /* exit status of the process that looks at the journals */
-	SETTLED_ALL,
-	SETTLED_NOT, /* something is undecided: to be looked at again soon */
-	SETTLED_LATER, /* only something to be forgotten in time */
+	       SETTLED_ALL,
+	       SETTLED_NOT,   /* something is undecided: to be looked at again soon */
+	       SETTLED_LATER, /* only something to be forgotten in time */
 };
 /* Look at every journal that nobody holds. */
 enum settled settle_all(const struct agent_config *cfg);
-/* The user's decision, or the source's, about one, whose lock the caller has. text: what was done. */
+/* The user's decision, or the source's, about one, whose lock the caller has. text: what was done.
+ */
 int settle_commit(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
 		  struct cr_err *err) must_check;
 int settle_abort(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
 		 struct cr_err *err) must_check;
 /* Say what to the other agent of a source's journal. reply: may be NULL; for msg_free(). */
 int settle_ask_peer(const struct agent_config *cfg, const struct journal *j, enum msg_type what,
-		    enum msg_type want, int timeout_ms, struct msg *reply, struct cr_err *err) must_check;
+		    enum msg_type want, int timeout_ms, struct msg *reply,
+		    struct cr_err *err) must_check;
 /* Did the other agent itself say that it has no such migration? */
 bool settle_peer_forgot(int r, const struct cr_err *err);
 bool journal_token(const struct journal *j, struct mig_token *ret);
 
 /* ---- leftovers.c ---- */
 
-/* Cgroups that held tasks of migrations and hold none any more. One whose directory somebody has locked,
- * flock(2), is about to get some. */
+/* Cgroups that held tasks of migrations and hold none any more. One whose directory somebody has
+ * locked, flock(2), is about to get some. */
 void sweep_cgroups(void);
 /* Locks of migrations that ended well. */
 void sweep_locks(const struct agent_config *cfg);
@@ -94,7 +95,8 @@ void tidy_up(const struct agent_config *cfg, const struct journal *j);
 /* Directories in which unix sockets waited for their paths. */
 void remove_rename_dirs(const struct journal *j);
 
-/* ---- resolve.c: what cr-migrate asks about migrations that are there already. False: the link broke. ---- */
+/* ---- resolve.c: what cr-migrate asks about migrations that are there already. False: the link
+ * broke. ---- */
 bool answer_status(const struct agent_config *cfg, struct link *l);
 bool answer_resolve(const struct agent_config *cfg, struct link *l, const struct msg_resolve *rq);
 bool answer_query(const struct agent_config *cfg, struct link *l, const struct msg_query *q);

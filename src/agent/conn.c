@@ -5,7 +5,12 @@
 #include "agent/pass.h"
 #include "base/log.h"
 
-enum { HELLO_TIMEOUT_MS = 5000, STRANGER_BYTES = 4096, REQUEST_TIMEOUT_MS = 30000, LOCK_TIMEOUT_MS = 5000 };
+enum {
+	HELLO_TIMEOUT_MS = 5000,
+	STRANGER_BYTES = 4096,
+	REQUEST_TIMEOUT_MS = 30000,
+	LOCK_TIMEOUT_MS = 5000
+};
 
 void dest_socket_path(const struct agent_config *cfg, const char *id, char *buf, size_t n)
 {
@@ -21,7 +26,8 @@ int conn_send_error(struct link *l, const struct cr_err *e)
 	return link_send(l, &m, &ignored);
 }
 
-static int greet(const struct agent_config *cfg, struct link *l, struct msg *hello, struct cr_err *err)
+static int greet(const struct agent_config *cfg, struct link *l, struct msg *hello,
+		 struct cr_err *err)
 {
 	struct msg mine = msg_of(MSG_HELLO);
 	int r = link_recv(l, HELLO_TIMEOUT_MS, hello, err);
@@ -29,11 +35,14 @@ static int greet(const struct agent_config *cfg, struct link *l, struct msg *hel
 	if (r)
 		return r;
 	if (hello->type != MSG_HELLO)
-		return cr_err_set(err, CR_ERR_PEER, EPROTO, "%s before HELLO", msg_type_name(hello->type));
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "%s before HELLO",
+				  msg_type_name(hello->type));
 	if (hello->hello.role == MSG_ROLE_PEER)
 		return 0; /* answered by whoever has the migration */
-	mine.hello = (struct msg_hello){.version = MSG_VERSION, .role = MSG_ROLE_AGENT,
-					.id = hello->hello.id, .host = cfg->host};
+	mine.hello = (struct msg_hello){.version = MSG_VERSION,
+					.role = MSG_ROLE_AGENT,
+					.id = hello->hello.id,
+					.host = cfg->host};
 	return link_send(l, &mine, err);
 }
 
@@ -82,27 +91,31 @@ int conn_control(const struct agent_config *cfg, int fd, int life_fd)
 
 /* ---- other agents ---- */
 
-/* What the source decided, told to what is left of this migration here. Others may be at it as well. */
+/* What the source decided, told to what is left of this migration here. Others may be at it as
+ * well. */
 static int orphan_decide(const struct agent_config *cfg, struct link *l, struct journal *known,
 			 enum msg_type what, struct cr_err *err)
 {
 	struct msg reply = msg_of(what == MSG_COMMIT ? MSG_RUNNING : MSG_ABORTED);
 	char text[300];
 	struct journal j;
-	int r = journal_lock(cfg->state_dir, known->id, known->role, HOLDER_SETTLES, LOCK_TIMEOUT_MS, err);
+	int r = journal_lock(cfg->state_dir, known->id, known->role, HOLDER_SETTLES,
+			     LOCK_TIMEOUT_MS, err);
 
 	if (r < 0)
 		return r;
 	r = journal_read(cfg->state_dir, known->id, known->role, &j, err);
 	if (r)
-		return cr_err_set(err, CR_ERR_PEER, ENOENT, "no migration %s here any more", known->id);
-	r = what == MSG_COMMIT ? settle_commit(cfg, &j, text, sizeof(text), err) :
-				 settle_abort(cfg, &j, text, sizeof(text), err);
+		return cr_err_set(err, CR_ERR_PEER, ENOENT, "no migration %s here any more",
+				  known->id);
+	r = what == MSG_COMMIT ? settle_commit(cfg, &j, text, sizeof(text), err)
+			       : settle_abort(cfg, &j, text, sizeof(text), err);
 	journal_done(&j);
 	return r ? r : link_send(l, &reply, err);
 }
 
-static int orphan_talk(const struct agent_config *cfg, struct link *l, struct journal *j, struct cr_err *err)
+static int orphan_talk(const struct agent_config *cfg, struct link *l, struct journal *j,
+		       struct cr_err *err)
 {
 	struct msg m, reply;
 
@@ -116,7 +129,8 @@ static int orphan_talk(const struct agent_config *cfg, struct link *l, struct jo
 		if (what == MSG_COMMIT || what == MSG_ABORT)
 			return orphan_decide(cfg, l, j, what, err);
 		if (what != MSG_QUERY)
-			return cr_err_set(err, CR_ERR_PEER, EPROTO, "unexpected %s", msg_type_name(what));
+			return cr_err_set(err, CR_ERR_PEER, EPROTO, "unexpected %s",
+					  msg_type_name(what));
 		reply = msg_of(MSG_STATE);
 		reply.state.state = peer_state_of(j->state);
 		r = link_send(l, &reply, err);
@@ -140,8 +154,8 @@ static int orphan(const struct agent_config *cfg, struct link *l, const struct m
 		return cr_err_set(err, CR_ERR_PEER, ENOENT, "no migration %s here", id);
 	if (!journal_token(&j, &token) || !mig_token_equal(&token, &hello->token))
 		r = cr_err_set(err, CR_ERR_PEER, EACCES, "wrong token");
-	mine.hello = (struct msg_hello){.version = MSG_VERSION, .role = MSG_ROLE_AGENT, .id = hello->id,
-					.host = cfg->host};
+	mine.hello = (struct msg_hello){
+	    .version = MSG_VERSION, .role = MSG_ROLE_AGENT, .id = hello->id, .host = cfg->host};
 	if (!r)
 		r = link_send(l, &mine, err);
 	if (!r)

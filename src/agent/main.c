@@ -11,8 +11,8 @@ static const struct verb {
 	int (*run)(int argc, char **argv);
 	const char *help;
 } verbs[] = {
-	{"serve", verb_serve, "the daemon that cr-migrate talks to"},
-	{"check", verb_check, "what this kernel offers, and what each missing thing costs"},
+    {"serve", verb_serve, "the daemon that cr-migrate talks to"},
+    {"check", verb_check, "what this kernel offers, and what each missing thing costs"},
 };
 
 static int usage(FILE *f)

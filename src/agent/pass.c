@@ -9,7 +9,8 @@ static int address(struct sockaddr_un *sa, const char *path, struct cr_err *err)
 {
 	*sa = (struct sockaddr_un){.sun_family = AF_UNIX};
 	if (strlen(path) >= sizeof(sa->sun_path))
-		return cr_err_set(err, CR_ERR_INPUT, ENAMETOOLONG, "path too long for a socket: %s", path);
+		return cr_err_set(err, CR_ERR_INPUT, ENAMETOOLONG, "path too long for a socket: %s",
+				  path);
 	strcpy(sa->sun_path, path);
 	return 0;
 }
@@ -36,7 +37,9 @@ int pass_send(const char *path, int fd, const struct mig_token *token, struct cr
 		char room[CMSG_SPACE(sizeof(int))];
 	} control = {0};
 	struct iovec iov = {(void *)token->b, sizeof(token->b)};
-	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+	struct msghdr m = {.msg_iov = &iov,
+			   .msg_iovlen = 1,
+			   .msg_control = &control,
 			   .msg_controllen = sizeof(control)};
 	int r = address(&sa, path, err);
 
@@ -61,7 +64,9 @@ struct link *pass_accept(int listener, const struct mig_token *want, struct cr_e
 		char room[CMSG_SPACE(sizeof(int))];
 	} control = {0};
 	struct iovec iov = {token.b, sizeof(token.b)};
-	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+	struct msghdr m = {.msg_iov = &iov,
+			   .msg_iovlen = 1,
+			   .msg_control = &control,
 			   .msg_controllen = sizeof(control)};
 	_cleanup_fd_ int s = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	struct link *l = NULL;

@@ -128,7 +128,7 @@ static int run_cgroup(const struct journal *j, struct cr_err *err)
 	int r = open_cgroup(j, &cg, err);
 	if (r)
 		return r;
-	vec_foreach(m, &j->renames) /* those that are done already are gone */
+	vec_foreach (m, &j->renames) /* those that are done already are gone */
 		if (rename(m->from, m->to) && errno != ENOENT)
 			return cr_err_sys(err, "putting a socket at %s", m->to);
 	remove_rename_dirs(j);
@@ -153,8 +153,9 @@ static int run_here(const struct agent_config *cfg, struct journal *j, char *tex
 		return 0;
 	}
 	if (j->state < JOURNAL_PREPARED || j->state == JOURNAL_ABORTED)
-		return cr_err_set(err, CR_ERR_INPUT, EINVAL,
-				  "the destination was not prepared: there is nothing whole to run");
+		return cr_err_set(
+		    err, CR_ERR_INPUT, EINVAL,
+		    "the destination was not prepared: there is nothing whole to run");
 	int r = run_cgroup(j, err);
 	if (!r)
 		r = write_state(cfg, j, JOURNAL_DONE, err);
@@ -172,8 +173,9 @@ int settle_commit(const struct agent_config *cfg, struct journal *j, char *text,
 		return run_here(cfg, j, text, n, err);
 	/* in every other state they may be the only copy */
 	if (j->state != JOURNAL_COMMIT && j->state != JOURNAL_DONE)
-		return cr_err_set(err, CR_ERR_INPUT, EINVAL,
-				  "the destination was never told to run the tasks: they stay here");
+		return cr_err_set(
+		    err, CR_ERR_INPUT, EINVAL,
+		    "the destination was never told to run the tasks: they stay here");
 	signal_tasks(j, SIGKILL);
 	snprintf(text, n, "the source's tasks were ended");
 	drop(cfg, j);
@@ -186,9 +188,9 @@ static int run_on(const struct agent_config *cfg, struct journal *j, struct cr_e
 	if (j->state == JOURNAL_DONE)
 		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "the tasks run at the destination");
 	if (j->state != JOURNAL_ABORTED) {
-		/* from PREPARED on they were held by SIGSTOP; a program that handles SIGCONT does not see
-		 * one without need. In the executor they leave it by themselves, once they notice that
-		 * its agent is gone. */
+		/* from PREPARED on they were held by SIGSTOP; a program that handles SIGCONT does
+		 * not see one without need. In the executor they leave it by themselves, once they
+		 * notice that its agent is gone. */
 		if (j->state == JOURNAL_PREPARED)
 			signal_tasks(j, SIGCONT);
 		if (*j->peer)
@@ -275,7 +277,8 @@ static enum settled settle_journal(const struct agent_config *cfg, const struct 
 		return SETTLED_ALL; /* meanwhile */
 	int r = is_source(&j) ? settle_source(cfg, &j, &err) : settle_dest(cfg, &j, &err);
 	if (r)
-		log_info("migration %s (%s, %s): %s", j.id, j.role, journal_state_name(j.state), err.msg);
+		log_info("migration %s (%s, %s): %s", j.id, j.role, journal_state_name(j.state),
+			 err.msg);
 	else
 		log_info("migration %s (%s): settled", j.id, j.role);
 	enum settled s = r ? SETTLED_NOT : j.state == JOURNAL_DONE ? SETTLED_LATER : SETTLED_ALL;

@@ -20,15 +20,15 @@ static int tell_ready(const struct agent_config *cfg, struct dest *d, struct lin
 	struct msg m = msg_of(MSG_RECEIVE_READY);
 
 	m.receive_ready = (struct msg_receive_ready){
-		.peer_address = cfg->peer_listen,
-		.pages_address = d->pages_address,
-		.host = cfg->host,
+	    .peer_address = cfg->peer_listen,
+	    .pages_address = d->pages_address,
+	    .host = cfg->host,
 	};
 	return link_send(client, &m, err);
 }
 
-/* The next connection of the source's agent, which must know the token. NULL: nobody came, or those who
- * we wait for are gone. */
+/* The next connection of the source's agent, which must know the token. NULL: nobody came, or those
+ * who we wait for are gone. */
 static struct link *next_peer(struct dest *d, int listener, struct link *client, int life_fd)
 {
 	bool promised = d->state >= DEST_PREPARED;
@@ -50,8 +50,10 @@ static struct link *next_peer(struct dest *d, int listener, struct link *client,
 			continue;
 		}
 		struct msg hello = msg_of(MSG_HELLO);
-		hello.hello = (struct msg_hello){.version = MSG_VERSION, .role = MSG_ROLE_AGENT,
-						 .id = d->id, .host = d->env->host};
+		hello.hello = (struct msg_hello){.version = MSG_VERSION,
+						 .role = MSG_ROLE_AGENT,
+						 .id = d->id,
+						 .host = d->env->host};
 		if (!link_send(l, &hello, &err))
 			return l;
 		link_free(l);
@@ -86,8 +88,8 @@ static void serve(struct dest *d, int lock, int listener, struct link *client, i
 	}
 }
 
-/* Running: what we hold of it goes at once, ends of pipes and ports above all. The journal stays for a
- * while: the source may not have got our answer, and ask again. */
+/* Running: what we hold of it goes at once, ends of pipes and ports above all. The journal stays
+ * for a while: the source may not have got our answer, and ask again. */
 static void finish(struct dest *d)
 {
 	struct cr_err err = {0};
@@ -111,7 +113,7 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 	       int life_fd)
 {
 	const struct dest_env env = {
-		.host = cfg->host, .state_dir = cfg->state_dir, .page_server = cfg->page_server};
+	    .host = cfg->host, .state_dir = cfg->state_dir, .page_server = cfg->page_server};
 	struct dest d;
 	struct cr_err err = {0};
 	char id[MIG_ID_HEX], path[160];

@@ -9,9 +9,9 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 		 int life_fd)
 {
 	const struct source_env env = {
-		.host = cfg->host,
-		.state_dir = cfg->state_dir,
-		.life_fd = life_fd,
+	    .host = cfg->host,
+	    .state_dir = cfg->state_dir,
+	    .life_fd = life_fd,
 	};
 	char id[MIG_ID_HEX];
 	struct source s;
@@ -28,7 +28,8 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	}
 	m.done = s.done;
 	if (s.done.error.kind)
-		log_info("migration %s: %s: %s", id, msg_outcome_name(s.done.outcome), s.done.error.msg);
+		log_info("migration %s: %s: %s", id, msg_outcome_name(s.done.outcome),
+			 s.done.error.msg);
 	else
 		log_info("migration %s: %s, downtime %llu us", id, msg_outcome_name(s.done.outcome),
 			 (unsigned long long)s.done.downtime_us);

@@ -4,7 +4,7 @@
 
 struct arena;
 
-struct arena *arena_new(void);	  /* NULL when memory is out */
+struct arena *arena_new(void);    /* NULL when memory is out */
 void arena_free(struct arena *a); /* takes NULL */
 void *arena_alloc(struct arena *a, size_t bytes);
 char *arena_strdup(struct arena *a, const char *s); /* NULL stays NULL */

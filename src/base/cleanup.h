@@ -1,4 +1,5 @@
-/* Scope-bound release of resources: `_cleanup_(fn)` runs fn on the variable when it leaves scope. */
+/* Scope-bound release of resources: `_cleanup_(fn)` runs fn on the variable when it leaves scope.
+ */
 #pragma once
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,5 +60,5 @@ static inline int take_fd(int *fd)
 	})
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#define ALIGN_UP(x, a) (((x) + (a) - 1) & ~((__typeof__(x))(a) - 1))
+#define ALIGN_UP(x, a) (((x) + (a)-1) & ~((__typeof__(x))(a)-1))
 #define CR_PAGE_SIZE 4096ul

@@ -3,7 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static int err_vset(struct cr_err *err, enum cr_err_kind kind, int code, const char *fmt, va_list ap)
+static int err_vset(struct cr_err *err, enum cr_err_kind kind, int code, const char *fmt,
+		    va_list ap)
 {
 	err->kind = kind;
 	err->code = code > 0 ? code : EIO;
@@ -58,7 +59,7 @@ int cr_err_oom(struct cr_err *err)
 const char *cr_err_kind_name(enum cr_err_kind kind)
 {
 	static const char *const names[] = {"none", "unsupported", "kernel", "peer",
-					    "io",   "input",	   "bug"};
+					    "io",   "input",       "bug"};
 
 	return (unsigned)kind < ARRAY_SIZE(names) ? names[kind] : "unknown";
 }

@@ -6,12 +6,14 @@
 #include <string.h>
 #include <sys/stat.h>
 
-static const char *const state_names[] = {"none", "preparing", "prepared", "commit", "done", "aborted"};
+static const char *const state_names[] = {"none",   "preparing", "prepared",
+					  "commit", "done",      "aborted"};
 
 int journal_add_rename(struct journal *j, const char *from, const char *to, struct cr_err *err)
 {
 	if (strpbrk(from, "\t\n") || strpbrk(to, "\t\n"))
-		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "a socket's path with tabs or newlines: %s", to);
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL,
+				  "a socket's path with tabs or newlines: %s", to);
 	struct journal_rename m = {strdup(from), strdup(to)};
 	struct journal_rename *slot = m.from && m.to ? vec_push(&j->renames) : NULL;
 	if (!slot) {
@@ -38,16 +40,17 @@ static void print(FILE *f, const struct journal *j)
 	fprintf(f, "state %s\nid %s\ntoken %s\nrole %s\npeer %s\ncgroup %s\nsince %lld\n",
 		journal_state_name(j->state), j->id, j->token, j->role, *j->peer ? j->peer : "-",
 		*j->cgroup ? j->cgroup : "-", (long long)j->since_sec);
-	vec_foreach(p, &j->pids)
+	vec_foreach (p, &j->pids)
 		fprintf(f, "pid %d %llu\n", p->pid, (unsigned long long)p->starttime);
-	vec_foreach(m, &j->renames)
+	vec_foreach (m, &j->renames)
 		fprintf(f, "rename %s\t%s\n", m->from, m->to);
 	fputs("end\n", f);
 }
 
-/* Over what was there, in one write, shorter than a page in all but odd cases: a process that dies does
- * not leave half of it, and what follows "end" is of no account. Not by rename(2): replacing a file so
- * makes some file systems (ext4) write it out first, and this stands in the way of a switch-over. */
+/* Over what was there, in one write, shorter than a page in all but odd cases: a process that dies
+ * does not leave half of it, and what follows "end" is of no account. Not by rename(2): replacing a
+ * file so makes some file systems (ext4) write it out first, and this stands in the way of a
+ * switch-over. */
 int journal_write(const char *dir, const struct journal *j, struct cr_err *err)
 {
 	_cleanup_free_ char *text = NULL;
@@ -125,8 +128,7 @@ static int read_file(const char *path, struct journal *ret, struct cr_err *err)
 			ended = true;
 			break; /* what follows is of an earlier, longer record */
 		}
-		if (sscanf(line, "%31s %n", key, &at) != 1 ||
-			   !parse_line(ret, key, line + at)) {
+		if (sscanf(line, "%31s %n", key, &at) != 1 || !parse_line(ret, key, line + at)) {
 			journal_done(ret);
 			return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal %s: bad line", path);
 		}
@@ -188,7 +190,7 @@ int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void 
 
 void journal_done(struct journal *j)
 {
-	vec_foreach(m, &j->renames) {
+	vec_foreach (m, &j->renames) {
 		free(m->from);
 		free(m->to);
 	}

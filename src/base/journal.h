@@ -7,14 +7,14 @@
 #include "base/err.h"
 #include "base/vec.h"
 
-
 enum journal_state {
 	JOURNAL_NONE,
 	JOURNAL_PREPARING, /* nothing decided: whoever finds it undoes */
 	JOURNAL_PREPARED,  /* destination: has promised; source: the tasks are held by SIGSTOP */
-	JOURNAL_COMMIT,	   /* source: decided, the tasks never run here again; destination: told so */
-	JOURNAL_DONE,	   /* the tasks run at the destination, which keeps this for a while to say so */
-	JOURNAL_ABORTED,   /* the tasks run at the source; the destination may not have been told yet */
+	JOURNAL_COMMIT, /* source: decided, the tasks never run here again; destination: told so */
+	JOURNAL_DONE, /* the tasks run at the destination, which keeps this for a while to say so */
+	JOURNAL_ABORTED, /* the tasks run at the source; the destination may not have been told yet
+			  */
 };
 
 struct journal_pid {
@@ -27,11 +27,11 @@ struct journal_rename { /* to be done before the tasks run; both owned */
 };
 
 struct journal {
-	char id[40];	   /* of the migration, hex */
-	char token[80];	   /* hex */
-	char role[16];	   /* "source", "destination" */
+	char id[40];    /* of the migration, hex */
+	char token[80]; /* hex */
+	char role[16];  /* "source", "destination" */
 	enum journal_state state;
-	char peer[128];	   /* the other agent's peer address */
+	char peer[128];    /* the other agent's peer address */
 	char cgroup[256];  /* destination: the cgroup that holds the tasks; "" if none */
 	int64_t since_sec; /* CLOCK_REALTIME: of its begin; once done, of its end */
 	VEC(struct journal_pid) pids;
@@ -39,16 +39,17 @@ struct journal {
 };
 
 /* Errors: memory; INPUT for paths that do not fit on a line. */
-int journal_add_rename(struct journal *j, const char *from, const char *to, struct cr_err *err)
-	must_check;
+int journal_add_rename(struct journal *j, const char *from, const char *to,
+		       struct cr_err *err) must_check;
 const char *journal_state_name(enum journal_state s);
 int journal_write(const char *dir, const struct journal *j, struct cr_err *err) must_check;
 /* -ENOENT if there is none. */
 int journal_read(const char *dir, const char *id, const char *role, struct journal *ret,
 		 struct cr_err *err) must_check;
 int journal_remove(const char *dir, const struct journal *j, struct cr_err *err) must_check;
-/* Calls fn for every journal in dir, until it returns something else than 0, which is then returned. One
- * that cannot be read does not keep the others from being seen: it is told to bad (may be NULL). */
+/* Calls fn for every journal in dir, until it returns something else than 0, which is then
+ * returned. One that cannot be read does not keep the others from being seen: it is told to bad
+ * (may be NULL). */
 int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void *arg,
 		 void (*bad)(const struct cr_err *why), struct cr_err *err) must_check;
 void journal_done(struct journal *j);

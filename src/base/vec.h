@@ -27,9 +27,9 @@ static inline int vec_reserve_(void **v, size_t *cap, size_t want, size_t elem)
 }
 
 #define vec_push(vec)                                                                              \
-	(vec_reserve_((void **)&(vec)->v, &(vec)->cap, (vec)->n + 1, sizeof(*(vec)->v)) ?          \
-		 NULL :                                                                            \
-		 (__typeof__((vec)->v))memset(&(vec)->v[(vec)->n++], 0, sizeof(*(vec)->v)))
+	(vec_reserve_((void **)&(vec)->v, &(vec)->cap, (vec)->n + 1, sizeof(*(vec)->v))            \
+	     ? NULL                                                                                \
+	     : (__typeof__((vec)->v))memset(&(vec)->v[(vec)->n++], 0, sizeof(*(vec)->v)))
 
 #define vec_done(vec)                                                                              \
 	do {                                                                                       \

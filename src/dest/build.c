@@ -7,7 +7,9 @@
 #include "kernel/vdso.h"
 #include "memory/capture.h"
 
-enum { OBJECT_TARGETS = 0x8000 }; /* target numbers on the page streams: processes below, objects from here */
+enum {
+	OBJECT_TARGETS = 0x8000
+}; /* target numbers on the page streams: processes below, objects from here */
 
 void dest_check(const struct tree *t, struct refusals *notes)
 {
@@ -22,7 +24,8 @@ void dest_check(const struct tree *t, struct refusals *notes)
 	if (vdso_describe(getpid(), &start, &end, digest, &err))
 		refuse(notes, 0, "vdso", "%s", err.msg);
 	else if (memcmp(digest, t->vdso_digest, sizeof(digest)))
-		refuse(notes, 0, "vdso", "the destination's kernel (another build than %s) has another "
+		refuse(notes, 0, "vdso",
+		       "the destination's kernel (another build than %s) has another "
 		       "vdso, into which the tasks may have kept addresses: not supported",
 		       t->kernel_release);
 }
@@ -34,7 +37,8 @@ static int add_objects(struct dest *d, const struct tree *t, size_t first, struc
 	int r = 0;
 
 	for (size_t i = first; i < t->n_objects && !r; i++)
-		r = ps_target_object(d->ps, OBJECT_TARGETS + (uint32_t)i, d->objects.list.v[i].fd, err);
+		r = ps_target_object(d->ps, OBJECT_TARGETS + (uint32_t)i, d->objects.list.v[i].fd,
+				     err);
 	return r;
 }
 
@@ -43,7 +47,7 @@ static int drop_gone(struct dest *d, const struct tree *t, struct cr_err *err)
 {
 	int r = 0;
 
-	vec_foreach(shp, &d->shells->list)
+	vec_foreach (shp, &d->shells->list)
 		if (!r && !tree_find_process(t, (*shp)->pid) && (*shp)->target != NO_TARGET)
 			r = ps_target_del(d->ps, (*shp)->target, err);
 	return r;
@@ -56,10 +60,10 @@ int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n, struc
 	*n = 0;
 	if (!v)
 		return cr_err_oom(err);
-	vec_foreach(shp, &d->shells->list)
+	vec_foreach (shp, &d->shells->list)
 		if ((*shp)->target != NO_TARGET)
-			v[(*n)++] = (struct msg_target){.pid = (*shp)->pid, .object = UINT32_MAX,
-							.target = (*shp)->target};
+			v[(*n)++] = (struct msg_target){
+			    .pid = (*shp)->pid, .object = UINT32_MAX, .target = (*shp)->target};
 	for (size_t i = 0; i < d->tree->n_objects; i++)
 		v[(*n)++] = (struct msg_target){.object = (uint32_t)i,
 						.target = OBJECT_TARGETS + (uint32_t)i};
@@ -76,7 +80,8 @@ struct work { /* what is to be done with a process, against what is built */
 	bool fresh, layout, files, threads, attrs, root, late, launch;
 };
 
-static bool any_thread(const struct process *p, bool (*fn)(const struct process *, const struct thread *))
+static bool any_thread(const struct process *p,
+		       bool (*fn)(const struct process *, const struct thread *))
 {
 	for (size_t i = 0; i < p->n_threads; i++)
 		if (fn(p, &p->threads[i]))
@@ -100,7 +105,8 @@ static void plan(struct dest *d, struct work *w, const struct tree *t, const str
 	*w = (struct work){.t = t, .p = p, .sh = sh};
 	w->old = d->tree ? tree_find_process(d->tree, p->pid) : NULL;
 	w->fresh = sh->n_vmas == 0;
-	/* the trap resets an action that ignores or handles the signal, as all are blocked in a shell */
+	/* the trap resets an action that ignores or handles the signal, as all are blocked in a
+	 * shell */
 	sh->no_breakpoint = attrs_sigtrap_fragile(p);
 	if (w->fresh)
 		w->old = NULL;
@@ -124,7 +130,8 @@ static bool needs_executor(const struct work *w)
 	       w->launch;
 }
 
-static int build_memory(struct dest *d, const struct tree *t, const struct work *w, struct cr_err *err)
+static int build_memory(struct dest *d, const struct tree *t, const struct work *w,
+			struct cr_err *err)
 {
 	int r = shells_check_hole(d->shells, w->p, err);
 
@@ -156,8 +163,9 @@ static int for_threads(struct dest *d, const struct work *w, thread_fn fn, struc
 		const struct thread *th = process_find_thread(w->p, st->tid);
 
 		rtask_scratch_reset(&st->rt);
-		r = th ? fn(d, w, st, th, i == 0, err) :
-			 cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d is not in the tree", st->tid);
+		r = th ? fn(d, w, st, th, i == 0, err)
+		       : cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d is not in the tree",
+				    st->tid);
 		rtask_start(&st->rt);
 	}
 	for (size_t i = 0; i < w->sh->n_threads; i++) {
@@ -256,8 +264,8 @@ static int seal_objects(struct dest *d, const struct tree *t, struct work *w, si
 	return r ? r : objects_seal(&d->objects, t, err);
 }
 
-static int for_work(struct work *w, size_t n, struct dest *d, const struct tree *t, bool files_changed,
-		    bool final, struct cr_err *err)
+static int for_work(struct work *w, size_t n, struct dest *d, const struct tree *t,
+		    bool files_changed, bool final, struct cr_err *err)
 {
 	_cleanup_free_ int *object_fds = NULL;
 	int r = object_array(d, &object_fds, err);

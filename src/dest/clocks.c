@@ -4,8 +4,9 @@
 
 enum { SAMPLES = 20, ANSWER_TIMEOUT_MS = 5000 };
 
-/* The source's clocks less ours: never too little, and too much by the round trip at most. A clock that
- * jumps ahead by some microseconds is a stall like any other; one that goes back breaks programs. */
+/* The source's clocks less ours: never too little, and too much by the round trip at most. A clock
+ * that jumps ahead by some microseconds is a stall like any other; one that goes back breaks
+ * programs. */
 static int measure(struct dest *d, struct timens_offsets *ret, struct cr_err *err)
 {
 	uint64_t best = UINT64_MAX;

@@ -136,8 +136,8 @@ static int reply_tree_ok(struct dest *d, bool built, struct cr_err *err)
 	int r = msg_notes_from(d->notes.list.v, d->notes.list.n, d->env->host, &ok->refusals, err);
 
 	if (!r)
-		r = msg_notes_from(d->notes.warnings.v, d->notes.warnings.n, d->env->host, &ok->warnings,
-				   err);
+		r = msg_notes_from(d->notes.warnings.v, d->notes.warnings.n, d->env->host,
+				   &ok->warnings, err);
 	if (!r && built) {
 		ok->hole_start = d->shells->hole_start;
 		ok->hole_end = d->shells->hole_end;
@@ -195,7 +195,8 @@ static int compare_digest(struct dest *d, const struct msg_digest *want, struct 
 		r = memory_digest_process(want->pid, p, &got, err);
 	} else {
 		if (want->object >= d->objects.list.n || want->object >= d->tree->n_objects)
-			return cr_err_set(err, CR_ERR_PEER, ESRCH, "no object %u here", want->object);
+			return cr_err_set(err, CR_ERR_PEER, ESRCH, "no object %u here",
+					  want->object);
 		r = memory_digest_object(d->objects.list.v[want->object].fd,
 					 d->tree->objects[want->object].size, &got, err);
 	}
@@ -206,11 +207,11 @@ static int compare_digest(struct dest *d, const struct msg_digest *want, struct 
 	if (got.pages == want->pages && !memcmp(bytes, want->digest, 16))
 		return 0;
 	err->pid = want->pid;
-	return cr_err_set(err, CR_ERR_BUG, EBADMSG,
-			  "the memory of %s %d differs from the source's (%llu pages here, %llu there)",
-			  want->pid > 0 ? "process" : "object",
-			  want->pid > 0 ? want->pid : (int)want->object, (unsigned long long)got.pages,
-			  (unsigned long long)want->pages);
+	return cr_err_set(
+	    err, CR_ERR_BUG, EBADMSG,
+	    "the memory of %s %d differs from the source's (%llu pages here, %llu there)",
+	    want->pid > 0 ? "process" : "object", want->pid > 0 ? want->pid : (int)want->object,
+	    (unsigned long long)got.pages, (unsigned long long)want->pages);
 }
 
 static int on_verify(struct dest *d, const struct msg_digests *v, struct cr_err *err)
@@ -218,8 +219,8 @@ static int on_verify(struct dest *d, const struct msg_digests *v, struct cr_err 
 	struct msg m = msg_of(MSG_VERIFY_OK);
 
 	for (size_t i = 0; i < v->n; i++) {
-		int r = d->tree ? compare_digest(d, &v->v[i], err) :
-				  cr_err_set(err, CR_ERR_PEER, EPROTO, "nothing to verify");
+		int r = d->tree ? compare_digest(d, &v->v[i], err)
+				: cr_err_set(err, CR_ERR_PEER, EPROTO, "nothing to verify");
 		if (r)
 			return r;
 	}
@@ -261,9 +262,9 @@ static int on_commit(struct dest *d, struct cr_err *err)
 static enum msg_peer_state state_of(const struct dest *d)
 {
 	static const enum msg_peer_state map[] = {
-		[DEST_NEW] = MSG_STATE_PREPARING,   [DEST_BUILT] = MSG_STATE_PREPARING,
-		[DEST_PREPARED] = MSG_STATE_PREPARED, [DEST_COMMITTED] = MSG_STATE_COMMITTED,
-		[DEST_RUNNING] = MSG_STATE_RUNNING, [DEST_ABORTED] = MSG_STATE_ABORTED,
+	    [DEST_NEW] = MSG_STATE_PREPARING,     [DEST_BUILT] = MSG_STATE_PREPARING,
+	    [DEST_PREPARED] = MSG_STATE_PREPARED, [DEST_COMMITTED] = MSG_STATE_COMMITTED,
+	    [DEST_RUNNING] = MSG_STATE_RUNNING,   [DEST_ABORTED] = MSG_STATE_ABORTED,
 	};
 
 	return map[d->state];
@@ -301,7 +302,8 @@ static int dispatch(struct dest *d, struct msg *m, struct cr_err *err)
 		reply = msg_of(MSG_PONG);
 		return link_send(d->peer, &reply, err);
 	default:
-		return cr_err_set(err, CR_ERR_PEER, EPROTO, "unexpected %s", msg_type_name(m->type));
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "unexpected %s",
+				  msg_type_name(m->type));
 	}
 }
 
@@ -341,7 +343,8 @@ int dest_serve(struct dest *d, struct link *peer, int life_fd, struct cr_err *er
 		r = dispatch(d, &m, err);
 		msg_free(&m);
 		if (r < 0) {
-			/* what went wrong here is told there; before PREPARED the undoing follows */
+			/* what went wrong here is told there; before PREPARED the undoing follows
+			 */
 			struct msg e = msg_of(MSG_ERROR);
 			struct cr_err ignored = {0};
 

@@ -55,8 +55,8 @@ int dest_init(struct dest *d, const struct dest_env *env, const struct msg_recei
 void dest_done(struct dest *d);
 
 /* Talk on a link that has said HELLO, until the migration ends or the link does. 0: it ended, see
- * d->state; negative: the link broke (or the peer spoke nonsense, or, before PREPARED, life_fd became
- * readable), state as it stands. */
+ * d->state; negative: the link broke (or the peer spoke nonsense, or, before PREPARED, life_fd
+ * became readable), state as it stands. */
 int dest_serve(struct dest *d, struct link *peer, int life_fd, struct cr_err *err) must_check;
 /* Every trace goes. Not after PREPARED, unless the source said so. */
 void dest_undo(struct dest *d);
@@ -67,8 +67,8 @@ void dest_check(const struct tree *t, struct refusals *notes);
 int dest_build(struct dest *d, struct tree *t, bool final, struct cr_err *err) must_check;
 
 /* Where pages go: one entry for every process and object; the caller frees *ret. */
-int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n, struct cr_err *err)
-	must_check;
+int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n,
+		 struct cr_err *err) must_check;
 
 /* ---- launch.c ---- */
 /* All state written, nothing has run; held so that it survives us. */

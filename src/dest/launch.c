@@ -24,26 +24,28 @@ int dest_journal(struct dest *d, enum journal_state state, struct cr_err *err)
 static int thread_state(const struct thread *th, struct thread_state *st, struct cr_err *err)
 {
 	if (th->gpregs_len != sizeof(st->gp) || !th->xstate_len)
-		return cr_err_set(err, CR_ERR_PEER, EPROTO, "thread %d came without registers", th->tid);
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "thread %d came without registers",
+				  th->tid);
 	*st = (struct thread_state){
-		.xstate = th->xstate,
-		.xstate_len = th->xstate_len,
-		.sigmask = th->sigmask,
-		.altstack_sp = th->altstack_sp,
-		.altstack_size = th->altstack_size,
-		.altstack_flags = th->altstack_flags,
+	    .xstate = th->xstate,
+	    .xstate_len = th->xstate_len,
+	    .sigmask = th->sigmask,
+	    .altstack_sp = th->altstack_sp,
+	    .altstack_size = th->altstack_size,
+	    .altstack_flags = th->altstack_flags,
 	};
 	memcpy(&st->gp, th->gpregs, sizeof(st->gp));
 	regs_mend_restart(&st->gp, false);
 	return 0;
 }
 
-static int leave_thread(struct dest *d, const struct process *p, struct shell_thread *t, bool rewrite,
-			struct cr_err *err)
+static int leave_thread(struct dest *d, const struct process *p, struct shell_thread *t,
+			bool rewrite, struct cr_err *err)
 {
 	const struct thread *th = process_find_thread(p, t->tid);
 	struct thread_state st;
-	enum leave_how how = d->opts.launch == MSG_LAUNCH_SIGRETURN ? LEAVE_SIGRETURN : LEAVE_REGSETS;
+	enum leave_how how =
+	    d->opts.launch == MSG_LAUNCH_SIGRETURN ? LEAVE_SIGRETURN : LEAVE_REGSETS;
 
 	if (!th)
 		return cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d is not in the tree", t->tid);
@@ -72,15 +74,17 @@ static int leave_shell(struct dest *d, struct shell *sh, struct cr_err *err)
 	return r;
 }
 
-/* From here on the end of this process ends nothing: they stay, frozen, until somebody settles it. */
+/* From here on the end of this process ends nothing: they stay, frozen, until somebody settles it.
+ */
 static int hold(struct dest *d, struct cr_err *err)
 {
 	int r = cgroup_freeze_start(d->cgroup, err);
 
-	vec_foreach(shp, &d->shells->list)
+	vec_foreach (shp, &d->shells->list)
 		for (size_t i = 0; i < (*shp)->n_threads && !r; i++)
 			if ((*shp)->threads[i]->seized &&
-			    ptrace(PTRACE_SETOPTIONS, (*shp)->threads[i]->tid, 0, PTRACE_O_TRACESYSGOOD))
+			    ptrace(PTRACE_SETOPTIONS, (*shp)->threads[i]->tid, 0,
+				   PTRACE_O_TRACESYSGOOD))
 				r = cr_err_sys(err, "holding task %d", (*shp)->threads[i]->tid);
 	return r;
 }
@@ -104,7 +108,8 @@ static int renames_of_now(struct dest *d, struct cr_err *err)
 		free(d->journal.renames.v[i].to);
 	}
 	d->journal.renames.n = 0;
-	return fileset_renames(d->files, d->tree, note_rename, &(struct renaming){&d->journal, err});
+	return fileset_renames(d->files, d->tree, note_rename,
+			       &(struct renaming){&d->journal, err});
 }
 
 static int is_news(const char *from, const char *to, void *arg)
@@ -130,7 +135,7 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 {
 	int r = 0;
 
-	vec_foreach(shp, &d->shells->list)
+	vec_foreach (shp, &d->shells->list)
 		if (!r && !(*shp)->zombie)
 			r = leave_shell(d, *shp, err);
 	if (!r)
@@ -164,7 +169,7 @@ int dest_let_go(struct dest *d, struct cr_err *err)
 {
 	int r = 0;
 
-	vec_foreach(shp, &d->shells->list)
+	vec_foreach (shp, &d->shells->list)
 		if (!r && !(*shp)->zombie)
 			r = detach(*shp, err);
 	return r;

@@ -9,7 +9,8 @@
 #include <linux/prctl.h>
 #include "model/layout.h"
 
-#define ARCH_MAP_VDSO_64 0x2003 /* arch_prctl, 4.8: maps vdso and its data pages at the address given */
+#define ARCH_MAP_VDSO_64                                                                           \
+	0x2003 /* arch_prctl, 4.8: maps vdso and its data pages at the address given */
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102 /* 6.13 */
 #define MADV_GUARD_REMOVE 103
@@ -27,8 +28,8 @@ static int shared_anon_fd(uint64_t size, struct cr_err *err)
 {
 	char path[80];
 	size_t bytes = ALIGN_UP(size, CR_PAGE_SIZE);
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
-		       -1, 0);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (p == MAP_FAILED)
 		return cr_err_sys(err, "mapping %zu bytes of shared memory", bytes);
@@ -89,7 +90,7 @@ int objects_seal(struct objects *o, const struct tree *t, struct cr_err *err)
 
 void objects_done(struct objects *o)
 {
-	vec_foreach(e, &o->list)
+	vec_foreach (e, &o->list)
 		close_fdp(&e->fd);
 	vec_done(&o->list);
 }
@@ -129,7 +130,7 @@ struct mapper {
 	const struct tree *t;
 	const struct objects *objects;
 	int pidfd_slot;
-	int fd;		/* open in the shell, -1 if none */
+	int fd; /* open in the shell, -1 if none */
 	const struct vma *fd_of;
 	struct cr_err *err;
 };
@@ -160,7 +161,8 @@ static int remote_open(struct mapper *m, const char *path, int flags)
 	return (int)fd;
 }
 
-/* A descriptor in the shell for what v maps; the last one is kept, mappings of a file are neighbours. */
+/* A descriptor in the shell for what v maps; the last one is kept, mappings of a file are
+ * neighbours. */
 static int open_backing(struct mapper *m, const struct vma *v)
 {
 	if (m->fd_of && m->fd_of->kind == v->kind && m->fd_of->file == v->file &&
@@ -174,7 +176,8 @@ static int open_backing(struct mapper *m, const struct vma *v)
 				    m->objects->list.v[v->object].fd, 0);
 		if (fd < 0)
 			return cr_err_set(m->err, CR_ERR_KERNEL, (int)-fd,
-					  "fetching a shared memory object: %s", strerror((int)-fd));
+					  "fetching a shared memory object: %s",
+					  strerror((int)-fd));
 		m->fd = (int)fd;
 	} else {
 		const struct mapped_file *f = &m->t->mapped_files[v->file];
@@ -196,14 +199,14 @@ static void advise(struct mapper *m, const struct vma *v, uint64_t start, uint64
 		uint32_t flag;
 		int on, off;
 	} advice[] = {
-		{VMA_F_DONTFORK, MADV_DONTFORK, MADV_DOFORK},
-		{VMA_F_DONTDUMP, MADV_DONTDUMP, MADV_DODUMP},
-		{VMA_F_MERGEABLE, MADV_MERGEABLE, MADV_UNMERGEABLE},
-		{VMA_F_WIPEONFORK, MADV_WIPEONFORK, MADV_KEEPONFORK},
-		{VMA_F_SEQ, MADV_SEQUENTIAL, MADV_NORMAL},
-		{VMA_F_RAND, MADV_RANDOM, MADV_NORMAL},
-		{VMA_F_HUGEPAGE, MADV_HUGEPAGE, 0},
-		{VMA_F_NOHUGEPAGE, MADV_NOHUGEPAGE, 0},
+	    {VMA_F_DONTFORK, MADV_DONTFORK, MADV_DOFORK},
+	    {VMA_F_DONTDUMP, MADV_DONTDUMP, MADV_DODUMP},
+	    {VMA_F_MERGEABLE, MADV_MERGEABLE, MADV_UNMERGEABLE},
+	    {VMA_F_WIPEONFORK, MADV_WIPEONFORK, MADV_KEEPONFORK},
+	    {VMA_F_SEQ, MADV_SEQUENTIAL, MADV_NORMAL},
+	    {VMA_F_RAND, MADV_RANDOM, MADV_NORMAL},
+	    {VMA_F_HUGEPAGE, MADV_HUGEPAGE, 0},
+	    {VMA_F_NOHUGEPAGE, MADV_NOHUGEPAGE, 0},
 	};
 	for (size_t i = 0; i < ARRAY_SIZE(advice); i++) {
 		bool want = v->flags & advice[i].flag;
@@ -212,7 +215,8 @@ static void advise(struct mapper *m, const struct vma *v, uint64_t start, uint64
 			continue;
 		int adv = want ? advice[i].on : advice[i].off;
 		if (adv || want)
-			rqueue(m->rt, want ? "madvise" : NULL, SYS_madvise, start, end - start, adv);
+			rqueue(m->rt, want ? "madvise" : NULL, SYS_madvise, start, end - start,
+			       adv);
 	}
 	if ((v->flags ^ had) & VMA_F_LOCKED)
 		rqueue(m->rt, "mlock", v->flags & VMA_F_LOCKED ? SYS_mlock2 : SYS_munlock, start,
@@ -347,8 +351,7 @@ static void sync_guards(struct mapper *m, const struct shell *sh, const struct m
 static bool guards_differ(const struct shell *sh, const struct mm *mm)
 {
 	return sh->n_guards != mm->n_guards ||
-	       (mm->n_guards &&
-		memcmp(sh->guards, mm->guards, mm->n_guards * sizeof(*mm->guards)));
+	       (mm->n_guards && memcmp(sh->guards, mm->guards, mm->n_guards * sizeof(*mm->guards)));
 }
 
 int layout_adopt(struct shell *sh, const struct process *p, struct cr_err *err)
@@ -377,7 +380,11 @@ int layout_adopt(struct shell *sh, const struct process *p, struct cr_err *err)
 int layout_sync(struct shell *sh, const struct tree *t, const struct process *p,
 		const struct objects *o, struct cr_err *err)
 {
-	struct mapper m = {.rt = shell_leader(sh), .t = t, .objects = o, .fd = -1, .err = err,
+	struct mapper m = {.rt = shell_leader(sh),
+			   .t = t,
+			   .objects = o,
+			   .fd = -1,
+			   .err = err,
 			   .pidfd_slot = sh->pidfd_slot};
 	size_t k = 0, named = 0;
 	int r = 0;
@@ -429,35 +436,38 @@ int layout_unmap_object(struct shell *sh, uint32_t object, bool *ret_any, struct
 static struct prctl_mm_map mm_fields(const struct mm *mm, uint64_t auxv_va, uint32_t exe_fd)
 {
 	return (struct prctl_mm_map){
-		.start_code = mm->start_code,
-		.end_code = mm->end_code,
-		.start_data = mm->start_data,
-		.end_data = mm->end_data,
-		.start_brk = mm->start_brk,
-		.brk = mm->brk,
-		.start_stack = mm->start_stack,
-		.arg_start = mm->arg_start,
-		.arg_end = mm->arg_end,
-		.env_start = mm->env_start,
-		.env_end = mm->env_end,
-		.auxv = (void *)auxv_va,
-		.auxv_size = auxv_va ? (uint32_t)mm->auxv_len : 0,
-		.exe_fd = exe_fd,
+	    .start_code = mm->start_code,
+	    .end_code = mm->end_code,
+	    .start_data = mm->start_data,
+	    .end_data = mm->end_data,
+	    .start_brk = mm->start_brk,
+	    .brk = mm->brk,
+	    .start_stack = mm->start_stack,
+	    .arg_start = mm->arg_start,
+	    .arg_end = mm->arg_end,
+	    .env_start = mm->env_start,
+	    .env_end = mm->env_end,
+	    .auxv = (void *)auxv_va,
+	    .auxv_size = auxv_va ? (uint32_t)mm->auxv_len : 0,
+	    .exe_fd = exe_fd,
 	};
 }
 
-/* prctl(2) PR_SET_MM_MAP, 3.18; needs no CAP_SYS_RESOURCE. exe_fd is EBUSY once the current exe is mapped. */
+/* prctl(2) PR_SET_MM_MAP, 3.18; needs no CAP_SYS_RESOURCE. exe_fd is EBUSY once the current exe is
+ * mapped. */
 static int set_mm(struct rtask *rt, const struct mm *mm, int exe_fd, struct cr_err *err)
 {
 	uint64_t auxv_va = 0, map_va;
 
 	rtask_scratch_reset(rt);
 	if (mm->auxv_len && !rtask_scratch_copy(rt, mm->auxv, mm->auxv_len, &auxv_va))
-		return cr_err_set(err, CR_ERR_PEER, EPROTO, "auxiliary vector of %zu bytes", mm->auxv_len);
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "auxiliary vector of %zu bytes",
+				  mm->auxv_len);
 	struct prctl_mm_map map = mm_fields(mm, auxv_va, (uint32_t)exe_fd);
 	if (!rtask_scratch_copy(rt, &map, sizeof(map), &map_va))
 		return cr_err_set(err, CR_ERR_BUG, ENOSPC, "no scratch memory");
-	rqueue(rt, "prctl(PR_SET_MM_MAP)", SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, map_va, sizeof(map), 0);
+	rqueue(rt, "prctl(PR_SET_MM_MAP)", SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, map_va, sizeof(map),
+	       0);
 	int r = rtask_run(rt, err);
 	rtask_scratch_reset(rt);
 	return r;
@@ -479,8 +489,8 @@ static const struct vma *vdso_start(const struct mm *mm)
 int layout_init(struct shells *s, struct shell *sh, const struct tree *t, const struct process *p,
 		struct cr_err *err)
 {
-	struct mapper m = {.rt = shell_leader(sh), .t = t, .fd = -1, .err = err,
-			   .pidfd_slot = sh->pidfd_slot};
+	struct mapper m = {
+	    .rt = shell_leader(sh), .t = t, .fd = -1, .err = err, .pidfd_slot = sh->pidfd_slot};
 	const struct vma *vdso = vdso_start(&p->mm);
 	int r;
 

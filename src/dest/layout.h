@@ -24,12 +24,14 @@ void objects_done(struct objects *o);
 /* A fresh shell: vdso, exe and the fields of PR_SET_MM_MAP. Once, before layout_sync(). */
 int layout_init(struct shells *s, struct shell *sh, const struct tree *t, const struct process *p,
 		struct cr_err *err) must_check;
-/* Bring the shell's mappings to p->mm. Not parked. *ret_changed is set if anything was to be done. */
+/* Bring the shell's mappings to p->mm. Not parked. *ret_changed is set if anything was to be done.
+ */
 int layout_sync(struct shell *sh, const struct tree *t, const struct process *p,
 		const struct objects *o, struct cr_err *err) must_check;
-/* Take the mappings of one object out of the shell; the next layout_sync() makes them again. Not parked.
- * *ret_any is set if there were any. */
-int layout_unmap_object(struct shell *sh, uint32_t object, bool *ret_any, struct cr_err *err) must_check;
+/* Take the mappings of one object out of the shell; the next layout_sync() makes them again. Not
+ * parked. *ret_any is set if there were any. */
+int layout_unmap_object(struct shell *sh, uint32_t object, bool *ret_any,
+			struct cr_err *err) must_check;
 /* The tree that the shell's mappings were compared with goes away: take the names of p's. */
 int layout_adopt(struct shell *sh, const struct process *p, struct cr_err *err) must_check;
 bool layout_differs(const struct shell *sh, const struct process *p);

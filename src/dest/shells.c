@@ -17,7 +17,8 @@
 
 enum { SHELL_PTRACE_OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL };
 #define TASK_TOP 0x7ffffffff000ull
-/* The hole is looked for between these: above what programs are linked at, below what mmap hands out. */
+/* The hole is looked for between these: above what programs are linked at, below what mmap hands
+ * out. */
 #define HOLE_LOWEST 0x100000000ull
 #define HOLE_STEP 0x40000000ull
 #define HOLE_HIGHEST 0x500000000000ull
@@ -105,9 +106,10 @@ int shells_check_hole(const struct shells *s, const struct process *p, struct cr
 
 	for (size_t i = 0; i < mm->n_vmas; i++)
 		if (overlaps(s->hole_start, s->hole_end, mm->vmas[i].start, mm->vmas[i].end))
-			return cr_err_set(err, CR_ERR_PEER, EADDRINUSE,
-					  "process %d has a mapping at %#llx, where the restorer is", p->pid,
-					  (unsigned long long)mm->vmas[i].start);
+			return cr_err_set(
+			    err, CR_ERR_PEER, EADDRINUSE,
+			    "process %d has a mapping at %#llx, where the restorer is", p->pid,
+			    (unsigned long long)mm->vmas[i].start);
 	return 0;
 }
 
@@ -130,8 +132,8 @@ int shells_new(struct shells **ret, const struct tree *t, struct cr_err *err)
 	if (!r) {
 		int memfd = memfd_create("restorer", MFD_CLOEXEC);
 
-		r = memfd < 0 ? cr_err_sys(err, "creating the executor's memory") :
-				rarea_init(&s->area, memfd, n_slots, s->hole_start, err);
+		r = memfd < 0 ? cr_err_sys(err, "creating the executor's memory")
+			      : rarea_init(&s->area, memfd, n_slots, s->hole_start, err);
 	}
 	if (!r && mprotect(s->area.local, CR_PAGE_SIZE, PROT_READ | PROT_EXEC))
 		r = cr_err_sys(err, "making the executor executable");
@@ -164,10 +166,12 @@ static int thread_new(struct shells *s, pid_t tid, struct shell_thread **ret, st
 
 		if (r) {
 			free(th);
-			return r != -ENOSPC ? r :
-			       cr_err_set(err, CR_ERR_UNSUPPORTED, ENOSPC,
-					  "more than %d threads and processes have been started since "
-					  "the migration began; try again", SPARE_SLOTS);
+			return r != -ENOSPC ? r
+					    : cr_err_set(err, CR_ERR_UNSUPPORTED, ENOSPC,
+							 "more than %d threads and processes have "
+							 "been started since "
+							 "the migration began; try again",
+							 SPARE_SLOTS);
 		}
 	}
 	*ret = th;
@@ -206,7 +210,8 @@ static void shell_free(struct shells *s, struct shell *sh)
 	free(sh);
 }
 
-static int shell_new(struct shells *s, pid_t pid, pid_t ppid, struct shell **ret, struct cr_err *err)
+static int shell_new(struct shells *s, pid_t pid, pid_t ppid, struct shell **ret,
+		     struct cr_err *err)
 {
 	struct shell *sh = calloc(1, sizeof(*sh));
 
@@ -226,10 +231,10 @@ static int shell_new(struct shells *s, pid_t pid, pid_t ppid, struct shell **ret
 
 struct shell *shells_find(const struct shells *s, pid_t pid)
 {
-	vec_foreach(sh, &s->list)
+	vec_foreach (sh, &s->list)
 		if ((*sh)->pid == pid)
 			return *sh;
-	vec_foreach(sh, &s->ghosts)
+	vec_foreach (sh, &s->ghosts)
 		if ((*sh)->pid == pid)
 			return *sh;
 	return NULL;
@@ -252,9 +257,9 @@ void shells_forget(struct shells *s)
 {
 	if (!s)
 		return;
-	vec_foreach(sh, &s->list)
+	vec_foreach (sh, &s->list)
 		shell_free(s, *sh);
-	vec_foreach(sh, &s->ghosts)
+	vec_foreach (sh, &s->ghosts)
 		shell_free(s, *sh);
 	vec_done(&s->list);
 	vec_done(&s->ghosts);
@@ -268,7 +273,7 @@ void shells_kill(struct shells *s)
 {
 	if (!s)
 		return;
-	vec_foreach(sh, &s->list)
+	vec_foreach (sh, &s->list)
 		kill((*sh)->pid, SIGKILL);
 }
 
@@ -285,15 +290,16 @@ void shells_free(struct shells *s)
 
 /* ---- making processes ---- */
 
-/* A fork of this process, in which nothing but the executor goes on. Never returns there. pid 0: any. */
+/* A fork of this process, in which nothing but the executor goes on. Never returns there. pid 0:
+ * any. */
 static pid_t fork_root(struct shells *s, struct shell_thread *th, pid_t pid)
 {
 	struct clone_args ca = {
-		/* every handled signal back to default: no handler of ours may run there */
-		.flags = CLONE_CLEAR_SIGHAND,
-		.exit_signal = SIGCHLD,
-		.set_tid = pid ? (uint64_t)(uintptr_t)&pid : 0,
-		.set_tid_size = pid ? 1 : 0,
+	    /* every handled signal back to default: no handler of ours may run there */
+	    .flags = CLONE_CLEAR_SIGHAND,
+	    .exit_signal = SIGCHLD,
+	    .set_tid = pid ? (uint64_t)(uintptr_t)&pid : 0,
+	    .set_tid_size = pid ? 1 : 0,
 	};
 	extern const ptrdiff_t __rseq_offset;
 	uint64_t entry = rarea_entry_va(&s->area), slot = th->rt.slot_va;
@@ -310,7 +316,8 @@ static pid_t fork_root(struct shells *s, struct shell_thread *th, pid_t pid)
 		errno = saved;
 		return r;
 	}
-	/* The area that libc registered goes away with our address space: rseq(2), flag UNREGISTER. */
+	/* The area that libc registered goes away with our address space: rseq(2), flag UNREGISTER.
+	 */
 	uint8_t *tp = __builtin_thread_pointer();
 	syscall(SYS_rseq, tp + __rseq_offset, 32, 1, 0x53053053);
 	dup3(s->self_pidfd, s->pidfd_slot, 0);
@@ -352,13 +359,14 @@ static int taken(pid_t pid, struct cr_err *err)
 
 	err->pid = pid;
 	if (code == EEXIST)
-		return cr_err_set(err, CR_ERR_INPUT, EEXIST, "pid %d is taken at the destination", pid);
+		return cr_err_set(err, CR_ERR_INPUT, EEXIST, "pid %d is taken at the destination",
+				  pid);
 	return cr_err_set(err, CR_ERR_KERNEL, code, "making the process with pid %d: %s", pid,
 			  strerror(code));
 }
 
-/* A ghost: the parent of roots until their birth is over. When it ends they belong to the host's init,
- * as they would if they had been started and left alone. pid 0: any. */
+/* A ghost: the parent of roots until their birth is over. When it ends they belong to the host's
+ * init, as they would if they had been started and left alone. pid 0: any. */
 static int make_ghost(struct shells *s, pid_t pid, struct cgroup *cg, struct shell **ret,
 		      struct cr_err *err)
 {
@@ -402,12 +410,12 @@ static int remote_clone(struct shell *parent, struct shell_thread *child, uint64
 		return cr_err_set(err, CR_ERR_BUG, ENOSPC, "no scratch memory for clone3");
 	*tid = child->tid;
 	*ca = (struct clone_args){
-		.flags = flags,
-		.exit_signal = exit_signal,
-		.stack = rtask_stack_va(&child->rt) - SLOT_STACK_BYTES,
-		.stack_size = SLOT_STACK_BYTES,
-		.set_tid = tid_va,
-		.set_tid_size = 1,
+	    .flags = flags,
+	    .exit_signal = exit_signal,
+	    .stack = rtask_stack_va(&child->rt) - SLOT_STACK_BYTES,
+	    .stack_size = SLOT_STACK_BYTES,
+	    .set_tid = tid_va,
+	    .set_tid_size = 1,
 	};
 	struct rcall *c = rqueue(rt, NULL, BLOB_OP_CLONE, args_va, sizeof(*ca), child->rt.slot_va);
 	int r = rtask_run(rt, err);
@@ -470,7 +478,7 @@ static pid_t foreign_session(const struct tree *t, const struct process *p)
 static int get_ghost(struct shells *s, pid_t sid, struct cgroup *cg, struct shell **ret,
 		     struct cr_err *err)
 {
-	vec_foreach(g, &s->ghosts)
+	vec_foreach (g, &s->ghosts)
 		if ((*g)->ghost_sid == sid) {
 			*ret = *g;
 			return 0;
@@ -488,7 +496,8 @@ static int get_ghost(struct shells *s, pid_t sid, struct cgroup *cg, struct shel
 	return sid ? remote_setsid(*ret, err) : 0;
 }
 
-static struct shell *parent_of(const struct shells *s, const struct tree *t, const struct process *p)
+static struct shell *parent_of(const struct shells *s, const struct tree *t,
+			       const struct process *p)
 {
 	return tree_find_process(t, p->ppid) ? shells_find(s, p->ppid) : NULL;
 }
@@ -530,7 +539,8 @@ static int make_zombie(struct shell *sh, const struct process *p, struct cr_err 
 	/* readable once it has exited, pidfd_open(2) */
 	struct pollfd pfd = {.fd = pidfd, .events = POLLIN};
 	if (poll(&pfd, 1, 10000) != 1)
-		return cr_err_set(err, CR_ERR_KERNEL, ETIMEDOUT, "process %d does not exit", sh->pid);
+		return cr_err_set(err, CR_ERR_KERNEL, ETIMEDOUT, "process %d does not exit",
+				  sh->pid);
 	return 0;
 }
 
@@ -559,7 +569,8 @@ static int make_process(struct shells *s, const struct tree *t, const struct pro
 	return r;
 }
 
-/* The exits of zombies have left SIGCHLD pending in their parents, who had not asked for it here. */
+/* The exits of zombies have left SIGCHLD pending in their parents, who had not asked for it here.
+ */
 static int drain_sigchld(struct shell *sh, struct cr_err *err)
 {
 	struct rtask *rt = shell_leader(sh);
@@ -723,8 +734,10 @@ void shells_check(const struct tree *t, struct refusals *refused)
 		if (sid && !tree_find_process(t, p->ppid))
 			check_pid(p->pid, sid, "session id", refused);
 		if (!tree_find_process(t, p->ppid) && p->sid == 0)
-			refuse_warn(refused, p->pid, "session", "belongs to another pid namespace: "
-				    "becomes %d at the destination", p->pid);
+			refuse_warn(refused, p->pid, "session",
+				    "belongs to another pid namespace: "
+				    "becomes %d at the destination",
+				    p->pid);
 	}
 }
 
@@ -751,8 +764,8 @@ static int end_thread(struct shells *s, struct shell *sh, size_t i, struct cr_er
 int shells_sync_threads(struct shells *s, struct shell *sh, const struct process *p,
 			struct cr_err *err)
 {
-	const uint64_t flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
-			       CLONE_SYSVSEM;
+	const uint64_t flags =
+	    CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
 	int r = 0;
 
 	for (size_t i = sh->n_threads; i-- > 1 && !r;)
@@ -782,8 +795,8 @@ int shell_take_pidfd(struct shells *s, struct shell *sh, struct cr_err *err)
 		return 0;
 	long fd = rcall_now(rt, SYS_pidfd_open, getpid(), 0);
 	if (fd < 0)
-		return cr_err_set(err, CR_ERR_KERNEL, (int)-fd, "opening a pidfd in shell %d: %s", sh->pid,
-				  strerror((int)-fd));
+		return cr_err_set(err, CR_ERR_KERNEL, (int)-fd, "opening a pidfd in shell %d: %s",
+				  sh->pid, strerror((int)-fd));
 	/* out of the way of the descriptors to come; where the limit forbids it, as it is */
 	long high = rcall_now(rt, SYS_dup3, fd, s->pidfd_slot, O_CLOEXEC);
 	if (high >= 0)

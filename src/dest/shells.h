@@ -1,9 +1,9 @@
 /* Shells: empty processes with the final pids, parents and sessions, in which the executor waits.
  *
  * The flow: shells_new() finds a hole in all address spaces and maps the executor's memory there;
- * shells_fork() makes the processes; layout.c gives them the source's address spaces; dest.c the rest;
- * then all are parked. Every shell is seized with PTRACE_O_EXITKILL: if this process dies, nothing of
- * them stays. After shells_hold() they survive it instead, frozen. */
+ * shells_fork() makes the processes; layout.c gives them the source's address spaces; dest.c the
+ * rest; then all are parked. Every shell is seized with PTRACE_O_EXITKILL: if this process dies,
+ * nothing of them stays. After shells_hold() they survive it instead, frozen. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -28,13 +28,13 @@ enum { NO_TARGET = UINT32_MAX };
 
 struct shell {
 	pid_t pid, ppid;
-	bool ghost;  /* fathers roots, lends its pid to their session; gone before the launch */
+	bool ghost; /* fathers roots, lends its pid to their session; gone before the launch */
 	pid_t ghost_sid;
 	bool zombie; /* has exited as the source's had */
 	bool parked;
-	bool no_breakpoint;  /* its SIGTRAP action would not survive the trap */
-	int pidfd_slot;	     /* descriptor in the shell: a pidfd of this process; -1: none now */
-	uint32_t target;     /* of the page streams */
+	bool no_breakpoint; /* its SIGTRAP action would not survive the trap */
+	int pidfd_slot;     /* descriptor in the shell: a pidfd of this process; -1: none now */
+	uint32_t target;    /* of the page streams */
 	struct shell_thread **threads; /* [0] is the leader; n of them */
 	size_t n_threads;
 	struct vma *vmas; /* what is mapped, as last applied; owned */
@@ -49,14 +49,15 @@ struct shells {
 	VEC(struct shell *) list; /* as in the tree; ghosts apart */
 	VEC(struct shell *) ghosts;
 	VEC(struct blob_slot *) free_slots;
-	int pidfd_slot;	      /* in shells when they are born */
+	int pidfd_slot; /* in shells when they are born */
 	int self_pidfd;
 	enum park_how park_how;
 };
 
 int shells_new(struct shells **ret, const struct tree *t, struct cr_err *err) must_check;
 /* No mapping of p may lie in the hole: the source looks before it sends, but who trusts it? */
-int shells_check_hole(const struct shells *s, const struct process *p, struct cr_err *err) must_check;
+int shells_check_hole(const struct shells *s, const struct process *p,
+		      struct cr_err *err) must_check;
 /* The signal alone, for tasks that are frozen. NULL is fine. */
 void shells_kill(struct shells *s);
 /* Kill and reap everything that was made. NULL is fine. */

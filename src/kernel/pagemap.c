@@ -27,24 +27,24 @@ ssize_t pagemap_scan(int fd, const struct pagemap_query *q, uint64_t *at, struct
 		     size_t n, struct cr_err *err)
 {
 	struct pm_scan_abi a = {
-		.size = sizeof(a),
-		.flags = q->protect ? SCAN_WP_MATCHING : 0,
-		.start = *at,
-		.end = q->end,
-		.vec = (uint64_t)(uintptr_t)v,
-		.vec_len = n,
-		.category_inverted = q->inverted,
-		.category_mask = q->mask,
-		.category_anyof_mask = q->anyof,
-		.return_mask = q->ret,
+	    .size = sizeof(a),
+	    .flags = q->protect ? SCAN_WP_MATCHING : 0,
+	    .start = *at,
+	    .end = q->end,
+	    .vec = (uint64_t)(uintptr_t)v,
+	    .vec_len = n,
+	    .category_inverted = q->inverted,
+	    .category_mask = q->mask,
+	    .category_anyof_mask = q->anyof,
+	    .return_mask = q->ret,
 	};
 	int r = ioctl(fd, PAGEMAP_SCAN_, &a);
 
 	if (r < 0)
 		return cr_err_sys(err, "scanning page tables");
-	/* walk_end is only sure where the vector was filled: the kernel collects in a buffer of its own, and
-	 * when a walk comes to its end after that buffer was flushed, walk_end still says where that was
-	 * (seen on 6.18). Taken at its word, pages would be reported twice. */
+	/* walk_end is only sure where the vector was filled: the kernel collects in a buffer of its
+	 * own, and when a walk comes to its end after that buffer was flushed, walk_end still says
+	 * where that was (seen on 6.18). Taken at its word, pages would be reported twice. */
 	*at = a.walk_end;
 	if ((size_t)r < n)
 		*at = q->end;
@@ -53,7 +53,8 @@ ssize_t pagemap_scan(int fd, const struct pagemap_query *q, uint64_t *at, struct
 	return r;
 }
 
-int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg, struct cr_err *err)
+int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg,
+		 struct cr_err *err)
 {
 	_cleanup_free_ struct page_extent *v = malloc(EXTENTS * sizeof(*v));
 	uint64_t at = q->start;
@@ -73,7 +74,8 @@ int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg
 				return r;
 		}
 		if (at <= before)
-			return cr_err_set(err, CR_ERR_KERNEL, EPROTO, "a page-table scan does not go on");
+			return cr_err_set(err, CR_ERR_KERNEL, EPROTO,
+					  "a page-table scan does not go on");
 	}
 	return 0;
 }

@@ -34,15 +34,15 @@ struct pagemap_query {
 #define PAGEMAP_TOP 0x7ffffffff000ull
 
 int pagemap_open(pid_t pid, struct cr_err *err) must_check;
-/* One pass of the kernel: fills at most n extents, returns how many; *at is where to go on, q->end when
- * done. -ESRCH when the address space is gone (exec, exit). */
+/* One pass of the kernel: fills at most n extents, returns how many; *at is where to go on, q->end
+ * when done. -ESRCH when the address space is gone (exec, exit). */
 ssize_t pagemap_scan(int fd, const struct pagemap_query *q, uint64_t *at, struct page_extent *v,
 		     size_t n, struct cr_err *err) must_check;
 
 typedef int (*pagemap_fn)(const struct page_extent *e, void *arg, struct cr_err *err);
 /* All extents, in address order; stops at the first error of fn. */
-int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg, struct cr_err *err)
-	must_check;
+int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg,
+		 struct cr_err *err) must_check;
 
 /* The entry of one page, proc_pid_pagemap(5). */
 int pagemap_entry(int fd, uint64_t va, uint64_t *ret, struct cr_err *err) must_check;

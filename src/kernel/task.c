@@ -86,7 +86,8 @@ int task_to_event_stop(pid_t tid, struct cr_err *err)
 		return r;
 	if (!task_is_event_stop(st))
 		return cr_err_set(err, CR_ERR_KERNEL, EPROTO,
-				  "task %d stopped with status %#x, expected its event stop", tid, st);
+				  "task %d stopped with status %#x, expected its event stop", tid,
+				  st);
 	return 0;
 }
 
@@ -184,8 +185,8 @@ int task_inject_syscall(pid_t tid, const struct user_regs_struct *base, uint64_t
 			r = task_wait(tid, &st, err);
 		if (!r && WSTOPSIG(st) != (SIGTRAP | 0x80))
 			r = cr_err_set(err, CR_ERR_KERNEL, EPROTO,
-				       "task %d stopped with status %#x inside an injected call", tid,
-				       st);
+				       "task %d stopped with status %#x inside an injected call",
+				       tid, st);
 	}
 	if (!r)
 		r = task_get_gp(tid, &gp, err);
@@ -196,7 +197,8 @@ int task_inject_syscall(pid_t tid, const struct user_regs_struct *base, uint64_t
 
 static int poke_debugreg(pid_t tid, int n, uint64_t v)
 {
-	size_t off = offsetof(struct user, u_debugreg) + n * sizeof(((struct user *)0)->u_debugreg[0]);
+	size_t off =
+	    offsetof(struct user, u_debugreg) + n * sizeof(((struct user *)0)->u_debugreg[0]);
 
 	return ptrace(PTRACE_POKEUSER, tid, off, v) ? -errno : 0;
 }

@@ -1,6 +1,7 @@
 /* ptrace(2) on one task: stops, registers, injected system calls, debug registers. No policy.
  *
- * Every call must come from the thread that seized the task. -ESRCH: the task died or is not stopped. */
+ * Every call must come from the thread that seized the task. -ESRCH: the task died or is not
+ * stopped. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -16,8 +17,8 @@ bool task_is_event_stop(int status);
 
 int task_seize(pid_t tid, unsigned long options, struct cr_err *err) must_check;
 int task_resume(pid_t tid, int request, int signo, struct cr_err *err) must_check;
-/* Interrupt a running task and wait until it is in PTRACE_EVENT_STOP; a signal that arrives first is
- * handed on. */
+/* Interrupt a running task and wait until it is in PTRACE_EVENT_STOP; a signal that arrives first
+ * is handed on. */
 int task_interrupt(pid_t tid, struct cr_err *err) must_check;
 /* From any other ptrace stop into PTRACE_EVENT_STOP without running user code. There the kernel
  * handles the restart of an interrupted system call when the task leaves. */
@@ -34,8 +35,9 @@ int task_set_sigmask(pid_t tid, uint64_t mask, struct cr_err *err) must_check;
 int task_get_rseq(pid_t tid, uint64_t *va, uint32_t *len, uint32_t *sig, uint32_t *flags,
 		  struct cr_err *err) must_check;
 
-/* Run one system call in a stopped task, at the `syscall` instruction at insn_va. base: registers to
- * start from. Leaves the task in its syscall-exit stop, registers changed. *ret: the kernel's result. */
+/* Run one system call in a stopped task, at the `syscall` instruction at insn_va. base: registers
+ * to start from. Leaves the task in its syscall-exit stop, registers changed. *ret: the kernel's
+ * result. */
 int task_inject_syscall(pid_t tid, const struct user_regs_struct *base, uint64_t insn_va, long nr,
 			const uint64_t args[6], long *ret, struct cr_err *err) must_check;
 

@@ -50,7 +50,8 @@ int timens_enter(const struct timens_offsets *o, struct cr_err *err)
 		return cr_err_sys(err, "making a time namespace");
 	split(o->monotonic, &ms, &mn);
 	split(o->boottime, &bs, &bn);
-	int n = snprintf(text, sizeof(text), "monotonic %lld %lld\nboottime %lld %lld\n", ms, mn, bs, bn);
+	int n = snprintf(text, sizeof(text), "monotonic %lld %lld\nboottime %lld %lld\n", ms, mn,
+			 bs, bn);
 	_cleanup_fd_ int fd = open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC);
 	if (fd < 0 || write(fd, text, (size_t)n) != n)
 		return cr_err_sys(err, "setting the clocks of a time namespace");

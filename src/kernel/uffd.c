@@ -20,21 +20,22 @@ int uffd_create_flags(void)
 int uffd_enable_wp_async(int fd, struct cr_err *err)
 {
 	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED | FEATURE_WP_HUGETLBFS_SHMEM |
-			    UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+	    .api = UFFD_API,
+	    .features = FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED | FEATURE_WP_HUGETLBFS_SHMEM |
+			UFFD_FEATURE_PAGEFAULT_FLAG_WP,
 	};
 
 	if (ioctl(fd, UFFDIO_API, &api))
-		return cr_err_sys(err, "userfaultfd without asynchronous write protection (Linux 6.7)");
+		return cr_err_sys(err,
+				  "userfaultfd without asynchronous write protection (Linux 6.7)");
 	return 0;
 }
 
 int uffd_track(int fd, uint64_t start, uint64_t end)
 {
 	struct uffdio_register reg = {
-		.range = {start, end - start},
-		.mode = UFFDIO_REGISTER_MODE_WP,
+	    .range = {start, end - start},
+	    .mode = UFFDIO_REGISTER_MODE_WP,
 	};
 	struct uffdio_writeprotect wp = {.range = {start, end - start}, .mode = 0};
 

@@ -40,7 +40,7 @@ int vdso_describe(pid_t pid, uint64_t *ret_start, uint64_t *ret_end, uint8_t ret
 	int r = n < 0 ? (int)n : proc_maps_parse(text, &maps, err);
 	if (r)
 		return r;
-	vec_foreach(m, &maps.list)
+	vec_foreach (m, &maps.list)
 		if (!strcmp(m->name, "[vdso]")) {
 			*ret_start = m->start;
 			*ret_end = m->end;

@@ -15,7 +15,7 @@
 
 void object_fds_done(struct object_fds *o)
 {
-	vec_foreach(fd, &o->list)
+	vec_foreach (fd, &o->list)
 		close_fdp(fd);
 	vec_done(&o->list);
 }
@@ -85,8 +85,8 @@ static bool opened_for_writing(pid_t pid, const struct proc_map *m)
 	char path[96];
 	struct stat st;
 
-	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", pid, (unsigned long long)m->start,
-		 (unsigned long long)m->end);
+	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", pid,
+		 (unsigned long long)m->start, (unsigned long long)m->end);
 	return !lstat(path, &st) && (st.st_mode & S_IWUSR);
 }
 
@@ -107,17 +107,18 @@ static int add_mapped_file(struct capture *c, const char *path, uint64_t dev, ui
 	/* the same file needs to be what the path leads to now */
 	if (stat(path, &st) || (ino && st.st_ino != ino) || !S_ISREG(st.st_mode))
 		return -ENOENT;
-	t->mapped_files = grow(t->arena, t->mapped_files, t->n_mapped_files, sizeof(*t->mapped_files));
+	t->mapped_files =
+	    grow(t->arena, t->mapped_files, t->n_mapped_files, sizeof(*t->mapped_files));
 	char *copy = arena_strdup(t->arena, path);
 	if (!t->mapped_files || !copy)
 		return cr_err_oom(err);
 	*ret = (uint32_t)t->n_mapped_files;
 	t->mapped_files[t->n_mapped_files++] = (struct mapped_file){
-		.path = copy,
-		.size = (uint64_t)st.st_size,
-		.ino = ino ? ino : st.st_ino,
-		.dev = dev,
-		.mtime_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000ull + (uint64_t)st.st_mtim.tv_nsec,
+	    .path = copy,
+	    .size = (uint64_t)st.st_size,
+	    .ino = ino ? ino : st.st_ino,
+	    .dev = dev,
+	    .mtime_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000ull + (uint64_t)st.st_mtim.tv_nsec,
 	};
 	return 0;
 }
@@ -128,8 +129,8 @@ static int open_map_file(pid_t pid, const struct proc_map *m)
 {
 	char path[96];
 
-	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", pid, (unsigned long long)m->start,
-		 (unsigned long long)m->end);
+	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", pid,
+		 (unsigned long long)m->start, (unsigned long long)m->end);
 	int fd = open(path, O_RDWR | O_CLOEXEC);
 	return fd >= 0 ? fd : open(path, O_RDONLY | O_CLOEXEC);
 }
@@ -187,7 +188,7 @@ static int add_object(struct capture *c, struct object_fds *o, pid_t pid, const 
 		i = (int)t->n_objects++;
 		bool memfd = starts_with(m->name, "/memfd:");
 		t->objects[i] = (struct shared_object){
-			.kind = memfd ? OBJ_MEMFD : OBJ_SHARED_ANON, .ino = m->ino, .dev = m->dev};
+		    .kind = memfd ? OBJ_MEMFD : OBJ_SHARED_ANON, .ino = m->ino, .dev = m->dev};
 		if (memfd) {
 			char *name = arena_strdup(t->arena, m->name + strlen("/memfd:"));
 
@@ -215,10 +216,12 @@ int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_er
 
 				if (t->files[e->file].kind == FILE_MEMFD &&
 				    t->files[e->file].object == i)
-					fd = (int)syscall(SYS_pidfd_getfd, c->procs[k].pidfd, e->fd, 0);
+					fd = (int)syscall(SYS_pidfd_getfd, c->procs[k].pidfd, e->fd,
+							  0);
 			}
 		if (fd < 0)
-			return cr_err_set(err, CR_ERR_KERNEL, ESTALE, "a memfd went away meanwhile");
+			return cr_err_set(err, CR_ERR_KERNEL, ESTALE,
+					  "a memfd went away meanwhile");
 		/* a description of our own: the task's position is not ours to move */
 		int own = reopen(fd);
 		close(fd);
@@ -274,7 +277,8 @@ static const char *classify(const struct proc_map *m, struct vma *v)
 	} else if (starts_with(n, "anon_inode:") || *n == '[' || starts_with(n, "socket:")) {
 		return "a mapping of this kind is not supported";
 	} else if (ends_with(n, DELETED)) {
-		return "mapped file was deleted or replaced: not supported; restart the program that "
+		return "mapped file was deleted or replaced: not supported; restart the program "
+		       "that "
 		       "was upgraded";
 	} else if (*n == '/') {
 		v->kind = m->shared ? VMA_FILE_SHARED : VMA_FILE_PRIVATE;
@@ -291,8 +295,14 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 	char label[200];
 	int r = 0;
 
-	*v = (struct vma){.start = m->start, .end = m->end, .offset = m->offset, .prot = m->prot,
-			  .flags = m->vmflags, .ino = m->ino, .dev = m->dev, .file = UINT32_MAX,
+	*v = (struct vma){.start = m->start,
+			  .end = m->end,
+			  .offset = m->offset,
+			  .prot = m->prot,
+			  .flags = m->vmflags,
+			  .ino = m->ino,
+			  .dev = m->dev,
+			  .file = UINT32_MAX,
 			  .object = UINT32_MAX};
 	map_label(label, sizeof(label), m);
 	const char *why = classify(m, v);
@@ -300,13 +310,15 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 		refuse(c->refused, pid, label, "%s", why);
 		return 1;
 	}
-	/* the kernel seals its own mappings, and gives them to the destination's tasks as it does here */
+	/* the kernel seals its own mappings, and gives them to the destination's tasks as it does
+	 * here */
 	if (m->special && v->kind != VMA_VDSO && v->kind != VMA_VSYSCALL) {
 		refuse(c->refused, pid, label, "%s: not supported", m->special);
 		return 1;
 	}
 	if (m->pkey) {
-		refuse(c->refused, pid, label, "has memory protection key %u: not supported", m->pkey);
+		refuse(c->refused, pid, label, "has memory protection key %u: not supported",
+		       m->pkey);
 		return 1;
 	}
 	if (*m->name == '[') {
@@ -319,7 +331,8 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 	else if (v->kind == VMA_FILE_PRIVATE || v->kind == VMA_FILE_SHARED) {
 		r = add_mapped_file(c, m->name, m->dev, m->ino, &v->file, err);
 		if (r == -ENOENT) {
-			refuse(c->refused, pid, label, "the path leads to another file now: not supported");
+			refuse(c->refused, pid, label,
+			       "the path leads to another file now: not supported");
 			return 1;
 		}
 		if (!r && m->shared && opened_for_writing(pid, m))
@@ -372,16 +385,16 @@ static int copy_vmas(struct capture *c, struct process *p, const struct mm *old,
 	return 0;
 }
 
-/* Its address space is another one then: nothing tracks the writes to it. What the kernel put on the
- * stack at execve (addresses of vdso, stack and program), or the program, tells. */
+/* Its address space is another one then: nothing tracks the writes to it. What the kernel put on
+ * the stack at execve (addresses of vdso, stack and program), or the program, tells. */
 static int check_exec(const struct process *p, const struct mm *before, struct cr_err *err)
 {
 	if (!before || (before->exe_file == p->mm.exe_file && before->auxv_len == p->mm.auxv_len &&
 			!memcmp(before->auxv, p->mm.auxv, p->mm.auxv_len)))
 		return 0;
-	return cr_err_set(err, CR_ERR_UNSUPPORTED, ESTALE,
-			  "process %d has executed another program since the migration began; try again",
-			  p->pid);
+	return cr_err_set(
+	    err, CR_ERR_UNSUPPORTED, ESTALE,
+	    "process %d has executed another program since the migration began; try again", p->pid);
 }
 
 static int fill_fields(struct capture *c, struct process *p, const struct mm *old,
@@ -403,11 +416,13 @@ static int fill_fields(struct capture *c, struct process *p, const struct mm *ol
 	p->mm.arg_end = st.arg_end;
 	p->mm.env_start = st.env_start;
 	p->mm.env_end = st.env_end;
-	p->mm.brk = st.start_brk; /* as near as it shows from outside; the task itself tells at a stop */
+	p->mm.brk =
+	    st.start_brk; /* as near as it shows from outside; the task itself tells at a stop */
 	for (size_t i = 0; i < p->mm.n_vmas; i++)
 		if (p->mm.vmas[i].name && !strcmp(p->mm.vmas[i].name, "[heap]"))
 			p->mm.brk = p->mm.vmas[i].end;
-	if (old && c->exact) { /* neither changes but by exec or prctl, which change the mappings too */
+	if (old &&
+	    c->exact) { /* neither changes but by exec or prctl, which change the mappings too */
 		p->mm.auxv = arena_memdup(c->tree->arena, old->auxv, old->auxv_len);
 		p->mm.auxv_len = old->auxv_len;
 		p->mm.exe_file = old->exe_file;
@@ -425,7 +440,8 @@ static int fill_fields(struct capture *c, struct process *p, const struct mm *ol
 		return r;
 	r = add_mapped_file(c, exe, 0, 0, &p->mm.exe_file, err);
 	if (r == -ENOENT) {
-		refuse(c->refused, p->pid, "executable", "%s was deleted or replaced: not supported", exe);
+		refuse(c->refused, p->pid, "executable",
+		       "%s was deleted or replaced: not supported", exe);
 		return 0;
 	}
 	return r ? r : check_exec(p, before, err);
@@ -443,8 +459,9 @@ static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct 
 		return (int)n;
 	p->mm.layout_digest = XXH3_64bits(text, (size_t)n);
 	bool same = old && old->layout_digest == p->mm.layout_digest;
-	/* smaps walks the page tables, 15 ms for a GiB: only where something has changed. An madvise(2)
-	 * of a whole mapping that changes no line of maps is seen if it came before the migration. */
+	/* smaps walks the page tables, 15 ms for a GiB: only where something has changed. An
+	 * madvise(2) of a whole mapping that changes no line of maps is seen if it came before the
+	 * migration. */
 	int r = same ? copy_vmas(c, p, old, err) : fill_vmas(c, o, p, err);
 	if (!r)
 		r = fill_fields(c, p, same ? old : NULL, old, err);
@@ -484,11 +501,13 @@ void memory_check(const struct tree *t, struct refusals *refused)
 			       strerror(errno));
 			continue;
 		}
-		uint64_t mtime = (uint64_t)st.st_mtim.tv_sec * 1000000000ull + (uint64_t)st.st_mtim.tv_nsec;
+		uint64_t mtime =
+		    (uint64_t)st.st_mtim.tv_sec * 1000000000ull + (uint64_t)st.st_mtim.tv_nsec;
 		if (st.st_ino == f->ino && st.st_size >= 0 && f->writable)
 			continue; /* the very same file, written through the mapping: times move */
 		if ((uint64_t)st.st_size != f->size || (mtime != f->mtime_ns && !f->writable))
-			refuse(refused, 0, f->path, "mapped file differs at the destination (size or "
+			refuse(refused, 0, f->path,
+			       "mapped file differs at the destination (size or "
 			       "modification time); install the same version there");
 	}
 }

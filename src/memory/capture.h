@@ -1,4 +1,5 @@
-/* Capture of address spaces: mappings, shared objects, mapped files. The pages are the tracker's. */
+/* Capture of address spaces: mappings, shared objects, mapped files. The pages are the tracker's.
+ */
 #pragma once
 #include "base/err.h"
 #include "base/vec.h"
@@ -10,9 +11,9 @@ struct object_fds {
 };
 void object_fds_done(struct object_fds *o);
 
-/* Fill mm, tree->mapped_files and tree->objects of every process. Before files_capture(). Objects and
- * files keep their index over captures. -EAGAIN, only
- * without exact: the mappings changed while they were looked at; try again later. */
+/* Fill mm, tree->mapped_files and tree->objects of every process. Before files_capture(). Objects
+ * and files keep their index over captures. -EAGAIN, only without exact: the mappings changed while
+ * they were looked at; try again later. */
 int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err) must_check;
 /* After files_capture(): descriptors for the memfds that it has added. */
 int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_err *err) must_check;

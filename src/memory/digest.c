@@ -89,7 +89,9 @@ int memory_digest_process(pid_t pid, const struct process *p, struct memory_dige
 	int r = 0;
 	for (size_t i = 0; i < p->mm.n_vmas && !r; i++) {
 		const struct vma *v = &p->mm.vmas[i];
-		struct pagemap_query q = {.start = v->start, .end = v->end, .ret = PAGE_CAT_ALL,
+		struct pagemap_query q = {.start = v->start,
+					  .end = v->end,
+					  .ret = PAGE_CAT_ALL,
 					  .anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED};
 
 		if (v->kind == VMA_ANON)
@@ -100,7 +102,8 @@ int memory_digest_process(pid_t pid, const struct process *p, struct memory_dige
 	return r;
 }
 
-int memory_digest_object(int shared_fd, uint64_t size, struct memory_digest *ret, struct cr_err *err)
+int memory_digest_object(int shared_fd, uint64_t size, struct memory_digest *ret,
+			 struct cr_err *err)
 {
 	_cleanup_free_ uint8_t *buf = calloc(1, CHUNK_BYTES);
 	char path[64];

@@ -142,7 +142,8 @@ static int unreadable(struct reader *r, uint64_t va, struct cr_err *err)
 /* ---- sending ---- */
 
 /* Is the page to be sent, and as what? Updates what we know of the destination. -1: not. */
-static int judge(struct reader *r, const uint8_t *page, uint64_t va, bool fresh, XXH128_hash_t *hash)
+static int judge(struct reader *r, const uint8_t *page, uint64_t va, bool fresh,
+		 XXH128_hash_t *hash)
 {
 	struct sent_chunk *c = sentmap_chunk(r->sent, va, true);
 	unsigned int i = chunk_index(va);
@@ -172,8 +173,8 @@ static int judge(struct reader *r, const uint8_t *page, uint64_t va, bool fresh,
 	return zero ? PAGE_ZERO : PAGE_DATA;
 }
 
-static void add_run(struct reader *r, size_t *n_runs, enum page_kind kind, uint64_t va, size_t buf_off,
-		    XXH128_hash_t *hash)
+static void add_run(struct reader *r, size_t *n_runs, enum page_kind kind, uint64_t va,
+		    size_t buf_off, XXH128_hash_t *hash)
 {
 	struct page_run *last = *n_runs ? &r->runs[*n_runs - 1] : NULL;
 
@@ -183,7 +184,7 @@ static void add_run(struct reader *r, size_t *n_runs, enum page_kind kind, uint6
 		return;
 	}
 	r->runs[(*n_runs)++] = (struct page_run){
-		.kind = kind, .npages = 1, .addr = va, .buf_off = buf_off, .hashes = hash};
+	    .kind = kind, .npages = 1, .addr = va, .buf_off = buf_off, .hashes = hash};
 }
 
 static int send_filled(struct reader *r, const struct filled *f, size_t n, struct cr_err *err)

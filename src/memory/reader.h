@@ -1,5 +1,6 @@
-/* From the tasks' memory to the page streams: reads extents in large pieces, tells zero and unchanged
- * pages, hands the rest to the sender. Fixed buffers: memory does not grow with what is moved. */
+/* From the tasks' memory to the page streams: reads extents in large pieces, tells zero and
+ * unchanged pages, hands the rest to the sender. Fixed buffers: memory does not grow with what is
+ * moved. */
 #pragma once
 #include "base/err.h"
 #include "memory/sentmap.h"
@@ -7,8 +8,8 @@
 
 enum reader_how {
 	READ_PROCESS_VM, /* process_vm_readv(2): fastest, but breaks copy-on-write sharing */
-	READ_PROC_MEM,	 /* /proc/PID/mem: leaves sharing alone, reads what has no read permission */
-	READ_FILE,	 /* pread(2) on a shared object: addresses are offsets */
+	READ_PROC_MEM, /* /proc/PID/mem: leaves sharing alone, reads what has no read permission */
+	READ_FILE,     /* pread(2) on a shared object: addresses are offsets */
 };
 
 struct reader_stats {
@@ -20,21 +21,23 @@ struct reader;
 int reader_new(struct reader **ret, struct page_tx *tx, struct cr_err *err) must_check;
 void reader_free(struct reader *r);
 
-/* Whose pages come next. fd: /proc/PID/mem, or the object. Sends what is still buffered of the last. */
+/* Whose pages come next. fd: /proc/PID/mem, or the object. Sends what is still buffered of the
+ * last. */
 int reader_target(struct reader *r, uint32_t target, struct sentmap *sent, enum reader_how how,
 		  pid_t pid, int fd, struct cr_err *err) must_check;
 
-/* Queue pages [start, end) to be read and sent. `fresh`: the destination's page reads as zero unless
- * sent before (anonymous memory): zero pages are then left out. Pages that cannot be read are handed to
- * `unread`, if given, else they are an error. */
-int reader_add(struct reader *r, uint64_t start, uint64_t end, bool fresh, struct cr_err *err)
-	must_check;
+/* Queue pages [start, end) to be read and sent. `fresh`: the destination's page reads as zero
+ * unless sent before (anonymous memory): zero pages are then left out. Pages that cannot be read
+ * are handed to `unread`, if given, else they are an error. */
+int reader_add(struct reader *r, uint64_t start, uint64_t end, bool fresh,
+	       struct cr_err *err) must_check;
 /* The page is gone at the source and was anonymous: zeros at the destination. */
 int reader_zero(struct reader *r, uint64_t va, struct cr_err *err) must_check;
 /* Read and send what is queued. */
 int reader_finish(struct reader *r, struct cr_err *err) must_check;
 
-/* The same, and wait until all of it is placed; nothing is done if nothing was sent since the last. */
+/* The same, and wait until all of it is placed; nothing is done if nothing was sent since the last.
+ */
 int reader_barrier(struct reader *r, struct cr_err *err) must_check;
 
 typedef int (*reader_unread_fn)(uint64_t va, void *arg);

@@ -1,7 +1,7 @@
 /* Which pages of an address space the destination has, and with what contents.
  *
- * A bit for every page, in chunks of 2 MiB, and, as far as memory allows, the digest of what was sent:
- * a page that was written with what it held before is not sent again. */
+ * A bit for every page, in chunks of 2 MiB, and, as far as memory allows, the digest of what was
+ * sent: a page that was written with what it held before is not sent again. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -12,10 +12,10 @@ enum { CHUNK_PAGES = 512 };
 #define CHUNK_SIZE ((uint64_t)CHUNK_PAGES * 4096)
 
 struct sent_chunk {
-	uint64_t start;		 /* address of its first page */
-	uint64_t sent[8];	 /* bit per page */
-	uint64_t scratch[8];	 /* for the user of a walk */
-	XXH128_hash_t *digests;	 /* CHUNK_PAGES of them, or NULL */
+	uint64_t start;         /* address of its first page */
+	uint64_t sent[8];       /* bit per page */
+	uint64_t scratch[8];    /* for the user of a walk */
+	XXH128_hash_t *digests; /* CHUNK_PAGES of them, or NULL */
 	bool used;
 };
 

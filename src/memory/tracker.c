@@ -41,7 +41,8 @@ struct round {
 	const struct mm *mm;
 	struct reader *r;
 	bool final;
-	uint64_t cursor; /* final: up to where [.., cursor) of the current extent has been accounted for */
+	uint64_t cursor; /* final: up to where [.., cursor) of the current extent has been accounted
+			    for */
 };
 
 /* ---- what is to be done with a page ---- */
@@ -53,7 +54,8 @@ static int drop_page(struct round *ro, const struct vma *v, uint64_t va, struct 
 
 	if (!c || !chunk_test(c->sent, chunk_index(va)))
 		return 0;
-	if (v->kind == VMA_FILE_PRIVATE) /* the file's page shows again: its bytes are sent as data */
+	if (v->kind ==
+	    VMA_FILE_PRIVATE) /* the file's page shows again: its bytes are sent as data */
 		return reader_add(ro->r, va, va + CR_PAGE_SIZE, false, err);
 	chunk_clear(c->sent, chunk_index(va));
 	if (c->digests)
@@ -93,8 +95,8 @@ static int on_guard(const struct page_extent *e, void *arg, struct cr_err *err)
 	return add_guard(arg, e->start, e->end, err);
 }
 
-/* Guards that a former round has protected do not show as written any more: they are looked up where
- * they were. New ones show in the scan. */
+/* Guards that a former round has protected do not show as written any more: they are looked up
+ * where they were. New ones show in the scan. */
 static int look_at_guards(struct round *ro, struct cr_err *err)
 {
 	struct tracker *t = ro->t;
@@ -103,8 +105,10 @@ static int look_at_guards(struct round *ro, struct cr_err *err)
 
 	memset(&t->guards, 0, sizeof(t->guards));
 	for (size_t i = 0; i < known.n && !r; i++) {
-		struct pagemap_query q = {.start = known.v[i].start, .end = known.v[i].end,
-					  .mask = PAGE_CAT_GUARD, .ret = PAGE_CAT_GUARD};
+		struct pagemap_query q = {.start = known.v[i].start,
+					  .end = known.v[i].end,
+					  .mask = PAGE_CAT_GUARD,
+					  .ret = PAGE_CAT_GUARD};
 
 		r = pagemap_walk(t->pagemap, &q, on_guard, ro, err);
 	}
@@ -149,9 +153,9 @@ static int send_swapped(struct round *ro, const struct vma *v, uint64_t start, u
 
 		r = pagemap_entry(ro->t->pagemap, va, &entry, err);
 		if (!r)
-			r = pagemap_entry_marker(entry) ?
-				    drop_page(ro, v, va, err) :
-				    reader_add(ro->r, va, va + CR_PAGE_SIZE, v->kind == VMA_ANON, err);
+			r = pagemap_entry_marker(entry) ? drop_page(ro, v, va, err)
+							: reader_add(ro->r, va, va + CR_PAGE_SIZE,
+								     v->kind == VMA_ANON, err);
 	}
 	return r;
 }
@@ -162,8 +166,8 @@ static int send_range(struct round *ro, const struct vma *v, uint64_t start, uin
 	if (categories & PAGE_CAT_GUARD)
 		return add_guard(ro, start, end, err);
 	if (categories & PAGE_CAT_PFNZERO)
-		return v->kind == VMA_ANON ? drop_range(ro, v, start, end, err) :
-					     reader_add(ro->r, start, end, false, err);
+		return v->kind == VMA_ANON ? drop_range(ro, v, start, end, err)
+					   : reader_add(ro->r, start, end, false, err);
 	if (categories & PAGE_CAT_FILE)
 		return drop_range(ro, v, start, end, err);
 	ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
@@ -176,7 +180,8 @@ typedef int (*piece_fn)(struct round *ro, const struct vma *v, uint64_t start, u
 			uint64_t categories, struct cr_err *err);
 
 /* Cut an extent at the mappings that are copied page by page. */
-static int for_pieces(struct round *ro, const struct page_extent *e, piece_fn fn, struct cr_err *err)
+static int for_pieces(struct round *ro, const struct page_extent *e, piece_fn fn,
+		      struct cr_err *err)
 {
 	const struct mm *mm = ro->mm;
 	int r = 0;
@@ -206,8 +211,8 @@ static int track_piece(struct round *ro, const struct vma *v, uint64_t start, ui
 	(void)categories;
 	(void)v;
 	(void)err;
-	/* What cannot be tracked reads as written in every scan, and is told apart by its digests. What
-	 * went away meanwhile is found by the next round. */
+	/* What cannot be tracked reads as written in every scan, and is told apart by its digests.
+	 * What went away meanwhile is found by the next round. */
 	if (uffd_track(ro->t->uffd, start, end))
 		return 0;
 	return 0;
@@ -218,16 +223,17 @@ static int on_untracked(const struct page_extent *e, void *arg, struct cr_err *e
 	return for_pieces(arg, e, track_piece, err);
 }
 
-/* What is not tracked yet: new mappings, and those that a remap or a merge has taken out. The scan is
- * exact where a comparison of maps is not: the same address may look the same and be another mapping. */
+/* What is not tracked yet: new mappings, and those that a remap or a merge has taken out. The scan
+ * is exact where a comparison of maps is not: the same address may look the same and be another
+ * mapping. */
 static int track_new(struct round *ro, struct cr_err *err)
 {
 	const struct pagemap_query q = {
-		.start = LOWEST_VA,
-		.end = PAGEMAP_TOP,
-		.inverted = PAGE_CAT_WPALLOWED,
-		.mask = PAGE_CAT_WPALLOWED,
-		.ret = PAGE_CAT_WPALLOWED,
+	    .start = LOWEST_VA,
+	    .end = PAGEMAP_TOP,
+	    .inverted = PAGE_CAT_WPALLOWED,
+	    .mask = PAGE_CAT_WPALLOWED,
+	    .ret = PAGE_CAT_WPALLOWED,
 	};
 
 	return ro->t->uffd < 0 ? 0 : pagemap_walk(ro->t->pagemap, &q, on_untracked, ro, err);
@@ -244,7 +250,9 @@ static int resend_changed(struct round *ro, struct cr_err *err)
 
 	for (size_t i = 0; t->rounds && i < ro->mm->n_vmas && !r; i++) {
 		const struct vma *v = &ro->mm->vmas[i];
-		struct pagemap_query q = {.start = v->start, .end = v->end, .ret = PAGE_CAT_ALL,
+		struct pagemap_query q = {.start = v->start,
+					  .end = v->end,
+					  .ret = PAGE_CAT_ALL,
 					  .anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED};
 
 		if (vma_is_copied(v) && !layout_kept(t->vmas, t->n_vmas, v))
@@ -296,7 +304,8 @@ static int retry_unread(struct round *ro, struct cr_err *err)
 
 	memset(&t->retry, 0, sizeof(t->retry));
 	for (size_t i = 0; i < list.n && !r; i++) {
-		struct pagemap_query q = {.start = list.v[i], .end = list.v[i] + CR_PAGE_SIZE,
+		struct pagemap_query q = {.start = list.v[i],
+					  .end = list.v[i] + CR_PAGE_SIZE,
 					  .anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED,
 					  .ret = PAGE_CAT_ALL};
 
@@ -323,11 +332,14 @@ static int on_present(const struct page_extent *e, void *arg, struct cr_err *err
 	return 0;
 }
 
-/* Pages that were sent and are gone: discarded since. A scan for written pages does not show them. */
+/* Pages that were sent and are gone: discarded since. A scan for written pages does not show them.
+ */
 static int drop_absent(struct round *ro, struct cr_err *err)
 {
 	struct tracker *t = ro->t;
-	const struct pagemap_query q = {.start = LOWEST_VA, .end = PAGEMAP_TOP, .ret = PAGE_CAT_ALL,
+	const struct pagemap_query q = {.start = LOWEST_VA,
+					.end = PAGEMAP_TOP,
+					.ret = PAGE_CAT_ALL,
 					.anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED};
 
 	for (size_t i = 0; i < t->sent.cap; i++)
@@ -356,18 +368,19 @@ static int running_round(struct round *ro, struct cr_err *err)
 {
 	struct tracker *t = ro->t;
 	const struct pagemap_query q = {
-		.start = LOWEST_VA,
-		.end = PAGEMAP_TOP,
-		.mask = PAGE_CAT_WRITTEN,
-		.anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED,
-		.ret = PAGE_CAT_ALL, /* exactly WRITTEN would report absent pages too, and mark them */
-		.protect = t->uffd >= 0,
+	    .start = LOWEST_VA,
+	    .end = PAGEMAP_TOP,
+	    .mask = PAGE_CAT_WRITTEN,
+	    .anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED,
+	    .ret = PAGE_CAT_ALL, /* exactly WRITTEN would report absent pages too, and mark them */
+	    .protect = t->uffd >= 0,
 	};
 	int r = track_new(ro, err);
 
 	if (!r)
 		r = pagemap_walk(t->pagemap, &q, on_written, ro, err);
-	/* a page may come again below, with other contents: not while its first copy is in flight */
+	/* a page may come again below, with other contents: not while its first copy is in flight
+	 */
 	if (!r)
 		r = reader_barrier(ro->r, err);
 	if (!r)
@@ -376,7 +389,8 @@ static int running_round(struct round *ro, struct cr_err *err)
 		r = retry_unread(ro, err);
 	if (!r)
 		r = reader_barrier(ro->r, err);
-	/* once: the scan costs as much as all the rest of a round, and the last round sees them too */
+	/* once: the scan costs as much as all the rest of a round, and the last round sees them too
+	 */
 	if (!r && t->rounds == 1)
 		r = drop_absent(ro, err);
 	return r;
@@ -391,7 +405,8 @@ static int on_final_present(const struct page_extent *e, void *arg, struct cr_er
 	int r = 0;
 
 	for (size_t i = layout_lower(ro->mm->vmas, ro->mm->n_vmas, gap.start);
-	     gap.start < gap.end && i < ro->mm->n_vmas && ro->mm->vmas[i].start < gap.end && !r; i++) {
+	     gap.start < gap.end && i < ro->mm->n_vmas && ro->mm->vmas[i].start < gap.end && !r;
+	     i++) {
 		const struct vma *v = &ro->mm->vmas[i];
 
 		if (vma_is_copied(v))
@@ -410,7 +425,9 @@ static int on_final_present(const struct page_extent *e, void *arg, struct cr_er
 /* Everything in [start, end), page by page: what is there and written, and what is gone. */
 static int examine(struct round *ro, uint64_t start, uint64_t end, struct cr_err *err)
 {
-	const struct pagemap_query q = {.start = start, .end = end, .ret = PAGE_CAT_ALL,
+	const struct pagemap_query q = {.start = start,
+					.end = end,
+					.ret = PAGE_CAT_ALL,
 					.anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED};
 	const struct page_extent tail = {.start = end, .end = end};
 
@@ -426,7 +443,8 @@ static int examine_piece(struct round *ro, const struct vma *v, uint64_t start, 
 	if (v->kind == VMA_FILE_PRIVATE || ro->t->always_full)
 		return 0; /* examined whole */
 	if (v->kind == VMA_ANON && end - start <= READ_UNEXAMINED_BYTES) {
-		/* cheaper read than asked about: what is absent reads as zeros, a guard not at all */
+		/* cheaper read than asked about: what is absent reads as zeros, a guard not at all
+		 */
 		ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
 		return reader_add(ro->r, start, end, true, err);
 	}
@@ -474,20 +492,21 @@ static int look_for_freed_tables(struct round *ro, struct cr_err *err)
 static int final_round(struct round *ro, struct cr_err *err)
 {
 	struct tracker *t = ro->t;
-	/* mask and return exactly WRITTEN: the kernel's fast path, a fifth of the time. It also reports
-	 * what is absent, which is wanted here; without protecting it leaves no marks. */
+	/* mask and return exactly WRITTEN: the kernel's fast path, a fifth of the time. It also
+	 * reports what is absent, which is wanted here; without protecting it leaves no marks. */
 	const struct pagemap_query fast = {
-		.start = LOWEST_VA,
-		.end = PAGEMAP_TOP,
-		.mask = PAGE_CAT_WRITTEN,
-		.ret = PAGE_CAT_WRITTEN,
+	    .start = LOWEST_VA,
+	    .end = PAGEMAP_TOP,
+	    .mask = PAGE_CAT_WRITTEN,
+	    .ret = PAGE_CAT_WRITTEN,
 	};
 	int r = 0;
 
 	for (size_t i = 0; i < t->sent.cap; i++)
 		t->sent.slots[i].scratch[0] = 0;
 	r = pagemap_walk(t->pagemap, &fast, on_reported, ro, err);
-	/* a discarded page of a private file mapping leaves a marker that the fast path passes over */
+	/* a discarded page of a private file mapping leaves a marker that the fast path passes over
+	 */
 	for (size_t i = 0; i < ro->mm->n_vmas && !r; i++) {
 		const struct vma *v = &ro->mm->vmas[i];
 

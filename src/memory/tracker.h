@@ -1,8 +1,8 @@
 /* Tracks the writes to one address space and sends what changed.
  *
- * Rounds run beside the task: registered mappings are scanned and write-protected again in one step,
- * then read; what is written meanwhile shows in the next round. The last round runs at the stop and
- * protects nothing. Rules and traps: docs in src/ARCHITECTURE.md, "Tracking". */
+ * Rounds run beside the task: registered mappings are scanned and write-protected again in one
+ * step, then read; what is written meanwhile shows in the next round. The last round runs at the
+ * stop and protects nothing. Rules and traps: docs in src/ARCHITECTURE.md, "Tracking". */
 #pragma once
 #include "base/err.h"
 #include "base/vec.h"
@@ -12,15 +12,16 @@
 struct tracker {
 	pid_t pid;
 	uint32_t target;
-	int uffd;	/* of the task's mm; -1: not tracked, every round sends all */
+	int uffd; /* of the task's mm; -1: not tracked, every round sends all */
 	int pagemap, mem;
-	bool always_full; /* direct I/O: writes by devices are not seen; the last round compares all */
+	bool always_full; /* direct I/O: writes by devices are not seen; the last round compares all
+			   */
 	bool shares_cow;  /* pages may be shared with a relative: reading must not break that */
 	struct sentmap sent;
 	struct vma *vmas; /* as of the last round, names not kept */
 	size_t n_vmas;
 	VEC(struct addr_range) guards; /* as the last scan saw them */
-	VEC(uint64_t) retry;	       /* pages that could not be read while the task ran */
+	VEC(uint64_t) retry;           /* pages that could not be read while the task ran */
 	uint64_t rounds;
 	uint64_t pages_written; /* in the last round, as the kernel reported them */
 };
@@ -34,7 +35,7 @@ void tracker_done(struct tracker *t); /* closing the uffd releases every mapping
  * sending go through r; the caller flushes. */
 int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool final,
 		  struct cr_err *err) must_check;
-/* After the final round, before the last flush: pages whose page table was freed whole. Apart, since it
- * asks about every 2 MiB, and can be done while the destination works. */
-int tracker_last_look(struct tracker *t, const struct mm *mm, struct reader *r, struct cr_err *err)
-	must_check;
+/* After the final round, before the last flush: pages whose page table was freed whole. Apart,
+ * since it asks about every 2 MiB, and can be done while the destination works. */
+int tracker_last_look(struct tracker *t, const struct mm *mm, struct reader *r,
+		      struct cr_err *err) must_check;

@@ -12,7 +12,7 @@ static void fill(struct refusal *e, pid_t pid, const char *what, const char *fmt
 
 void refuse(struct refusals *r, pid_t pid, const char *what, const char *fmt, ...)
 {
-	vec_foreach(e, &r->list)
+	vec_foreach (e, &r->list)
 		if (e->pid == pid && !strcmp(e->what, what))
 			return;
 	struct refusal *e = vec_push(&r->list);
@@ -32,7 +32,7 @@ void refuse(struct refusals *r, pid_t pid, const char *what, const char *fmt, ..
 
 void refuse_warn(struct refusals *r, pid_t pid, const char *what, const char *fmt, ...)
 {
-	vec_foreach(e, &r->warnings)
+	vec_foreach (e, &r->warnings)
 		if (e->pid == pid && !strcmp(e->what, what))
 			return;
 	struct refusal *e = vec_push(&r->warnings);

@@ -2,8 +2,8 @@
  *
  * A tree is filled by the capture half of the resources, crosses the wire (wire/tree_codec), and is
  * read by the rebuild half. It holds no descriptor and makes no system call. All of it lives in one
- * arena: tree_free() frees everything. Arrays are (pointer, n). Pids are as the host's pid namespace
- * shows them. A uint64_t named *_va is an address in the task. */
+ * arena: tree_free() frees everything. Arrays are (pointer, n). Pids are as the host's pid
+ * namespace shows them. A uint64_t named *_va is an address in the task. */
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -15,38 +15,39 @@ enum { TREE_NSIG = 64 };
 /* ---- memory ---- */
 
 enum vma_kind {
-	VMA_ANON = 1,	  /* private anonymous, heap and stack included */
-	VMA_SHARED_OBJ,	  /* shared anonymous or memfd: contents in a shared object */
+	VMA_ANON = 1,     /* private anonymous, heap and stack included */
+	VMA_SHARED_OBJ,   /* shared anonymous or memfd: contents in a shared object */
 	VMA_FILE_PRIVATE, /* private mapping of a file (or of a memfd: then object is set) */
 	VMA_FILE_SHARED,  /* shared mapping of a regular file: contents in the file */
-	VMA_VDSO,	  /* vdso and its data pages: mapped by the kernel, never copied */
+	VMA_VDSO,         /* vdso and its data pages: mapped by the kernel, never copied */
 	VMA_VSYSCALL,
 };
 
-enum vma_flag { /* from the VmFlags line of smaps, proc_pid_smaps(5) */
-	VMA_F_GROWSDOWN = 1 << 0, /* gd */
-	VMA_F_DONTFORK = 1 << 1,  /* dc */
-	VMA_F_DONTDUMP = 1 << 2,  /* dd */
-	VMA_F_HUGEPAGE = 1 << 3,  /* hg */
-	VMA_F_NOHUGEPAGE = 1 << 4,/* nh */
-	VMA_F_MERGEABLE = 1 << 5, /* mg */
-	VMA_F_NORESERVE = 1 << 6, /* nr */
-	VMA_F_WIPEONFORK = 1 << 7,/* wf */
-	VMA_F_SEQ = 1 << 8,	  /* sr */
-	VMA_F_RAND = 1 << 9,	  /* rr */
-	VMA_F_LOCKED = 1 << 10,	  /* lo */
-	VMA_F_GUARD = 1 << 11,	  /* gu: may hold guard pages, 6.14+ */
+enum vma_flag {                            /* from the VmFlags line of smaps, proc_pid_smaps(5) */
+		VMA_F_GROWSDOWN = 1 << 0,  /* gd */
+		VMA_F_DONTFORK = 1 << 1,   /* dc */
+		VMA_F_DONTDUMP = 1 << 2,   /* dd */
+		VMA_F_HUGEPAGE = 1 << 3,   /* hg */
+		VMA_F_NOHUGEPAGE = 1 << 4, /* nh */
+		VMA_F_MERGEABLE = 1 << 5,  /* mg */
+		VMA_F_NORESERVE = 1 << 6,  /* nr */
+		VMA_F_WIPEONFORK = 1 << 7, /* wf */
+		VMA_F_SEQ = 1 << 8,        /* sr */
+		VMA_F_RAND = 1 << 9,       /* rr */
+		VMA_F_LOCKED = 1 << 10,    /* lo */
+		VMA_F_GUARD = 1 << 11,     /* gu: may hold guard pages, 6.14+ */
 };
 
 struct vma {
 	uint64_t start, end, offset; /* bytes; page aligned */
-	uint32_t prot;		     /* PROT_READ|WRITE|EXEC */
+	uint32_t prot;               /* PROT_READ|WRITE|EXEC */
 	enum vma_kind kind;
-	uint32_t flags; /* enum vma_flag */
-	uint32_t file;	/* index into tree.mapped_files, for FILE_*; UINT32_MAX if none */
-	uint32_t object; /* index into tree.objects, for SHARED_OBJ; UINT32_MAX if none */
-	const char *name; /* [heap], [stack], [anon:…] name without brackets' "anon:" prefix kept, or NULL */
-	uint64_t ino;	/* identity as seen at the source, for telling remaps apart */
+	uint32_t flags;   /* enum vma_flag */
+	uint32_t file;    /* index into tree.mapped_files, for FILE_*; UINT32_MAX if none */
+	uint32_t object;  /* index into tree.objects, for SHARED_OBJ; UINT32_MAX if none */
+	const char *name; /* [heap], [stack], [anon:…] name without brackets' "anon:" prefix kept,
+			     or NULL */
+	uint64_t ino;     /* identity as seen at the source, for telling remaps apart */
 	uint64_t dev;
 };
 
@@ -63,8 +64,8 @@ enum object_kind { OBJ_SHARED_ANON = 1, OBJ_MEMFD };
 struct shared_object { /* memory shared by several mappings, or by a mapping and a descriptor */
 	enum object_kind kind;
 	const char *name; /* memfd: name given to memfd_create */
-	uint64_t size;	  /* bytes */
-	uint32_t seals;	  /* F_SEAL_* */
+	uint64_t size;    /* bytes */
+	uint32_t seals;   /* F_SEAL_* */
 	uint64_t ino, dev;
 };
 
@@ -82,7 +83,7 @@ struct mm { /* one address space */
 	const uint8_t *auxv;
 	size_t auxv_len;
 	uint32_t exe_file; /* index into tree.mapped_files */
-	int dumpable;	   /* PR_GET_DUMPABLE */
+	int dumpable;      /* PR_GET_DUMPABLE */
 	bool thp_disable;
 	uint64_t layout_digest; /* of the raw maps text: equal means nothing to do */
 };
@@ -96,8 +97,8 @@ struct siginfo_rec { /* one queued signal, as the kernel hands it out: 128 bytes
 struct thread {
 	pid_t tid;
 	char comm[16];
-	/* registers: NT_PRSTATUS (user_regs_struct, 27 u64) and NT_X86_XSTATE, as ptrace gives them;
-	 * already mended for an interrupted system call. Filled at the final stop only. */
+	/* registers: NT_PRSTATUS (user_regs_struct, 27 u64) and NT_X86_XSTATE, as ptrace gives
+	 * them; already mended for an interrupted system call. Filled at the final stop only. */
 	const uint8_t *gpregs;
 	size_t gpregs_len;
 	const uint8_t *xstate;
@@ -140,7 +141,7 @@ struct rlimit_rec {
 	uint64_t cur, max;
 };
 
-struct itimer_rec { /* ITIMER_REAL, VIRTUAL, PROF: microseconds */
+struct itimer_rec {                     /* ITIMER_REAL, VIRTUAL, PROF: microseconds */
 	uint64_t interval_us, value_us; /* remaining at tree.clock_monotonic_ns; 0: disarmed */
 };
 
@@ -163,14 +164,14 @@ struct fd_entry {
 
 struct process {
 	pid_t pid, ppid, pgid, sid;
-	bool zombie;	    /* exited and not reaped: only pid, ids and exit_status are valid */
-	int32_t exit_status;/* as wait(2) will report */
+	bool zombie;         /* exited and not reaped: only pid, ids and exit_status are valid */
+	int32_t exit_status; /* as wait(2) will report */
 	uint32_t exit_signal;
 	struct thread *threads; /* [0] is the leader */
 	size_t n_threads;
 	struct mm mm;
 	struct sigaction_rec sigactions[TREE_NSIG]; /* [signo - 1] */
-	struct siginfo_rec *pending;		    /* process-directed */
+	struct siginfo_rec *pending;                /* process-directed */
 	size_t n_pending;
 	struct creds creds;
 	struct rlimit_rec rlimits[16];
@@ -200,12 +201,12 @@ enum file_kind {
 	FILE_TCP_LISTEN,
 	FILE_UNIX_LISTEN,
 	FILE_TCP_CLOSED, /* was connected: rebuilt as a connection that its peer has reset */
-	FILE_TCP_IDLE,	 /* neither listening nor connected, perhaps bound */
+	FILE_TCP_IDLE,   /* neither listening nor connected, perhaps bound */
 };
 
 struct epoll_target {
-	int32_t fd;	/* number under which the target was added */
-	uint32_t file;	/* index into tree.files */
+	int32_t fd;    /* number under which the target was added */
+	uint32_t file; /* index into tree.files */
 	uint32_t events;
 	uint64_t data;
 };
@@ -231,7 +232,7 @@ struct file { /* one open file description: what dup and fork share */
 	const uint8_t *data;
 	size_t data_len;
 	uint32_t pipe_capacity; /* bytes */
-	bool pipe_packet;	/* O_DIRECT pipe */
+	bool pipe_packet;       /* O_DIRECT pipe */
 	/* EVENTFD */
 	uint64_t counter;
 	bool semaphore;
@@ -273,15 +274,15 @@ struct tree {
 	struct shared_object *objects;
 	size_t n_objects;
 	uint64_t xfeatures; /* union of the xsave components that the tasks use or may use */
-	uint64_t xcr0;	    /* the source CPU's enabled features */
+	uint64_t xcr0;      /* the source CPU's enabled features */
 	uint8_t vdso_digest[16];
 	uint64_t clock_monotonic_ns, clock_boottime_ns; /* as the tasks read them, at capture */
 	/* the tasks' clocks less those of the source's agent: of a time namespace of their own */
 	int64_t task_monotonic_offset_ns, task_boottime_offset_ns;
 	char kernel_release[65];
 	char hostname[65];
-	char boot_id[37]; /* /proc/sys/kernel/random/boot_id: equal means one kernel, so (dev, ino) are
-			   * comparable; "": not known */
+	char boot_id[37]; /* /proc/sys/kernel/random/boot_id: equal means one kernel, so (dev, ino)
+			   * are comparable; "": not known */
 };
 
 struct tree *tree_new(void);

@@ -20,7 +20,8 @@ size_t rarea_bytes(unsigned int n_slots)
 	return CR_PAGE_SIZE + (size_t)n_slots * SLOT_BYTES;
 }
 
-int rarea_init(struct rarea *a, int memfd, unsigned int n_slots, uint64_t fixed_va, struct cr_err *err)
+int rarea_init(struct rarea *a, int memfd, unsigned int n_slots, uint64_t fixed_va,
+	       struct cr_err *err)
 {
 	size_t blob_bytes = (size_t)(cr_blob_image_end - cr_blob_image);
 
@@ -67,8 +68,8 @@ int rtask_init(struct rtask *t, struct rarea *a, pid_t tid, struct cr_err *err)
 {
 	memset(t, 0, sizeof(*t));
 	if (a->next_slot >= a->n_slots)
-		return cr_err_set(err, CR_ERR_BUG, ENOSPC, "no executor slot left for task %d (%u)", tid,
-				  a->n_slots);
+		return cr_err_set(err, CR_ERR_BUG, ENOSPC, "no executor slot left for task %d (%u)",
+				  tid, a->n_slots);
 	size_t off = CR_PAGE_SIZE + (size_t)a->next_slot++ * SLOT_BYTES;
 	t->area = a;
 	t->slot = (struct blob_slot *)(a->local + off);

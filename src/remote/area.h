@@ -8,15 +8,15 @@
 
 struct rarea {
 	int memfd;
-	uint8_t *local;	   /* our mapping */
-	uint64_t remote;   /* the tasks' address of the same memory */
-	size_t bytes;	   /* blob page and slots */
+	uint8_t *local;  /* our mapping */
+	uint64_t remote; /* the tasks' address of the same memory */
+	size_t bytes;    /* blob page and slots */
 	unsigned int n_slots, next_slot;
 };
 
 size_t rarea_bytes(unsigned int n_slots);
-/* Take over a memfd (closed by rarea_done, also on failure): size it, map it (at fixed_va unless 0),
- * copy the blob in. */
+/* Take over a memfd (closed by rarea_done, also on failure): size it, map it (at fixed_va unless
+ * 0), copy the blob in. */
 int rarea_init(struct rarea *a, int memfd, unsigned int n_slots, uint64_t fixed_va,
 	       struct cr_err *err) must_check;
 void rarea_done(struct rarea *a);
@@ -32,12 +32,13 @@ struct rtask {
 	uint64_t slot_va;
 	const char *what[SLOT_CALLS]; /* names of the queued calls */
 	struct rcall calls[SLOT_CALLS];
-	unsigned int queued;	/* calls[] filled and not yet collected */
-	unsigned int started;	/* of these, handed to the blob */
+	unsigned int queued;  /* calls[] filled and not yet collected */
+	unsigned int started; /* of these, handed to the blob */
 	size_t scratch_used;
-	bool dead;		/* died or does not answer: every call fails */
-	bool traced;		/* we are its tracer: stops are looked for while waiting */
-	struct cr_err pending_err; /* a batch run implicitly failed: reported by the next rtask_run */
+	bool dead;   /* died or does not answer: every call fails */
+	bool traced; /* we are its tracer: stops are looked for while waiting */
+	struct cr_err
+	    pending_err; /* a batch run implicitly failed: reported by the next rtask_run */
 	bool has_pending_err;
 };
 
@@ -46,8 +47,8 @@ int rtask_init(struct rtask *t, struct rarea *a, pid_t tid, struct cr_err *err) 
 uint64_t rtask_stack_va(const struct rtask *t);
 /* The slot's data area, as sigframe_build wants it. */
 uint8_t *rtask_data(struct rtask *t, uint64_t *ret_va);
-/* A frame built there, SLOT_RESCUE_BYTES at most, is what the task goes back to by itself if this process
- * dies while it is in the executor, or parked. Before the task starts. */
+/* A frame built there, SLOT_RESCUE_BYTES at most, is what the task goes back to by itself if this
+ * process dies while it is in the executor, or parked. Before the task starts. */
 uint8_t *rtask_rescue_area(struct rtask *t, uint64_t *ret_va);
 void rtask_arm_rescue(struct rtask *t, uint64_t frame_sp);
 uint64_t rtask_rescue_sp(const struct rtask *t); /* 0: none */

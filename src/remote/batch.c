@@ -55,7 +55,8 @@ static int look_for_stop(struct rtask *t, struct cr_err *err)
 	int st;
 
 	if (!t->traced) {
-		/* signal 0: tells a task that is gone; a zombie child still answers, the timeout sees it */
+		/* signal 0: tells a task that is gone; a zombie child still answers, the timeout
+		 * sees it */
 		if (kill(t->tid, 0) && errno == ESRCH)
 			return cr_err_set(err, CR_ERR_KERNEL, ESRCH, "task %d died", t->tid);
 		return 0;
@@ -64,11 +65,11 @@ static int look_for_stop(struct rtask *t, struct cr_err *err)
 	if (r == 0)
 		return 0;
 	if (r < 0 || !WIFSTOPPED(st))
-		return cr_err_set(err, CR_ERR_KERNEL, ESRCH, "task %d died while it ran system calls for us",
-				  t->tid);
+		return cr_err_set(err, CR_ERR_KERNEL, ESRCH,
+				  "task %d died while it ran system calls for us", t->tid);
 	if (WSTOPSIG(st) == SIGSEGV || WSTOPSIG(st) == SIGILL || WSTOPSIG(st) == SIGBUS)
-		return cr_err_set(err, CR_ERR_BUG, EFAULT, "task %d got signal %d in the executor", t->tid,
-				  WSTOPSIG(st));
+		return cr_err_set(err, CR_ERR_BUG, EFAULT, "task %d got signal %d in the executor",
+				  t->tid, WSTOPSIG(st));
 	ptrace(PTRACE_CONT, t->tid, 0, 0);
 	return 0;
 }
@@ -125,8 +126,8 @@ int rtask_wait(struct rtask *t, struct cr_err *err)
 		c->ret = t->slot->calls[(first + i) % SLOT_CALLS].ret;
 		if (t->what[i] && !r && c->ret < 0 && c->ret > -4096) {
 			err->pid = t->tid;
-			r = cr_err_set(err, CR_ERR_KERNEL, (int)-c->ret, "%s in task %d: %s", t->what[i],
-				       t->tid, strerror((int)-c->ret));
+			r = cr_err_set(err, CR_ERR_KERNEL, (int)-c->ret, "%s in task %d: %s",
+				       t->what[i], t->tid, strerror((int)-c->ret));
 		}
 	}
 	t->queued = t->started = 0;

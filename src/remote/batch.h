@@ -31,12 +31,13 @@ pid_t rtask_tid(const struct rtask *t);
  * Returns NULL only after the task died (rtask_run then reports it). */
 struct rcall *rtask_queue(struct rtask *t, const char *what, long nr, uint64_t a0, uint64_t a1,
 			  uint64_t a2, uint64_t a3, uint64_t a4, uint64_t a5);
-#define RCALL_PICK_(a0, a1, a2, a3, a4, a5, ...) a0, a1, a2, a3, a4, a5
-#define rqueue(t, what, nr, ...)                                                                   \
-	rtask_queue((t), (what), (nr), RCALL_ARGS_(__VA_ARGS__ __VA_OPT__(, ) 0, 0, 0, 0, 0, 0))
+/* Up to six arguments, of any integer type; those left out are 0. */
 #define RCALL_ARGS_(...) RCALL_CAST_(__VA_ARGS__)
-#define RCALL_CAST_(a0, a1, a2, a3, a4, a5, ...)                                                   \
-	(uint64_t)(a0), (uint64_t)(a1), (uint64_t)(a2), (uint64_t)(a3), (uint64_t)(a4), (uint64_t)(a5)
+#define RCALL_CAST_(none, a0, a1, a2, a3, a4, a5, ...)                                             \
+	(uint64_t)(a0), (uint64_t)(a1), (uint64_t)(a2), (uint64_t)(a3), (uint64_t)(a4),            \
+	    (uint64_t)(a5)
+#define rqueue(t, what, nr, ...)                                                                   \
+	rtask_queue((t), (what), (nr), RCALL_ARGS_(0, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0))
 
 /* Run what is queued and wait for it. Fails when the task died or does not answer within 10 s, or
  * when a call queued with a name returned an error (the message names it). */
@@ -46,12 +47,13 @@ int rtask_run(struct rtask *t, struct cr_err *err) must_check;
 void rtask_start(struct rtask *t);
 int rtask_wait(struct rtask *t, struct cr_err *err) must_check;
 
-/* One call, run at once. Returns the kernel's result (-errno on failure), or -ESRCH if the task died
- * or does not answer. Frees the scratch area first only if it is called with an empty queue. */
+/* One call, run at once. Returns the kernel's result (-errno on failure), or -ESRCH if the task
+ * died or does not answer. Frees the scratch area first only if it is called with an empty queue.
+ */
 long rtask_syscall(struct rtask *t, long nr, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
 		   uint64_t a4, uint64_t a5);
 #define rcall_now(t, nr, ...)                                                                      \
-	rtask_syscall((t), (nr), RCALL_ARGS_(__VA_ARGS__ __VA_OPT__(, ) 0, 0, 0, 0, 0, 0))
+	rtask_syscall((t), (nr), RCALL_ARGS_(0, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0))
 
 /* Scratch memory that both sides see: returns our pointer and stores the task's address of it in
  * *ret_va. It stays valid until rtask_scratch_reset(). NULL if over RTASK_SCRATCH_BYTES. 16-byte

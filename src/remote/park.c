@@ -24,8 +24,9 @@ void regs_mend_restart(struct user_regs_struct *gp, bool whole)
 	if ((long)gp->orig_rax < 0)
 		return;
 	if (ret == -ERESTART_RESTARTBLOCK_) {
-		/* The restart block stays behind with the old task. futex(2) waits on an absolute time or
-		 * may wake spuriously: simply asked again. The rest say EINTR, as signal(7) allows. */
+		/* The restart block stays behind with the old task. futex(2) waits on an absolute
+		 * time or may wake spuriously: simply asked again. The rest say EINTR, as signal(7)
+		 * allows. */
 		if (gp->orig_rax == SYS_futex) {
 			gp->rax = gp->orig_rax;
 			gp->rip -= 2;
@@ -69,8 +70,8 @@ static int interrupt_all(struct rtask **tasks, size_t n, struct cr_err *err)
 
 		if (!r && !task_is_event_stop(st))
 			r = cr_err_set(err, CR_ERR_KERNEL, EPROTO,
-				       "task %d stopped with status %#x before its park", tasks[i]->tid,
-				       st);
+				       "task %d stopped with status %#x before its park",
+				       tasks[i]->tid, st);
 		if (r)
 			return r;
 	}
@@ -97,18 +98,20 @@ static int wait_arrival(struct rtask *t, enum park_how how, struct cr_err *err)
 			if (gp.rip == insn + 2 && gp.orig_rax == SYS_rt_sigreturn)
 				return 0;
 		} else if (WSTOPSIG(st) != SIGSTOP) {
-			return cr_err_set(err, CR_ERR_BUG, EPROTO,
-					  "task %d stopped with status %#x at %#llx instead of its park",
-					  t->tid, st, gp.rip);
+			return cr_err_set(
+			    err, CR_ERR_BUG, EPROTO,
+			    "task %d stopped with status %#x at %#llx instead of its park", t->tid,
+			    st, gp.rip);
 		}
-		r = task_resume(t->tid, how == PARK_BREAKPOINT ? PTRACE_CONT : PTRACE_SYSCALL, 0, err);
+		r = task_resume(t->tid, how == PARK_BREAKPOINT ? PTRACE_CONT : PTRACE_SYSCALL, 0,
+				err);
 		if (r)
 			return r;
 	}
 }
 
-/* A system-call trace stops at the entry of rt_sigreturn: make it none and leave that stop, so that the
- * task stands, as after the breakpoint, in the kernel's signal code. */
+/* A system-call trace stops at the entry of rt_sigreturn: make it none and leave that stop, so that
+ * the task stands, as after the breakpoint, in the kernel's signal code. */
 static int leave_syscall_entry(struct rtask *t, struct cr_err *err)
 {
 	struct user_regs_struct gp;
@@ -136,14 +139,14 @@ int park_at_sigreturn(struct rtask **tasks, size_t n, enum park_how *how, struct
 		if (!va)
 			rtask_data(tasks[i], &va);
 		rtask_queue_sigreturn(tasks[i], va);
-		r = task_resume(tasks[i]->tid, *how == PARK_BREAKPOINT ? PTRACE_CONT : PTRACE_SYSCALL, 0,
-				err);
+		r = task_resume(tasks[i]->tid,
+				*how == PARK_BREAKPOINT ? PTRACE_CONT : PTRACE_SYSCALL, 0, err);
 	}
 	for (size_t i = 0; i < n && !r; i++) {
 		r = wait_arrival(tasks[i], *how, err);
 		if (!r)
-			r = *how == PARK_BREAKPOINT ? task_clear_breakpoint(tasks[i]->tid, err) :
-						      leave_syscall_entry(tasks[i], err);
+			r = *how == PARK_BREAKPOINT ? task_clear_breakpoint(tasks[i]->tid, err)
+						    : leave_syscall_entry(tasks[i], err);
 	}
 	return r;
 }
@@ -184,11 +187,12 @@ int park_unmap(struct rtask *t, struct cr_err *err)
 		r = task_get_gp(t->tid, &gp, err);
 
 	if (!r)
-		r = task_inject_syscall(t->tid, &gp, rarea_syscall_va(t->area), SYS_munmap, args, &ret,
-					err);
+		r = task_inject_syscall(t->tid, &gp, rarea_syscall_va(t->area), SYS_munmap, args,
+					&ret, err);
 	if (!r && ret)
-		return cr_err_set(err, CR_ERR_KERNEL, (int)-ret, "unmapping the executor in task %d: %s",
-				  t->tid, strerror((int)-ret));
+		return cr_err_set(err, CR_ERR_KERNEL, (int)-ret,
+				  "unmapping the executor in task %d: %s", t->tid,
+				  strerror((int)-ret));
 	return r ? r : task_to_event_stop(t->tid, err);
 }
 
@@ -225,8 +229,8 @@ static int leave_by_sigreturn(struct rtask *t, const struct thread_state *st, st
 	gp.fs_base = st->gp.fs_base;
 	gp.gs_base = st->gp.gs_base;
 	r = task_set_gp(t->tid, &gp, err);
-	/* over the instruction by its system call's entry and exit: the trap of a single step would reset
-	 * the action of SIGTRAP, which is blocked here */
+	/* over the instruction by its system call's entry and exit: the trap of a single step would
+	 * reset the action of SIGTRAP, which is blocked here */
 	for (int i = 0; i < 2 && !r; i++) {
 		r = task_resume(t->tid, PTRACE_SYSCALL, 0, err);
 		if (!r)

@@ -1,12 +1,12 @@
-/* Park tasks at the blob's rt_sigreturn, and let them leave from there. Used by the parasite's cure and
- * by the restorer's last step alike: set, wake, wait.
+/* Park tasks at the blob's rt_sigreturn, and let them leave from there. Used by the parasite's cure
+ * and by the restorer's last step alike: set, wake, wait.
  *
  * A parked task is in a ptrace stop inside the kernel's signal code, one instruction before
- * rt_sigreturn (or at its system-call entry, where breakpoints are not to be had). Nothing of ours is
- * left armed in it. It leaves in one of two ways:
- *   regsets   - registers, extended state and mask are written by ptrace; the executor's memory is
- *               unmapped first; the task is detached by whoever owns the seizure
- *   sigreturn - the frame in the slot holds everything; the task steps over rt_sigreturn */
+ * rt_sigreturn (or at its system-call entry, where breakpoints are not to be had). Nothing of ours
+ * is left armed in it. It leaves in one of two ways: regsets   - registers, extended state and mask
+ * are written by ptrace; the executor's memory is unmapped first; the task is detached by whoever
+ * owns the seizure sigreturn - the frame in the slot holds everything; the task steps over
+ * rt_sigreturn */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -28,17 +28,19 @@ struct thread_state {
 	int32_t altstack_flags;
 };
 
-/* All tasks run the executor, idle, seized by this thread and not stopped. *how is what was asked for
- * and becomes what was done: PARK_BREAKPOINT falls back to tracing when a register cannot be had.
- * On failure some tasks may be parked and others not; all are dead weight then: kill or abandon. */
-int park_at_sigreturn(struct rtask **tasks, size_t n, enum park_how *how, struct cr_err *err)
-	must_check;
+/* All tasks run the executor, idle, seized by this thread and not stopped. *how is what was asked
+ * for and becomes what was done: PARK_BREAKPOINT falls back to tracing when a register cannot be
+ * had. On failure some tasks may be parked and others not; all are dead weight then: kill or
+ * abandon. */
+int park_at_sigreturn(struct rtask **tasks, size_t n, enum park_how *how,
+		      struct cr_err *err) must_check;
 
 /* Back from the park into the executor's loop; the tasks run again. */
 int park_undo(struct rtask **tasks, size_t n, struct cr_err *err) must_check;
 
-/* Remove the executor's memory from the address space of the parked task t (one of each address space,
- * after all that was to be run there has run). Leaves every signal blocked in t: leave_*() comes after. */
+/* Remove the executor's memory from the address space of the parked task t (one of each address
+ * space, after all that was to be run there has run). Leaves every signal blocked in t: leave_*()
+ * comes after. */
 int park_unmap(struct rtask *t, struct cr_err *err) must_check;
 
 /* The state is written; the task stays stopped and needs only to be detached. LEAVE_SIGRETURN needs
@@ -48,7 +50,8 @@ int leave_prepare(struct rtask *t, enum leave_how how, const struct thread_state
 		  struct cr_err *err) must_check;
 int leave_rewrite(struct rtask *t, const struct thread_state *st, struct cr_err *err) must_check;
 
-/* Mend a stopped thread's registers for an interrupted system call that is to be restarted where the
- * kernel does not know about it: in a sigframe (whole == true), or in another task (whole == false:
- * only what depends on the old task's restart block). signal(7), "Interruption of system calls". */
+/* Mend a stopped thread's registers for an interrupted system call that is to be restarted where
+ * the kernel does not know about it: in a sigframe (whole == true), or in another task (whole ==
+ * false: only what depends on the old task's restart block). signal(7), "Interruption of system
+ * calls". */
 void regs_mend_restart(struct user_regs_struct *gp, bool whole);

@@ -8,8 +8,8 @@
 enum {
 	XSAVE_LEGACY_BYTES = 576, /* FXSAVE area and header */
 	SW_RESERVED_OFFSET = 464, /* struct _fpx_sw_bytes inside the FXSAVE area */
-	XFEATURES_OFFSET = 512,	  /* xstate_bv of the header */
-	FP_OFFSET = 1024,	  /* of the xsave area in our buffer: 64-byte aligned, above the frame */
+	XFEATURES_OFFSET = 512,   /* xstate_bv of the header */
+	FP_OFFSET = 1024, /* of the xsave area in our buffer: 64-byte aligned, above the frame */
 	UC_FP_XSTATE_ = 1,
 	UC_SIGCONTEXT_SS_ = 2,
 	UC_STRICT_RESTORE_SS_ = 4,
@@ -18,7 +18,8 @@ enum {
 
 size_t sigframe_xstate_bytes(uint64_t xfeatures)
 {
-	/* asked again and again about the same few masks, and CPUID traps in a virtual machine: 30 us */
+	/* asked again and again about the same few masks, and CPUID traps in a virtual machine: 30
+	 * us */
 	static _Thread_local struct {
 		uint64_t mask;
 		size_t bytes;
@@ -100,15 +101,15 @@ int sigframe_build(void *buf, size_t room, uint64_t buf_va, const struct thread_
 	xfeatures &= ~XFEATURES_AMX;
 	size_t bytes = sigframe_xstate_bytes(xfeatures);
 	if (FP_OFFSET + bytes + FP_XSTATE_MAGIC2_SIZE > room || bytes > st->xstate_len)
-		return cr_err_set(err, CR_ERR_BUG, ENOSPC, "a signal frame of %zu bytes does not fit",
-				  bytes);
+		return cr_err_set(err, CR_ERR_BUG, ENOSPC,
+				  "a signal frame of %zu bytes does not fit", bytes);
 	memcpy(fp, st->xstate, bytes);
 	memcpy(fp + XFEATURES_OFFSET, &xfeatures, sizeof(xfeatures));
 	struct _fpx_sw_bytes sw = {
-		.magic1 = FP_XSTATE_MAGIC1,
-		.extended_size = (uint32_t)bytes + FP_XSTATE_MAGIC2_SIZE,
-		.xfeatures = xfeatures,
-		.xstate_size = (uint32_t)bytes,
+	    .magic1 = FP_XSTATE_MAGIC1,
+	    .extended_size = (uint32_t)bytes + FP_XSTATE_MAGIC2_SIZE,
+	    .xfeatures = xfeatures,
+	    .xstate_size = (uint32_t)bytes,
 	};
 	memcpy(fp + SW_RESERVED_OFFSET, &sw, sizeof(sw));
 	uint32_t magic2 = FP_XSTATE_MAGIC2;

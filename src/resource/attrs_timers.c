@@ -41,7 +41,8 @@ enum {
  * clocks, CLOCK_PROCESS_CPUTIME_ID and CLOCK_THREAD_CPUTIME_ID, as clocks of pid 0. */
 static const char *clock_trouble(const struct process *p, int clockid)
 {
-	pid_t pid = ~(clockid >> 3);
+	/* the kernel's own arithmetic, include/linux/posix-timers.h */
+	pid_t pid = ~(clockid >> 3); // cppcheck-suppress shiftNegativeLHS
 	bool of_thread = clockid & CPUCLOCK_THREAD;
 
 	if (clockid >= 0)

@@ -127,8 +127,8 @@ static int check_processes(struct capture *c, struct cr_err *err)
 
 		if (p->zombie)
 			continue;
-		n_files = place_among(c, sorted, n_files, p->pid, KCMP_FILES, "descriptor table",
-				      "");
+		n_files =
+		    place_among(c, sorted, n_files, p->pid, KCMP_FILES, "descriptor table", "");
 		n_fs = place_among(c, sorted + n, n_fs, p->pid, KCMP_FS,
 				   "working directory and umask", "");
 		n_vm = place_among(c, sorted + 2 * n, n_vm, p->pid, KCMP_VM, "address space",

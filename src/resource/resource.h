@@ -1,13 +1,13 @@
 /* Kinds of resources: each is one file with its capture and its rebuild.
  *
- * Capture runs at the source, several times: *ahead* while the tasks run (nothing is stopped; what only
- * the task itself can tell is copied from the previous capture) and once *exact*, at the stop. Rebuild
- * runs at the destination with the tree of the previous capture (`old`, NULL the first time) and
- * the new one, and does only what differs.
+ * Capture runs at the source, several times: *ahead* while the tasks run (nothing is stopped; what
+ * only the task itself can tell is copied from the previous capture) and once *exact*, at the stop.
+ * Rebuild runs at the destination with the tree of the previous capture (`old`, NULL the first
+ * time) and the new one, and does only what differs.
  *
- * What a task must do itself is queued on its rtask; the caller runs all tasks' batches in parallel.
- * The rules: a *_queue function only queues (and may use scratch memory), a *_collect function reads
- * results; neither runs a batch. Other functions may run batches. */
+ * What a task must do itself is queued on its rtask; the caller runs all tasks' batches in
+ * parallel. The rules: a *_queue function only queues (and may use scratch memory), a *_collect
+ * function reads results; neither runs a batch. Other functions may run batches. */
 #pragma once
 #include <stdbool.h>
 #include "base/err.h"
@@ -17,25 +17,25 @@
 
 /* A process of the tree as the source sees it. */
 struct capture_proc {
-	struct process *p;	    /* being filled; pid, ids, threads' tids are set already */
+	struct process *p;          /* being filled; pid, ids, threads' tids are set already */
 	const struct process *prev; /* the same process in the previous capture, or NULL */
-	int pidfd;		    /* owned by the caller */
+	int pidfd;                  /* owned by the caller */
 };
 
 struct capture {
-	struct tree *tree;	  /* being filled; allocate from tree->arena */
+	struct tree *tree;        /* being filled; allocate from tree->arena */
 	const struct tree *prev;  /* the previous capture, or NULL */
 	struct refusals *refused; /* what cannot move; never NULL */
-	bool exact;		  /* the tasks are stopped: everything must be as of now */
-	bool tcp_close;		  /* connected TCP sockets: true: the move closes them, the tasks see a reset
-				   * (callers set it for now); false: they are refused by name */
+	bool exact;               /* the tasks are stopped: everything must be as of now */
+	bool tcp_close; /* connected TCP sockets: true: the move closes them, the tasks see a reset
+			 * (callers set it for now); false: they are refused by name */
 	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
 };
 
 /* ---- attributes of processes and threads (resource/attrs*.c) ----
  *
- * At the source: attrs_capture, then per thread attrs_query_queue, run, attrs_query_collect (or, where
- * nothing is stopped, attrs_copy_inside). At the destination, in this order:
+ * At the source: attrs_capture, then per thread attrs_query_queue, run, attrs_query_collect (or,
+ *where nothing is stopped, attrs_copy_inside). At the destination, in this order:
  *	attrs_rebuild_process_queue	leader, before or after threads exist; repeatable
  *	attrs_rebuild_thread_queue	every thread, in itself; repeatable
  *	attrs_rebuild_outside		every thread, by the agent; repeatable
@@ -44,24 +44,24 @@ struct capture {
  *	attrs_launch_queue		every thread, once, all signals still blocked
  * Registers, xstate, sigmask and rseq_* are read by the engine at the stop. */
 
-/* From outside (/proc, syscalls on the pid): works on running and on stopped tasks. Fills everything of
- * struct process / struct thread that is not memory, fds, cwd/root/umask, or told by attrs_query_*.
- * exact: the tasks are ptrace-stopped by the calling thread. Only then are pending signals read, and
- * of each thread only what may have changed is read again: what must not differ between threads
- * (credentials, seccomp, personality) is compared ahead. A task that is gone is an error (-ESRCH) when
- * exact, and skipped otherwise. */
+/* From outside (/proc, syscalls on the pid): works on running and on stopped tasks. Fills
+ * everything of struct process / struct thread that is not memory, fds, cwd/root/umask, or told by
+ * attrs_query_*. exact: the tasks are ptrace-stopped by the calling thread. Only then are pending
+ * signals read, and of each thread only what may have changed is read again: what must not differ
+ * between threads (credentials, seccomp, personality) is compared ahead. A task that is gone is an
+ * error (-ESRCH) when exact, and skipped otherwise. */
 int attrs_capture(struct capture *c, struct cr_err *err) must_check;
 
-/* From inside, at a stop: comm, sigaltstack, clear_tid address, pdeathsig, no_new_privs, timer slack
- * (every thread); sigactions, itimers, POSIX timers' values, dumpable, subreaper, securebits, clocks
- * (only when first: the leader). Comes after attrs_capture of the same tree, which says which
- * actions and timers there are. queue (with nothing queued before) → caller runs → collect with the same
- * q, before anything else is queued. With more than 25 signal actions and timers the leader's queueing
- * runs a batch by itself, and with more than 40 timers collecting does. Needs 4 KiB of scratch.
- * If tree->clock_monotonic_ns is 0, collect sets both clocks of the tree from the task; timers are as
- * of that moment. */
+/* From inside, at a stop: comm, sigaltstack, clear_tid address, pdeathsig, no_new_privs, timer
+ * slack (every thread); sigactions, itimers, POSIX timers' values, dumpable, subreaper, securebits,
+ * clocks (only when first: the leader). Comes after attrs_capture of the same tree, which says
+ * which actions and timers there are. queue (with nothing queued before) → caller runs → collect
+ * with the same q, before anything else is queued. With more than 25 signal actions and timers the
+ * leader's queueing runs a batch by itself, and with more than 40 timers collecting does. Needs 4
+ * KiB of scratch. If tree->clock_monotonic_ns is 0, collect sets both clocks of the tree from the
+ * task; timers are as of that moment. */
 struct attrs_query {
-	void *out;	      /* in the scratch area */
+	void *out;            /* in the scratch area */
 	struct rcall *ret[6]; /* calls that tell by return value */
 };
 int attrs_query_queue(struct rtask *rt, struct attrs_query *q, const struct process *p,
@@ -69,43 +69,45 @@ int attrs_query_queue(struct rtask *rt, struct attrs_query *q, const struct proc
 int attrs_query_collect(struct rtask *rt, const struct attrs_query *q, struct tree *t,
 			struct process *p, struct thread *th, bool first,
 			struct cr_err *err) must_check;
-/* Where no query is made (ahead): what only the query tells is taken over from the previous capture.
- * prev NULL: defaults. */
+/* Where no query is made (ahead): what only the query tells is taken over from the previous
+ * capture. prev NULL: defaults. */
 void attrs_copy_inside(struct tree *t, struct process *p, const struct process *prev);
 
-/* Destination preflight: scheduling, limits, credentials, clocks, cpu features that cannot be had here. */
+/* Destination preflight: scheduling, limits, credentials, clocks, cpu features that cannot be had
+ * here. */
 void attrs_check(const struct tree *t, struct refusals *refused);
 
-/* True if anything the rebuild functions below would set differs between old and p (old != NULL): then
- * call them again; for a process: _process_queue, _outside of the leader and _timers_rebuild.
+/* True if anything the rebuild functions below would set differs between old and p (old != NULL):
+ * then call them again; for a process: _process_queue, _outside of the leader and _timers_rebuild.
  * Not compared: what late, launch and the engine set. */
 bool attrs_process_differs(const struct process *old, const struct process *p);
 bool attrs_thread_differs(const struct thread *old, const struct thread *th);
 
 /* Rebuild, privileged part; old NULL: a fresh shell (root, all signals default and blocked).
- * Registers rseq if th->rseq_va is set: its memory must be mapped writable, and must be written by the
- * last page pass afterwards. */
-int attrs_rebuild_process_queue(struct rtask *rt, const struct process *old, const struct process *p,
-				struct cr_err *err) must_check;
+ * Registers rseq if th->rseq_va is set: its memory must be mapped writable, and must be written by
+ * the last page pass afterwards. */
+int attrs_rebuild_process_queue(struct rtask *rt, const struct process *old,
+				const struct process *p, struct cr_err *err) must_check;
 int attrs_rebuild_thread_queue(struct rtask *rt, const struct process *p, const struct thread *old,
 			       const struct thread *th, struct cr_err *err) must_check;
-/* From the agent, for a task in a shell: oom_score_adj, affinity, scheduling, timer slack, io priority:
- * what can be set from outside. Also whenever the task's scheduling was changed meanwhile. */
+/* From the agent, for a task in a shell: oom_score_adj, affinity, scheduling, timer slack, io
+ * priority: what can be set from outside. Also whenever the task's scheduling was changed
+ * meanwhile. */
 int attrs_rebuild_outside(pid_t tid, const struct process *p, const struct thread *th, bool leader,
 			  struct cr_err *err) must_check;
-/* POSIX timers are created, disarmed, with the ids that they had; on the leader once all threads exist
- * (a timer may signal one of them). Runs batches. */
+/* POSIX timers are created, disarmed, with the ids that they had; on the leader once all threads
+ * exist (a timer may signal one of them). Runs batches. */
 int attrs_timers_rebuild(struct rtask *rt, const struct process *old, const struct process *p,
 			 struct cr_err *err) must_check;
 
 /* Last, and irrevocable: tight limits, credentials, then what a change of credentials resets
- * (dumpable, pdeathsig), no_new_privs. attrs_needs_late: false for a task with the credentials of this
- * agent and defaults; what belongs to the process is told for its first thread. Once any thread of a
- * process needs it, all of them must run it. pdeathsig acts when the parent ends: the parent must be the
- * final one. */
+ * (dumpable, pdeathsig), no_new_privs. attrs_needs_late: false for a task with the credentials of
+ * this agent and defaults; what belongs to the process is told for its first thread. Once any
+ * thread of a process needs it, all of them must run it. pdeathsig acts when the parent ends: the
+ * parent must be the final one. */
 bool attrs_needs_late(const struct process *p, const struct thread *th);
-int attrs_late_queue(struct rtask *rt, const struct process *p, const struct thread *th, bool leader,
-		     struct cr_err *err) must_check;
+int attrs_late_queue(struct rtask *rt, const struct process *p, const struct thread *th,
+		     bool leader, struct cr_err *err) must_check;
 
 /* Timers and pending signals, at the switch-over, inside the task. False: nothing to set.
  * now_monotonic_ns: CLOCK_MONOTONIC as the task reads it now, for timers that are not armed at an
@@ -115,20 +117,20 @@ int attrs_launch_queue(struct rtask *rt, const struct tree *t, const struct proc
 		       const struct thread *th, bool leader, uint64_t now_monotonic_ns,
 		       struct cr_err *err) must_check;
 
-/* A breakpoint trap resets an ignored or blocked SIGTRAP to default: true if p's action is another, and
- * attrs_sigtrap_queue must be run after the last trap. */
+/* A breakpoint trap resets an ignored or blocked SIGTRAP to default: true if p's action is another,
+ * and attrs_sigtrap_queue must be run after the last trap. */
 bool attrs_sigtrap_fragile(const struct process *p);
 int attrs_sigtrap_queue(struct rtask *rt, const struct process *p, struct cr_err *err) must_check;
 
 /* ---- open files, cwd, root, umask (resource/files*.c, fileset*.c and one file per kind) ---- */
 
-/* Fills tree->files, every process's fds, cwd, root, umask, and tree->boot_id; shared descriptions are
- * told by kcmp(2). Index assignment is deterministic: processes in tree order, descriptors ascending.
- * A memfd that only a descriptor holds is appended to tree->objects, so that array may move.
- * Kinds that cannot move go to c->refused by name, with pid and descriptor number and path; so do
- * processes in other namespaces than the caller's (the time namespace excepted).
- * Ahead, a descriptor that goes away meanwhile is left out; with exact set it is an error. Volatile
- * state (positions, pipe contents, counters, timers) is read in exact captures and may be missing or
+/* Fills tree->files, every process's fds, cwd, root, umask, and tree->boot_id; shared descriptions
+ * are told by kcmp(2). Index assignment is deterministic: processes in tree order, descriptors
+ * ascending. A memfd that only a descriptor holds is appended to tree->objects, so that array may
+ * move. Kinds that cannot move go to c->refused by name, with pid and descriptor number and path;
+ * so do processes in other namespaces than the caller's (the time namespace excepted). Ahead, a
+ * descriptor that goes away meanwhile is left out; with exact set it is an error. Volatile state
+ * (positions, pipe contents, counters, timers) is read in exact captures and may be missing or
  * stale in others. */
 int files_capture(struct capture *c, struct cr_err *err) must_check;
 
@@ -144,39 +146,41 @@ bool files_same_shape(const struct tree *old, const struct tree *t);
  * fileset_free(), so call it as soon as the tasks run. */
 struct fileset;
 struct fileset *fileset_new(void); /* NULL when memory is out */
-/* Closes all and removes what fileset_build left in the file system (temporary socket names); between
- * fileset_prepare and fileset_launch those stay, for whoever finishes in our place. */
+/* Closes all and removes what fileset_build left in the file system (temporary socket names);
+ * between fileset_prepare and fileset_launch those stay, for whoever finishes in our place. */
 void fileset_free(struct fileset *fs);
 /* What was prepared will not be launched by anybody: fileset_free shall remove all. Takes NULL. */
 void fileset_undo(struct fileset *fs);
 /* The tasks' CLOCK_MONOTONIC and CLOCK_BOOTTIME less ours, for timerfds. Not called: 0. */
 void fileset_set_clocks(struct fileset *fs, int64_t monotonic_ns, int64_t boottime_ns);
-/* Open what t lists. Called again with a later tree, it opens only what is new and closes what is gone;
- * then every process needs fileset_install again (which likewise does only what differs).
- * object_fds[i]: descriptor for tree->objects[i], stays the caller's. The shells exist already, with
- * their final pids (a description may be of a file below /proc/PID). */
+/* Open what t lists. Called again with a later tree, it opens only what is new and closes what is
+ * gone; then every process needs fileset_install again (which likewise does only what differs).
+ * object_fds[i]: descriptor for tree->objects[i], stays the caller's. The shells exist already,
+ * with their final pids (a description may be of a file below /proc/PID). */
 int fileset_build(struct fileset *fs, const struct tree *t, const int *object_fds,
 		  struct cr_err *err) must_check;
-/* Install process p's descriptors, cwd, umask and epoll targets. The shell's table then holds exactly
- * p->fds plus *agent_pidfd_slot. Runs batches. Processes in tree order.
- * *agent_pidfd_slot: descriptor number in the shell under which it holds a pidfd of this process
+/* Install process p's descriptors, cwd, umask and epoll targets. The shell's table then holds
+ * exactly p->fds plus *agent_pidfd_slot. Runs batches. Processes in tree order. *agent_pidfd_slot:
+ * descriptor number in the shell under which it holds a pidfd of this process
  * (pidfd_getfd(2), 5.6); if p->fds needs that number, the pidfd is moved and the new number stored.
  * The shell still has CAP_SYS_PTRACE: before attrs_late_queue(). The first call for a shell closes
- * all that it inherited; numbers reach up to the highest in p->fds, so RLIMIT_NOFILE must allow them. */
-int fileset_install(struct fileset *fs, struct rtask *rt, const struct tree *t, const struct process *p,
-		    int *agent_pidfd_slot, struct cr_err *err) must_check;
-/* The root directory, where it is not ours: irrevocable, as the shell finds no path of ours after it. On
- * the leader, after the last fileset_install and before attrs_late_queue. */
+ * all that it inherited; numbers reach up to the highest in p->fds, so RLIMIT_NOFILE must allow
+ * them. */
+int fileset_install(struct fileset *fs, struct rtask *rt, const struct tree *t,
+		    const struct process *p, int *agent_pidfd_slot, struct cr_err *err) must_check;
+/* The root directory, where it is not ours: irrevocable, as the shell finds no path of ours after
+ * it. On the leader, after the last fileset_install and before attrs_late_queue. */
 bool fileset_needs_late(const struct process *p);
 int fileset_late_queue(struct rtask *rt, const struct process *p, struct cr_err *err) must_check;
 /* Volatile state of the final capture: positions, pipe contents, eventfd counters, timerfds, status
- * flags. Runs in the agent on its own descriptors, tasks are not involved. After build and install. */
+ * flags. Runs in the agent on its own descriptors, tasks are not involved. After build and install.
+ */
 int fileset_settle(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
-/* When all is prepared and nothing has run: TCP sockets start to listen. Before, they only reserve their
- * ports. After it the tasks' sockets need nothing more of this process. */
+/* When all is prepared and nothing has run: TCP sockets start to listen. Before, they only reserve
+ * their ports. After it the tasks' sockets need nothing more of this process. */
 int fileset_prepare(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
-/* What fileset_launch() will rename, for a journal: whoever finishes in our place does the same. Stops
- * at the first non-zero result of fn and returns it. */
+/* What fileset_launch() will rename, for a journal: whoever finishes in our place does the same.
+ * Stops at the first non-zero result of fn and returns it. */
 int fileset_renames(const struct fileset *fs, const struct tree *t,
 		    int (*fn)(const char *from, const char *to, void *arg), void *arg);
 /* At the point of no return, before the tasks run: unix sockets take over their paths. */

@@ -16,7 +16,7 @@ int source_journal(struct source *s, enum journal_state state, struct cr_err *er
 {
 	s->journal.state = state;
 	s->journal.pids.n = 0;
-	vec_foreach(spp, &s->procs) {
+	vec_foreach (spp, &s->procs) {
 		struct journal_pid *p = vec_push(&s->journal.pids);
 
 		if (!p)
@@ -81,7 +81,8 @@ static bool layout_changed(const struct tree *old, const struct tree *t)
 	if (old->n_procs != t->n_procs || old->n_objects != t->n_objects)
 		return true;
 	for (size_t i = 0; i < t->n_procs; i++)
-		if (old->procs[i].pid != t->procs[i].pid || old->procs[i].zombie != t->procs[i].zombie ||
+		if (old->procs[i].pid != t->procs[i].pid ||
+		    old->procs[i].zombie != t->procs[i].zombie ||
 		    old->procs[i].mm.layout_digest != t->procs[i].mm.layout_digest)
 			return true;
 	for (size_t i = 0; i < t->n_objects; i++)
@@ -94,7 +95,8 @@ static int send_rest(struct source *s, struct tree *t, struct cr_err *err)
 {
 	int r = track_newcomers(s, t, err);
 
-	/* pages need their mappings first: only if there are new ones does this cost a round trip */
+	/* pages need their mappings first: only if there are new ones does this cost a round trip
+	 */
 	if (!r && layout_changed(s->tree, t))
 		r = source_send_tree(s, MSG_STAGE_MEND, t, err);
 	if (!r)
@@ -119,7 +121,8 @@ static int digest_all(struct source *s, const struct tree *t, struct msg_digest 
 
 		if (!object && t->procs[i].zombie)
 			continue;
-		v[*n] = (struct msg_digest){.pid = object ? 0 : t->procs[i].pid, .object = UINT32_MAX};
+		v[*n] =
+		    (struct msg_digest){.pid = object ? 0 : t->procs[i].pid, .object = UINT32_MAX};
 		if (object) {
 			v[*n].object = (uint32_t)(i - t->n_procs);
 			r = memory_digest_object(s->object_fds.list.v[v[*n].object],
@@ -149,7 +152,8 @@ static int verify_full(struct source *s, const struct tree *t, struct cr_err *er
 	for (size_t i = 0; i < m.verify.n; i++)
 		pages += v[i].pages;
 	if (!r) /* a second for each GiB */
-		r = link_call(s->peer, &m, MSG_VERIFY_OK, source_patience_ms(s, pages / 256), &reply, err);
+		r = link_call(s->peer, &m, MSG_VERIFY_OK, source_patience_ms(s, pages / 256),
+			      &reply, err);
 	if (!r)
 		msg_free(&reply);
 	return r ? cr_err_ctx(err, "comparing the memories") : 0;
@@ -177,7 +181,8 @@ static int prepare(struct source *s, const struct tree *t, struct cr_err *err)
 
 	s->asked_to_prepare = true;
 	int r = link_send(s->peer, &m, err);
-	/* Meanwhile: from here on the tasks do not run on by themselves, whatever becomes of this process. */
+	/* Meanwhile: from here on the tasks do not run on by themselves, whatever becomes of this
+	 * process. */
 	if (!r)
 		r = seizure_hold(s->seizure, err);
 	s->held = true;
@@ -192,15 +197,17 @@ static int prepare(struct source *s, const struct tree *t, struct cr_err *err)
 	return r;
 }
 
-/* The link broke after the decision: it stands. Try to tell the destination again, for as long as this
- * process is let: the tasks here stay stopped until then. */
+/* The link broke after the decision: it stands. Try to tell the destination again, for as long as
+ * this process is let: the tasks here stay stopped until then. */
 static int settle_commit(struct source *s, struct cr_err *err)
 {
 	const struct timespec pause = {.tv_nsec = 200 * 1000 * 1000};
 
 	for (unsigned int i = 0; i < 150; i++) {
-		struct msg_hello hello = {.version = MSG_VERSION, .role = MSG_ROLE_PEER,
-					  .id = s->rq->id, .token = s->rq->token,
+		struct msg_hello hello = {.version = MSG_VERSION,
+					  .role = MSG_ROLE_PEER,
+					  .id = s->rq->id,
+					  .token = s->rq->token,
 					  .host = s->env->host};
 		struct msg m = msg_of(MSG_COMMIT), reply;
 
@@ -219,15 +226,16 @@ static int settle_commit(struct source *s, struct cr_err *err)
 		}
 		nanosleep(&pause, NULL);
 	}
-	return cr_err_ctx(err, "the destination cannot be told that it has the tasks; they stay stopped "
-			       "here; `cr-migrate resolve` settles it");
+	return cr_err_ctx(err,
+			  "the destination cannot be told that it has the tasks; they stay stopped "
+			  "here; `cr-migrate resolve` settles it");
 }
 
 static void kill_source(struct source *s)
 {
-	vec_foreach(q, &s->seizure->procs)
+	vec_foreach (q, &s->seizure->procs)
 		kill(q->pid, SIGKILL);
-	vec_foreach(q, &s->seizure->procs)
+	vec_foreach (q, &s->seizure->procs)
 		for (size_t i = q->tasks.n; i-- > 0;) {
 			int st;
 
@@ -314,7 +322,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	ph->capture = times.captured_us - times.frozen_us;
 	if (s->notes.list.n)
 		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s of %d: %s",
-			       s->notes.list.v[0].what, s->notes.list.v[0].pid, s->notes.list.v[0].why);
+			       s->notes.list.v[0].what, s->notes.list.v[0].pid,
+			       s->notes.list.v[0].why);
 	if (!r)
 		r = source_check_hole(s, t, err);
 	if (!r)

@@ -14,17 +14,18 @@
 void source_request(const struct source *s, struct seize_request *rq)
 {
 	*rq = (struct seize_request){
-		.root = s->rq->pid,
-		.cgroup = *s->rq->cgroup ? s->rq->cgroup :
-			  *s->rq->freeze_cgroup ? s->rq->freeze_cgroup : NULL,
-		.whole_cgroup = *s->rq->cgroup != 0,
-		.seized_before = s->tree != NULL,
+	    .root = s->rq->pid,
+	    .cgroup = *s->rq->cgroup          ? s->rq->cgroup
+		      : *s->rq->freeze_cgroup ? s->rq->freeze_cgroup
+					      : NULL,
+	    .whole_cgroup = *s->rq->cgroup != 0,
+	    .seized_before = s->tree != NULL,
 	};
 }
 
 struct source_proc *source_find(struct source *s, pid_t pid)
 {
-	vec_foreach(sp, &s->procs)
+	vec_foreach (sp, &s->procs)
 		if ((*sp)->pid == pid)
 			return *sp;
 	return NULL;
@@ -118,7 +119,7 @@ static int fill_process(struct source *s, struct tree *t, const struct seized_pr
 	p->threads = arena_array(t->arena, struct thread, q->tasks.n);
 	if (!p->threads)
 		return cr_err_oom(err);
-	vec_foreach(task, &q->tasks)
+	vec_foreach (task, &q->tasks)
 		if (!task->dead)
 			p->threads[p->n_threads++].tid = task->tid;
 	return 0;
@@ -155,7 +156,7 @@ static const struct process *known_before(const struct source *s, pid_t pid)
 	const struct tree *before = s->tree ? s->tree : s->checked;
 	const struct process *p = before ? tree_find_process(before, pid) : NULL;
 
-	vec_foreach(t, &s->newcomers)
+	vec_foreach (t, &s->newcomers)
 		if (!p)
 			p = tree_find_process(*t, pid);
 	return p;
@@ -167,7 +168,7 @@ static int list_processes(struct source *s, const struct seizure *who, bool exac
 	t->procs = arena_array(t->arena, struct process, who->procs.n + 1);
 	if (!t->procs)
 		return cr_err_oom(err);
-	vec_foreach(q, &who->procs) {
+	vec_foreach (q, &who->procs) {
 		struct process *p = &t->procs[t->n_procs];
 		struct source_proc *sp = NULL;
 		struct cr_err gone = {0};
@@ -220,8 +221,12 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 		return cr_err_oom(err);
 	}
 	const struct tree *before = s->tree ? s->tree : s->checked;
-	struct capture c = {.tree = t, .prev = before, .refused = &s->notes, .exact = exact,
-			    .procs = cp, .tcp_close = true};
+	struct capture c = {.tree = t,
+			    .prev = before,
+			    .refused = &s->notes,
+			    .exact = exact,
+			    .procs = cp,
+			    .tcp_close = true};
 	int r = describe_host(t, before, err);
 	if (!r)
 		r = list_processes(s, who, exact, t, cp, err);
@@ -276,7 +281,8 @@ bool source_structure_differs(const struct tree *a, const struct tree *b)
 	if (a->n_procs != b->n_procs || a->n_objects != b->n_objects || !files_same_shape(a, b))
 		return true;
 	for (size_t i = 0; i < a->n_procs; i++)
-		if (a->procs[i].pid != b->procs[i].pid || process_differs(&a->procs[i], &b->procs[i]))
+		if (a->procs[i].pid != b->procs[i].pid ||
+		    process_differs(&a->procs[i], &b->procs[i]))
 			return true;
 	for (size_t i = 0; i < a->n_objects; i++)
 		if (a->objects[i].size != b->objects[i].size)

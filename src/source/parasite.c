@@ -24,15 +24,15 @@ static int inject(struct parasite *p, uint64_t insn, const char *what, long nr,
 
 	if (!r && *ret < 0 && *ret > -4096) {
 		err->pid = p->pid;
-		return cr_err_set(err, CR_ERR_KERNEL, (int)-*ret, "%s inside %d: %s%s", what, p->pid,
-				  strerror((int)-*ret),
+		return cr_err_set(err, CR_ERR_KERNEL, (int)-*ret, "%s inside %d: %s%s", what,
+				  p->pid, strerror((int)-*ret),
 				  *ret == -EMFILE ? " (raise its RLIMIT_NOFILE by one)" : "");
 	}
 	return r;
 }
 
-/* memfd_create(2) wants a name in the task's memory: the vdso starts with the bytes of an ELF header,
- * a short string as good as any. */
+/* memfd_create(2) wants a name in the task's memory: the vdso starts with the bytes of an ELF
+ * header, a short string as good as any. */
 static int map_area(struct parasite *p, uint64_t insn, uint64_t name_va, struct cr_err *err)
 {
 	const unsigned int n_slots = (unsigned int)p->n_threads;
@@ -44,10 +44,10 @@ static int map_area(struct parasite *p, uint64_t insn, uint64_t name_va, struct 
 	if (r)
 		return r;
 	int ours = (int)syscall(SYS_pidfd_getfd, p->pidfd, (int)fd, 0);
-	r = ours < 0 ? cr_err_sys(err, "fetching the executor's memory from %d", p->pid) :
-		       rarea_init(&p->area, ours, n_slots, 0, err);
-	const uint64_t mmap_args[6] = {0, bytes, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_SHARED,
-				       (uint64_t)fd, 0};
+	r = ours < 0 ? cr_err_sys(err, "fetching the executor's memory from %d", p->pid)
+		     : rarea_init(&p->area, ours, n_slots, 0, err);
+	const uint64_t mmap_args[6] = {0,          bytes,        PROT_READ | PROT_WRITE | PROT_EXEC,
+				       MAP_SHARED, (uint64_t)fd, 0};
 	if (!r)
 		r = inject(p, insn, "mmap", SYS_mmap, mmap_args, &va, err);
 	const uint64_t close_args[6] = {(uint64_t)fd};
@@ -68,16 +68,16 @@ static int read_memory(pid_t tid, uint64_t va, void *buf, size_t bytes)
 	return process_vm_readv(tid, &local, 1, &remote, 1, 0) == (ssize_t)bytes ? 0 : -EFAULT;
 }
 
-/* A thread stopped inside a restartable sequence has to go on at its abort handler, rseq(2), 4.18. The
- * kernel does that when the thread returns to user mode; as that is into the executor now, it would
- * only forget the sequence. */
+/* A thread stopped inside a restartable sequence has to go on at its abort handler, rseq(2), 4.18.
+ * The kernel does that when the thread returns to user mode; as that is into the executor now, it
+ * would only forget the sequence. */
 static int abort_rseq(struct parasite_thread *th, struct cr_err *err)
 {
 	struct {
 		uint32_t version, flags;
 		uint64_t start_ip, post_commit_offset, abort_ip;
-	} cs;
-	uint64_t va, cs_va;
+	} cs = {0};
+	uint64_t va, cs_va = 0;
 	uint32_t len, sig, flags;
 	int r = task_get_rseq(th->tid, &va, &len, &sig, &flags, err);
 
@@ -108,8 +108,8 @@ static int save_thread(struct parasite_thread *th, struct cr_err *err)
 static int build_rescue(struct parasite_thread *th, struct cr_err *err)
 {
 	uint8_t xstate[TASK_XSTATE_MAX];
-	struct thread_state st = {.gp = th->gp, .xstate = xstate, .xstate_len = sizeof(xstate),
-				  .sigmask = th->sigmask};
+	struct thread_state st = {
+	    .gp = th->gp, .xstate = xstate, .xstate_len = sizeof(xstate), .sigmask = th->sigmask};
 	uint64_t va, sp;
 	uint8_t *buf = rtask_rescue_area(&th->rt, &va);
 	int r = task_get_xstate(th->tid, xstate, &st.xstate_len, err);
@@ -230,8 +230,8 @@ int parasite_cure(struct parasite *p, enum park_how how, enum leave_how leave, s
 		return cr_err_oom(err);
 	for (size_t i = 0; i < p->n_threads; i++) {
 		tasks[i] = &p->threads[i].rt;
-		states[i] = (struct thread_state){.gp = p->threads[i].gp,
-						  .sigmask = p->threads[i].sigmask};
+		states[i] =
+		    (struct thread_state){.gp = p->threads[i].gp, .sigmask = p->threads[i].sigmask};
 	}
 	int r = park_at_sigreturn(tasks, p->n_threads, &how, err);
 	for (size_t i = 0; i < p->n_threads && !r && leave == LEAVE_SIGRETURN; i++) {
@@ -245,8 +245,8 @@ int parasite_cure(struct parasite *p, enum park_how how, enum leave_how leave, s
 			r = leave_prepare(tasks[i], LEAVE_SIGRETURN, &states[i], err);
 		states[i].xstate = NULL;
 	}
-	/* Those that do not unmap first: from then on the end of this process lets them go as they were. Not
-	 * after sigreturn, where the frame has done it. */
+	/* Those that do not unmap first: from then on the end of this process lets them go as they
+	 * were. Not after sigreturn, where the frame has done it. */
 	for (size_t i = 1; i < p->n_threads && !r && leave != LEAVE_SIGRETURN; i++)
 		r = leave_rewrite(tasks[i], &states[i], err);
 	if (!r)

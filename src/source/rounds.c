@@ -9,7 +9,8 @@
 #include "wire/tree_codec.h"
 
 enum {
-	/* a round that shrank what was left by less than this fraction shows that it will not get less */
+	/* a round that shrank what was left by less than this fraction shows that it will not get
+	   less */
 	SHRINK_NUM = 4,
 	SHRINK_DEN = 5,
 	/* what a switch-over costs besides the pages, until one has been measured */
@@ -48,7 +49,8 @@ static int wait_tree_ok(struct source *s, int timeout_ms, struct msg *reply, str
 			*err = reply->error;
 			r = err->code ? -err->code : -EPROTO;
 		} else {
-			r = cr_err_set(err, CR_ERR_PEER, EPROTO, "the destination answered %s to a tree",
+			r = cr_err_set(err, CR_ERR_PEER, EPROTO,
+				       "the destination answered %s to a tree",
 				       msg_type_name(reply->type));
 		}
 		msg_free(reply);
@@ -83,7 +85,8 @@ static int take_targets(struct source *s, const struct msg_tree_ok *ok, struct c
 	return 0;
 }
 
-int source_tell_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
+int source_tell_tree(struct source *s, enum msg_stage stage, const struct tree *t,
+		     struct cr_err *err)
 {
 	_cleanup_free_ uint8_t *bytes = NULL;
 	struct msg m = msg_of(MSG_TREE);
@@ -110,7 +113,8 @@ int source_hear_tree(struct source *s, const struct tree *t, struct cr_err *err)
 	return r;
 }
 
-int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
+int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *t,
+		     struct cr_err *err)
 {
 	int r = source_tell_tree(s, stage, t, err);
 
@@ -167,7 +171,8 @@ int source_send_memory(struct source *s, const struct tree *t, bool final, struc
 
 		if (t->procs[i].zombie || !sp || !sp->has_tracker)
 			continue;
-		sp->tracker.always_full |= direct; /* for good: what came in then may not be known */
+		sp->tracker.always_full |=
+		    direct; /* for good: what came in then may not be known */
 		r = tracker_round(&sp->tracker, &t->procs[i].mm, s->reader, final, err);
 		if (r == -ESRCH && !final)
 			r = 0; /* it died: the next look at the tree will tell */
@@ -188,19 +193,20 @@ int source_check_hole(const struct source *s, const struct tree *t, struct cr_er
 		size_t k = layout_lower(mm->vmas, mm->n_vmas, s->hole_start);
 
 		if (k < mm->n_vmas && mm->vmas[k].start < s->hole_end)
-			return cr_err_set(err, CR_ERR_UNSUPPORTED, EADDRINUSE,
-					  "process %d has mapped something at %#llx, which was free at the "
-					  "start and is needed for the restorer; try again",
-					  t->procs[i].pid, (unsigned long long)mm->vmas[k].start);
+			return cr_err_set(
+			    err, CR_ERR_UNSUPPORTED, EADDRINUSE,
+			    "process %d has mapped something at %#llx, which was free at the "
+			    "start and is needed for the restorer; try again",
+			    t->procs[i].pid, (unsigned long long)mm->vmas[k].start);
 	}
 	return 0;
 }
 
-/* Processes forked since the stop that armed the others, and seen in two looks: those that only live
- * for a moment are left alone. They get a stop of their own. */
+/* Processes forked since the stop that armed the others, and seen in two looks: those that only
+ * live for a moment are left alone. They get a stop of their own. */
 static void arm_newcomers(struct source *s, const struct seizure *who)
 {
-	vec_foreach(q, &who->procs) {
+	vec_foreach (q, &who->procs) {
 		struct source_proc *sp = source_find(s, q->pid);
 		struct cr_err err = {0};
 
@@ -255,7 +261,8 @@ static int follow_structure(struct source *s, struct cr_err *err)
 	r = source_check_hole(s, t, err);
 	if (!r && s->notes.list.n)
 		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s of %d: %s",
-			       s->notes.list.v[0].what, s->notes.list.v[0].pid, s->notes.list.v[0].why);
+			       s->notes.list.v[0].what, s->notes.list.v[0].pid,
+			       s->notes.list.v[0].why);
 	if (!r && source_structure_differs(s->tree, t))
 		r = source_send_tree(s, MSG_STAGE_MEND, t, err);
 	if (r) {
@@ -265,7 +272,7 @@ static int follow_structure(struct source *s, struct cr_err *err)
 	source_forget_ended(s, t);
 	tree_free(s->tree);
 	s->tree = t;
-	vec_foreach(n, &s->newcomers)
+	vec_foreach (n, &s->newcomers)
 		tree_free(*n);
 	s->newcomers.n = 0;
 	return 0;
@@ -279,7 +286,7 @@ static uint64_t pages_written(const struct source *s)
 {
 	uint64_t n = 0;
 
-	vec_foreach(spp, &s->procs)
+	vec_foreach (spp, &s->procs)
 		if ((*spp)->has_tracker)
 			n += (*spp)->tracker.pages_written;
 	return n;
@@ -291,17 +298,17 @@ static int one_round(struct source *s, struct round_result *res, struct cr_err *
 	uint64_t t0 = now_us();
 
 	page_tx_stats(s->tx, &before);
-	vec_foreach(spp, &s->procs) /* those that ended are in no round */
+	vec_foreach (spp, &s->procs) /* those that ended are in no round */
 		(*spp)->tracker.pages_written = 0;
 	int r = source_send_memory(s, s->tree, false, err);
 	if (!r)
 		r = page_tx_flush(s->tx, NULL, err);
 	page_tx_stats(s->tx, &after);
 	*res = (struct round_result){
-		.written = pages_written(s),
-		.sent = after.data_pages - before.data_pages,
-		.wire = after.wire_bytes - before.wire_bytes,
-		.us = now_us() - t0,
+	    .written = pages_written(s),
+	    .sent = after.data_pages - before.data_pages,
+	    .wire = after.wire_bytes - before.wire_bytes,
+	    .us = now_us() - t0,
 	};
 	return r;
 }
@@ -322,13 +329,13 @@ static void report_round(struct source *s, uint32_t n, const struct round_result
 	struct cr_err ignored = {0};
 
 	m.round = (struct msg_round){
-		.round = n,
-		.pages_written = res->written,
-		.pages_sent = res->sent,
-		.bytes_wire = res->wire,
-		.duration_us = res->us,
-		.rate = res->us ? res->wire * 1000000 / res->us : 0,
-		.predicted_downtime_us = predict(res),
+	    .round = n,
+	    .pages_written = res->written,
+	    .pages_sent = res->sent,
+	    .bytes_wire = res->wire,
+	    .duration_us = res->us,
+	    .rate = res->us ? res->wire * 1000000 / res->us : 0,
+	    .predicted_downtime_us = predict(res),
 	};
 	if (link_send(s->client, &m, &ignored))
 		s->aborted = true;
@@ -356,11 +363,12 @@ static void warn_downtime(struct source *s, const struct round_result *res)
 
 	if (predicted <= limit)
 		return;
-	refuse_warn(&notes, 0, "downtime",
-		    "%llu.%03llu ms are predicted, the limit is %llu.%03llu ms: the tasks write as fast "
-		    "as is sent, or --max-rounds is reached",
-		    (unsigned long long)predicted / 1000, (unsigned long long)predicted % 1000,
-		    (unsigned long long)limit / 1000, (unsigned long long)limit % 1000);
+	refuse_warn(
+	    &notes, 0, "downtime",
+	    "%llu.%03llu ms are predicted, the limit is %llu.%03llu ms: the tasks write as fast "
+	    "as is sent, or --max-rounds is reached",
+	    (unsigned long long)predicted / 1000, (unsigned long long)predicted % 1000,
+	    (unsigned long long)limit / 1000, (unsigned long long)limit % 1000);
 	source_send_notes(s, MSG_WARNING, notes.warnings.v, notes.warnings.n);
 	refusals_done(&notes);
 }

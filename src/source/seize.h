@@ -39,8 +39,9 @@ struct seize_request {
 	const char *cgroup;
 	bool whole_cgroup; /* tasks in the cgroup but outside the tree are taken, not refused */
 	unsigned int
-	    attempts; /* 0: default (8); the tasks run 1 ms to 200 ms between two of them */
-	bool seized_before; /* by this migration: a task frozen since is not taken for a stopped one */
+	    attempts;       /* 0: default (8); the tasks run 1 ms to 200 ms between two of them */
+	bool seized_before; /* by this migration: a task frozen since is not taken for a stopped one
+			     */
 };
 
 /* On success every task listed is in PTRACE_EVENT_STOP with PTRACE_O_TRACESYSGOOD set and the

@@ -34,14 +34,14 @@ void source_init(struct source *s, const struct source_env *env, const struct ms
 
 void source_done(struct source *s)
 {
-	vec_foreach(spp, &s->procs) {
+	vec_foreach (spp, &s->procs) {
 		if ((*spp)->has_tracker)
 			tracker_done(&(*spp)->tracker);
 		close_fdp(&(*spp)->pidfd);
 		free(*spp);
 	}
 	vec_done(&s->procs);
-	vec_foreach(o, &s->objects)
+	vec_foreach (o, &s->objects)
 		sentmap_done(&o->sent);
 	vec_done(&s->objects);
 	object_fds_done(&s->object_fds);
@@ -50,7 +50,7 @@ void source_done(struct source *s)
 	link_free(s->peer);
 	tree_free(s->tree);
 	tree_free(s->checked);
-	vec_foreach(t, &s->newcomers)
+	vec_foreach (t, &s->newcomers)
 		tree_free(*t);
 	vec_done(&s->newcomers);
 	refusals_done(&s->notes);
@@ -113,7 +113,8 @@ uint64_t source_work_ms(const struct tree *t)
 	return n * WORK_MS_PER_TASK;
 }
 
-/* At the stop, pages have to move: many may take their time, a destination that takes none may not. */
+/* At the stop, pages have to move: many may take their time, a destination that takes none may not.
+ */
 static bool pages_stall(struct source *s)
 {
 	struct page_tx_stats st;
@@ -140,8 +141,8 @@ static int poll_abort(void *arg)
 
 /* ---- the steps ---- */
 
-/* A link that has just come up says for a second or so that there is no route: neighbours that did not
- * answer before are not asked again at once, arp(7). */
+/* A link that has just come up says for a second or so that there is no route: neighbours that did
+ * not answer before are not asked again at once, arp(7). */
 static int connect_patiently(struct source *s, struct cr_err *err)
 {
 	const struct timespec pause = {.tv_nsec = 100 * 1000 * 1000};
@@ -162,11 +163,11 @@ static int connect_patiently(struct source *s, struct cr_err *err)
 static int connect_peer(struct source *s, struct cr_err *err)
 {
 	struct msg_hello hello = {
-		.version = MSG_VERSION,
-		.role = MSG_ROLE_PEER,
-		.id = s->rq->id,
-		.token = s->rq->token,
-		.host = s->env->host,
+	    .version = MSG_VERSION,
+	    .role = MSG_ROLE_PEER,
+	    .id = s->rq->id,
+	    .token = s->rq->token,
+	    .host = s->env->host,
 	};
 	struct msg reply;
 	int r = connect_patiently(s, err);
@@ -174,7 +175,8 @@ static int connect_peer(struct source *s, struct cr_err *err)
 	if (!r)
 		r = link_hello(s->peer, &hello, CONNECT_TIMEOUT_MS, &reply, err);
 	if (r)
-		return cr_err_ctx(err, "reaching the destination's agent at %s", s->rq->peer_address);
+		return cr_err_ctx(err, "reaching the destination's agent at %s",
+				  s->rq->peer_address);
 	msg_free(&reply);
 	link_set_send_timeout(s->peer, STOP_TIMEOUT_MS);
 	return 0;
@@ -183,19 +185,19 @@ static int connect_peer(struct source *s, struct cr_err *err)
 static int connect_pages(struct source *s, struct cr_err *err)
 {
 	static const enum page_tx_compress compress[] = {
-		[MSG_COMPRESS_AUTO] = PAGE_TX_COMPRESS_AUTO,
-		[MSG_COMPRESS_LZ4] = PAGE_TX_COMPRESS_LZ4,
-		[MSG_COMPRESS_NONE] = PAGE_TX_COMPRESS_NONE,
+	    [MSG_COMPRESS_AUTO] = PAGE_TX_COMPRESS_AUTO,
+	    [MSG_COMPRESS_LZ4] = PAGE_TX_COMPRESS_LZ4,
+	    [MSG_COMPRESS_NONE] = PAGE_TX_COMPRESS_NONE,
 	};
 	struct page_tx_opts o = {
-		.address = s->rq->pages_address,
-		.id = s->rq->id.b,
-		.token = s->rq->token.b,
-		.streams = s->rq->opts.streams,
-		.compress = compress[s->rq->opts.compress],
-		.max_bandwidth_bytes_s = s->rq->opts.max_bandwidth,
-		.poll_cb = poll_abort,
-		.poll_arg = s,
+	    .address = s->rq->pages_address,
+	    .id = s->rq->id.b,
+	    .token = s->rq->token.b,
+	    .streams = s->rq->opts.streams,
+	    .compress = compress[s->rq->opts.compress],
+	    .max_bandwidth_bytes_s = s->rq->opts.max_bandwidth,
+	    .poll_cb = poll_abort,
+	    .poll_arg = s,
 	};
 	int r = page_tx_open(&s->tx, &o, err);
 
@@ -245,8 +247,8 @@ static int refuse_notes(struct source *s, struct cr_err *err)
 			  s->notes.list.n, s->notes.list.n == 1 ? "" : "s");
 }
 
-/* The destination's refusals come in the same list. A tree in which things are missing that this side
- * refuses may be none that can be sent: then this side's have to do. */
+/* The destination's refusals come in the same list. A tree in which things are missing that this
+ * side refuses may be none that can be sent: then this side's have to do. */
 static int check_there(struct source *s, const struct tree *t, struct cr_err *err)
 {
 	struct cr_err ignored = {0};
@@ -306,7 +308,7 @@ static int arm(struct source *s, struct cr_err *err)
 	}
 	s->tree = t;
 	bool many = t->n_procs > 1;
-	vec_foreach(spp, &s->procs)
+	vec_foreach (spp, &s->procs)
 		(*spp)->tracker.shares_cow = many;
 	return 0;
 }
@@ -330,8 +332,8 @@ static int tell_abort(struct source *s)
 static void close_journal(struct source *s, bool told)
 {
 	struct cr_err err = {0};
-	int r = told ? journal_remove(s->env->state_dir, &s->journal, &err) :
-		       source_journal(s, JOURNAL_ABORTED, &err);
+	int r = told ? journal_remove(s->env->state_dir, &s->journal, &err)
+		     : source_journal(s, JOURNAL_ABORTED, &err);
 
 	if (r)
 		source_event(s, "warning", err.msg);
@@ -375,8 +377,10 @@ static int run(struct source *s, struct cr_err *err)
 	if (!r)
 		r = source_switch_over(s, err);
 	if (r && s->stalled)
-		r = cr_err_set(err, CR_ERR_PEER, ETIMEDOUT, "the destination took no pages for %d s while "
-			       "the tasks were stopped", STOP_TIMEOUT_MS / 1000);
+		r = cr_err_set(err, CR_ERR_PEER, ETIMEDOUT,
+			       "the destination took no pages for %d s while "
+			       "the tasks were stopped",
+			       STOP_TIMEOUT_MS / 1000);
 	return r && !s->committed ? refuse_late(s, r, err) : r;
 }
 

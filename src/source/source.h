@@ -22,7 +22,7 @@
 #include "wire/link.h"
 #include "wire/page_tx.h"
 
-struct source_env { /* of the agent */
+struct source_env {            /* of the agent */
 	const char *host;      /* what this host is called */
 	const char *state_dir; /* journals */
 	int life_fd; /* readable once the daemon is gone: then this migration is to end, undone */
@@ -55,7 +55,7 @@ struct source {
 	struct page_tx *tx;
 	struct reader *reader;
 	struct refusals notes;
-	struct tree *tree; /* as the destination was last told; NULL before */
+	struct tree *tree;    /* as the destination was last told; NULL before */
 	struct tree *checked; /* what the preflight saw: the first stop reads only what changed */
 	VEC(struct tree *) newcomers; /* what processes forked since have told, not yet in tree */
 	VEC(struct source_proc *) procs;
@@ -67,11 +67,12 @@ struct source {
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure; /* while the tasks are stopped */
 	struct journal journal;
-	bool aborted;	/* the user said so, or cr-migrate went away */
+	bool aborted;          /* the user said so, or cr-migrate went away */
 	bool asked_to_prepare; /* the destination may have promised to wait for our word */
-	bool held; /* stopped for good if this process dies */
-	bool committed; /* the point of no return is behind us */
-	/* of the page streams at the stop: what has been sent, when that last grew, when we looked */
+	bool held;             /* stopped for good if this process dies */
+	bool committed;        /* the point of no return is behind us */
+	/* of the page streams at the stop: what has been sent, when that last grew, when we looked
+	 */
 	uint64_t moved_bytes, moved_us, looked_us;
 	bool stalled; /* it did not grow for too long: given up */
 	uint64_t started_us;
@@ -121,8 +122,8 @@ struct stop_times {
  * exact. */
 int source_stop(struct source *s, const struct seize_request *rq, struct tree **ret, bool registers,
 		struct stop_times *times, struct cr_err *err) must_check;
-/* The same for processes that were forked since, to arm them too: rq names their root. What they told
- * is kept until the next capture of the whole tree. */
+/* The same for processes that were forked since, to arm them too: rq names their root. What they
+ * told is kept until the next capture of the whole tree. */
 int source_arm_newcomer(struct source *s, pid_t pid, struct cr_err *err) must_check;
 /* A userfaultfd in every address space that has none yet. While stopped and infected. */
 int source_arm(struct source *s, struct cr_err *err) must_check;
@@ -133,16 +134,16 @@ int source_resume(struct source *s, struct cr_err *err) must_check;
 
 /* Send the tree; takes the answer's targets and warnings. The refusals are added to s->notes. */
 /* The two halves of it: other work can be done between them. */
-int source_tell_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
-	must_check;
+int source_tell_tree(struct source *s, enum msg_stage stage, const struct tree *t,
+		     struct cr_err *err) must_check;
 int source_hear_tree(struct source *s, const struct tree *t, struct cr_err *err) must_check;
-int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *t, struct cr_err *err)
-	must_check;
+int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *t,
+		     struct cr_err *err) must_check;
 /* Rounds until the rest is small enough, or does not get smaller. */
 int source_rounds(struct source *s, struct cr_err *err) must_check;
 /* The pages of every process and object of t, once. final: the tasks are stopped. */
-int source_send_memory(struct source *s, const struct tree *t, bool final, struct cr_err *err)
-	must_check;
+int source_send_memory(struct source *s, const struct tree *t, bool final,
+		       struct cr_err *err) must_check;
 
 /* Has a task mapped something where the destination has the restorer? Before t is sent. */
 int source_check_hole(const struct source *s, const struct tree *t, struct cr_err *err) must_check;

@@ -16,7 +16,8 @@ static int read_thread(struct tree *t, struct thread *th, bool registers, struct
 {
 	uint8_t buf[TASK_XSTATE_MAX];
 	size_t len = sizeof(buf);
-	int r = task_get_rseq(th->tid, &th->rseq_va, &th->rseq_len, &th->rseq_sig, &th->rseq_flags, err);
+	int r = task_get_rseq(th->tid, &th->rseq_va, &th->rseq_len, &th->rseq_sig, &th->rseq_flags,
+			      err);
 
 	if (r || !registers)
 		return r;
@@ -45,7 +46,7 @@ static int infect_proc(struct source *s, const struct seized_proc *q, struct cr_
 		return cr_err_set(err, CR_ERR_BUG, ESRCH, "process %d is not known", q->pid);
 	if (!tids)
 		return cr_err_oom(err);
-	vec_foreach(task, &q->tasks)
+	vec_foreach (task, &q->tasks)
 		if (!task->dead)
 			tids[n++] = task->tid;
 	int r = parasite_infect(&sp->parasite, q->pid, sp->pidfd, tids, n, sp->syscall_insn,
@@ -107,13 +108,14 @@ static int ask_inside(struct source *s, struct tree *t, struct cr_err *err)
 		struct source_proc *sp = source_find(s, p->pid);
 
 		for (size_t k = 0; k < p->n_threads; k++) {
-			struct parasite_thread *pt = parasite_find(&sp->parasite, p->threads[k].tid);
+			struct parasite_thread *pt =
+			    parasite_find(&sp->parasite, p->threads[k].tid);
 
 			if (!pt)
-				return cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d is not infected",
-						  p->threads[k].tid);
-			asks[n++] = (struct ask){.p = p, .th = &p->threads[k], .rt = &pt->rt,
-						 .first = k == 0};
+				return cr_err_set(err, CR_ERR_BUG, ESRCH,
+						  "thread %d is not infected", p->threads[k].tid);
+			asks[n++] = (struct ask){
+			    .p = p, .th = &p->threads[k], .rt = &pt->rt, .first = k == 0};
 			p->threads[k].sigmask = pt->sigmask;
 			p->threads[k].gpregs = arena_memdup(t->arena, &pt->gp, sizeof(pt->gp));
 			p->threads[k].gpregs_len = sizeof(pt->gp);
@@ -125,7 +127,7 @@ static int ask_inside(struct source *s, struct tree *t, struct cr_err *err)
 	for (size_t i = 0; i < t->n_procs; i++)
 		if (!t->procs[i].zombie)
 			source_find(s, t->procs[i].pid)->sigtrap_fragile =
-				r || attrs_sigtrap_fragile(&t->procs[i]);
+			    r || attrs_sigtrap_fragile(&t->procs[i]);
 	return r;
 }
 
@@ -150,7 +152,7 @@ int source_stop(struct source *s, const struct seize_request *rq, struct tree **
 	for (size_t i = 0; i < (t ? t->n_procs : 0) && !r; i++)
 		for (size_t k = 0; k < t->procs[i].n_threads && !r; k++)
 			r = read_thread(t, &t->procs[i].threads[k], registers, err);
-	vec_foreach(q, &s->seizure->procs)
+	vec_foreach (q, &s->seizure->procs)
 		if (!r && !q->zombie)
 			r = infect_proc(s, q, err);
 	if (!r)
@@ -172,7 +174,7 @@ int source_arm(struct source *s, struct cr_err *err)
 {
 	bool forked = false;
 
-	vec_foreach(spp, &s->procs) {
+	vec_foreach (spp, &s->procs) {
 		struct source_proc *sp = *spp;
 
 		if (!sp->infected || sp->has_tracker)
@@ -203,7 +205,7 @@ int source_arm(struct source *s, struct cr_err *err)
 			return r;
 		forked |= s->tree != NULL;
 	}
-	vec_foreach(spp, &s->procs) /* a fork shares its pages with its parent */
+	vec_foreach (spp, &s->procs) /* a fork shares its pages with its parent */
 		(*spp)->tracker.shares_cow |= forked;
 	return 0;
 }
@@ -214,16 +216,18 @@ int source_resume(struct source *s, struct cr_err *err)
 
 	if (!s->seizure)
 		return 0;
-	vec_foreach(spp, &s->procs) {
+	vec_foreach (spp, &s->procs) {
 		struct source_proc *sp = *spp;
 		struct cr_err e = {0};
-		enum park_how how = s->rq->opts.no_hw_breakpoints || sp->sigtrap_fragile ?
-					    PARK_SYSCALL_TRACE : PARK_BREAKPOINT;
+		enum park_how how = s->rq->opts.no_hw_breakpoints || sp->sigtrap_fragile
+					? PARK_SYSCALL_TRACE
+					: PARK_BREAKPOINT;
 
 		if (!sp->infected)
 			continue;
 		sp->infected = false;
-		/* the source always leaves by registers: the kernel then restarts what it interrupted */
+		/* the source always leaves by registers: the kernel then restarts what it
+		 * interrupted */
 		if (parasite_cure(&sp->parasite, how, LEAVE_REGSETS, &e) && !r) {
 			*err = e;
 			r = -e.code;

@@ -33,7 +33,7 @@ struct link {
 	uint8_t *buf;
 	size_t have, cap; /* bytes in buf, room in it */
 	int send_timeout_ms;
-	int broken;       /* errno after which nothing can be received any more */
+	int broken; /* errno after which nothing can be received any more */
 };
 
 /* ---- waiting ---- */

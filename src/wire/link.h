@@ -32,8 +32,8 @@ void link_set_limit(struct link *l, size_t bytes);
 void link_set_send_timeout(struct link *l, int timeout_ms);
 
 /* Blocks until the frame is handed to the kernel; -ETIMEDOUT if the peer takes nothing for 10
- * seconds, or what was set. Errors: PEER (-ETIMEDOUT, -ECONNRESET, -EPIPE …), BUG (-EMSGSIZE). After one the link is
- * useless. */
+ * seconds, or what was set. Errors: PEER (-ETIMEDOUT, -ECONNRESET, -EPIPE …), BUG (-EMSGSIZE).
+ * After one the link is useless. */
 int link_send(struct link *l, const struct msg *m, struct cr_err *err) must_check;
 
 /* One message, which the caller releases with msg_free(). timeout_ms 0: only what is there already;

@@ -71,7 +71,8 @@ static void test_seccomp_of_a_thread(void **state)
 static void take_dispatch(int i)
 {
 	if (i == 1)
-		must(prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH, 5.11 */, 1, 0x1000, 0x7ffffffee000, 0));
+		must(prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH, 5.11 */, 1, 0x1000, 0x7ffffffee000,
+			   0));
 }
 
 static void test_syscall_user_dispatch(void **state)

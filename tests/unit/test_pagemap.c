@@ -54,7 +54,8 @@ static void test_every_page_once(void **state)
 		close(uffd);
 		skip();
 	}
-	char *p = mmap(NULL, PAGES * 4096ul, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p =
+	    mmap(NULL, PAGES * 4096ul, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_ptr_not_equal(p, MAP_FAILED);
 	madvise(p, PAGES * 4096ul, MADV_NOHUGEPAGE);
 	for (size_t i = 0; i < PAGES; i++)
@@ -64,19 +65,24 @@ static void test_every_page_once(void **state)
 	assert_int_equal(uffd_track(uffd, start, end), 0);
 	int fd = pagemap_open(getpid(), &err);
 	assert_true(fd >= 0);
-	struct pagemap_query written = {.start = 4096, .end = PAGEMAP_TOP, .mask = PAGE_CAT_WRITTEN,
+	struct pagemap_query written = {.start = 4096,
+					.end = PAGEMAP_TOP,
+					.mask = PAGE_CAT_WRITTEN,
 					.anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED,
-					.ret = PAGE_CAT_ALL, .protect = true};
+					.ret = PAGE_CAT_ALL,
+					.protect = true};
 	walk(fd, &written, &s);
 	assert_int_equal(s.pages, PAGES);
 	for (size_t i = 0; i < PAGES; i += 2)
 		p[i * 4096] = 2;
-	struct pagemap_query all = {.start = start, .end = end, .ret = PAGE_CAT_ALL,
+	struct pagemap_query all = {.start = start,
+				    .end = end,
+				    .ret = PAGE_CAT_ALL,
 				    .anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED};
 	walk(fd, &all, &s);
 	assert_int_equal(s.pages, PAGES);
-	struct pagemap_query fast = {.start = 4096, .end = PAGEMAP_TOP, .mask = PAGE_CAT_WRITTEN,
-				     .ret = PAGE_CAT_WRITTEN};
+	struct pagemap_query fast = {
+	    .start = 4096, .end = PAGEMAP_TOP, .mask = PAGE_CAT_WRITTEN, .ret = PAGE_CAT_WRITTEN};
 	walk(fd, &fast, &s);
 	assert_int_equal(s.pages, PAGES / 2);
 	walk(fd, &written, &s);
@@ -91,7 +97,7 @@ static void test_every_page_once(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_every_page_once),
+	    cmocka_unit_test(test_every_page_once),
 	};
 
 	return cmocka_run_group_tests_name("pagemap", tests, NULL, NULL);
