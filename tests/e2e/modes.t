@@ -52,16 +52,15 @@ new_cgroup() {
 	mkdir -p "$cgroup_dir/below"
 }
 
-# All processes of the workload, some of them in a cgroup below.
+# All processes of the workload, some of them in a cgroup below. Those that end meanwhile are none.
 enter_cgroup() {
-	local pid n=0
+	local pid to n=0
 	for pid in $(workload_pids alpha); do
 		n=$((n + 1))
-		if [ $((n % 3)) = 0 ]; then
-			"$testbed" pid alpha "$pid" >"$cgroup_dir/below/cgroup.procs" || return 1
-		else
-			"$testbed" pid alpha "$pid" >"$cgroup_dir/cgroup.procs" || return 1
-		fi
+		to=$cgroup_dir/cgroup.procs
+		[ $((n % 3)) != 0 ] || to=$cgroup_dir/below/cgroup.procs
+		"$testbed" pid alpha "$pid" 2>/dev/null >"$to" || ! workload_pids alpha | grep -qx "$pid" ||
+			return 1
 	done
 }
 
