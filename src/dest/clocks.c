@@ -2,16 +2,22 @@
 #include "dest/dest.h"
 #include "kernel/timens.h"
 
-enum { SAMPLES = 20, ANSWER_TIMEOUT_MS = 5000 };
+enum {
+	SAMPLES_MIN = 20,
+	SAMPLES_MAX = 2000,
+	GOOD_TRIP_NS = 150 * 1000, /* asked again while the best round trip was worse than this … */
+	BUDGET_NS = 1000 * 1000 * 1000, /* … but not for ever */
+	ANSWER_TIMEOUT_MS = 5000,
+};
 
 /* The source's clocks less ours: never too little, and too much by the round trip at most. A clock
  * that jumps ahead by some microseconds is a stall like any other; one that goes back breaks
  * programs. */
 static int measure(struct dest *d, struct timens_offsets *ret, struct cr_err *err)
 {
-	uint64_t best = UINT64_MAX;
+	uint64_t best = UINT64_MAX, begin = clock_ns(CLOCK_MONOTONIC);
 
-	for (int i = 0; i < SAMPLES; i++) {
+	for (int i = 0; i < SAMPLES_MAX && (i < SAMPLES_MIN || best > GOOD_TRIP_NS); i++) {
 		struct msg m = msg_of(MSG_CLOCK), reply;
 		uint64_t t0 = clock_ns(CLOCK_MONOTONIC);
 		int r = link_call(d->peer, &m, MSG_CLOCK_REPLY, ANSWER_TIMEOUT_MS, &reply, err);
@@ -26,6 +32,8 @@ static int measure(struct dest *d, struct timens_offsets *ret, struct cr_err *er
 			ret->boottime = (int64_t)(reply.clock_reply.boottime_ns + trip - boot);
 		}
 		msg_free(&reply);
+		if (mono - begin > BUDGET_NS)
+			break;
 	}
 	return 0;
 }
