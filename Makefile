@@ -7,11 +7,11 @@ Q := $(if $(filter 0,$(V)),@)
 
 # Debian packages: what the build links against, and what the tests and the demo run besides.
 BUILD_PKGS := gcc make pkg-config libprotobuf-c-dev protobuf-c-compiler libuv1-dev liblz4-dev \
-	libcap-dev libxxhash-dev libjansson-dev
+	libcap-dev libxxhash-dev libjansson-dev libmnl-dev
 TEST_PKGS := libcmocka-dev libhiredis-dev redis-server redis-tools iperf3 iproute2 util-linux \
 	procps perl jq
 LINT_PKGS := clang-format cppcheck shellcheck
-LIBS := libprotobuf-c libuv liblz4 libcap libxxhash jansson
+LIBS := libprotobuf-c libuv liblz4 libcap libxxhash jansson libmnl
 
 CFLAGS ?= -O2 -g
 WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
@@ -23,7 +23,7 @@ PIE_CFLAGS := -std=gnu17 -Os -ffreestanding -fno-stack-protector -fpie -fno-plt 
 	-mgeneral-regs-only -fno-asynchronous-unwind-tables -fcf-protection=none -fno-builtin -Isrc -I.
 
 LIB_SRC := $(wildcard src/base/*.c src/kernel/*.c src/remote/*.c src/model/*.c src/resource/*.c \
-	src/memory/*.c src/wire/*.c src/source/*.c src/dest/*.c)
+	src/memory/*.c src/wire/*.c src/image/*.c src/source/*.c src/dest/*.c)
 PROTO_SRC := $(patsubst proto/%.proto,$(B)/proto/%.pb-c.c,$(wildcard proto/*.proto))
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o) $(PROTO_SRC:.c=.o) $(B)/src/remote/blob_image.o
 PROGS := $(B)/cr-agent $(B)/page-server $(B)/cr-migrate
@@ -57,7 +57,9 @@ deps-check:
 deps:
 	$(Q)tools/packages --install $(BUILD_PKGS) $(TEST_PKGS)
 
-$(B)/cr-agent: $(patsubst %.c,$(B)/%.o,$(wildcard src/agent/*.c)) $(B)/libcr.a
+# The agent's verbs speak like cr-migrate and place pages like the page-server.
+$(B)/cr-agent: $(patsubst %.c,$(B)/%.o,$(wildcard src/agent/*.c)) $(addprefix $(B)/,migrate/report.o \
+	migrate/report_json.o migrate/units.o pageserver/place.o pageserver/page_rx.o) $(B)/libcr.a
 $(B)/page-server: $(patsubst %.c,$(B)/%.o,$(wildcard pageserver/*.c)) $(B)/libcr.a
 $(B)/cr-migrate: $(patsubst %.c,$(B)/%.o,$(wildcard migrate/*.c)) $(B)/libcr.a
 $(PROGS):

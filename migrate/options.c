@@ -23,6 +23,11 @@ enum option_id {
 	OPT_LEAVE_RUNNING,
 	OPT_REHEARSE,
 	OPT_NO_HW_BREAKPOINTS,
+	OPT_MODE,
+	OPT_NO_CONVERGENCE,
+	OPT_POSTCOPY_TIMEOUT,
+	OPT_TCP,
+	OPT_MOVE_ADDRESS,
 	OPT_HELP,
 	OPT_VERSION,
 };
@@ -43,6 +48,11 @@ static const struct option longopts[] = {
     {"leave-running", no_argument, NULL, OPT_LEAVE_RUNNING},
     {"rehearse", no_argument, NULL, OPT_REHEARSE},
     {"no-hw-breakpoints", no_argument, NULL, OPT_NO_HW_BREAKPOINTS},
+    {"mode", required_argument, NULL, OPT_MODE},
+    {"on-no-convergence", required_argument, NULL, OPT_NO_CONVERGENCE},
+    {"postcopy-timeout", required_argument, NULL, OPT_POSTCOPY_TIMEOUT},
+    {"tcp", required_argument, NULL, OPT_TCP},
+    {"move-address", required_argument, NULL, OPT_MOVE_ADDRESS},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {0},
@@ -94,12 +104,30 @@ static int parse_path(const char *text, const char **ret, struct cr_err *err)
 	return 0;
 }
 
+static int add_address(struct msg_opts *o, const char *text, struct cr_err *err)
+{
+	struct devaddr a;
+	int r = devaddr_parse(text, &a, err);
+
+	if (r)
+		return r;
+	if (o->n_move == MSG_MOVES_MAX)
+		return bad(err, "more than %d addresses", MSG_MOVES_MAX);
+	devaddr_text(&a, o->move[o->n_move++]);
+	return 0;
+}
+
 /* Options with a value. */
 static int take_value(struct migrate_options *o, int id, const char *text, struct cr_err *err)
 {
 	static const char *const compress[] = {"auto", "lz4", "none", NULL};
 	static const char *const verify[] = {"stream", "full", NULL};
+	static const char *const tcp[] = {"auto", "established", "close", "refuse", NULL};
 	static const char *const launch[] = {"regsets", "sigreturn", NULL};
+	static const char *const mode[] = {"precopy", "hybrid", "postcopy", NULL};
+	static const char *const no_convergence[] = {"switch", "throttle", "postcopy", "abort",
+						     NULL};
+	uint64_t us = 0;
 	uint32_t pid = 0;
 	int choice = 0, r;
 
@@ -131,9 +159,29 @@ static int take_value(struct migrate_options *o, int id, const char *text, struc
 		r = parse_choice(text, verify, &choice, err);
 		o->opts.verify = (enum msg_verify)choice;
 		return r;
+	case OPT_TCP:
+		r = parse_choice(text, tcp, &choice, err);
+		o->opts.tcp = (enum msg_tcp)choice;
+		return r;
+	case OPT_MOVE_ADDRESS:
+		return add_address(&o->opts, text, err);
 	case OPT_LAUNCH:
 		r = parse_choice(text, launch, &choice, err);
 		o->opts.launch = (enum msg_launch)choice;
+		return r;
+	case OPT_MODE:
+		r = parse_choice(text, mode, &choice, err);
+		o->opts.mode = (enum msg_mode)choice;
+		return r;
+	case OPT_NO_CONVERGENCE:
+		r = parse_choice(text, no_convergence, &choice, err);
+		o->opts.no_convergence = (enum msg_no_convergence)choice;
+		return r;
+	case OPT_POSTCOPY_TIMEOUT:
+		r = units_parse_duration(text, &us, err);
+		if (r == 0 && us > UINT32_MAX * 1000ull)
+			return bad(err, "'%s' is too long", text);
+		o->opts.postcopy_timeout_ms = (uint32_t)((us + 999) / 1000);
 		return r;
 	default:
 		return bad(err, "unknown option");
@@ -198,8 +246,18 @@ static int check(const struct migrate_options *o, struct cr_err *err)
 		    "--pid or --cgroup, not both (--freeze-cgroup says which cgroup to freeze)");
 	if (*o->freeze_cgroup && !o->pid)
 		return bad(err, "--freeze-cgroup goes with --pid: --cgroup freezes its own");
+	if (o->opts.no_convergence == MSG_NO_CONVERGENCE_THROTTLE)
+		return bad(err, "--on-no-convergence throttle: not supported yet; use postcopy");
+	if (o->opts.verify == MSG_VERIFY_FULL &&
+	    (o->opts.mode != MSG_MODE_PRECOPY ||
+	     o->opts.no_convergence == MSG_NO_CONVERGENCE_POSTCOPY))
+		return bad(err, "--verify full goes with --mode precopy: at the switch-over the "
+				"memory is not yet there to be compared");
 	if (o->opts.rehearse && o->opts.leave_running)
 		return bad(err, "--rehearse or --leave-running, not both");
+	if (o->opts.leave_running && (o->opts.n_move || o->opts.tcp == MSG_TCP_ESTABLISHED))
+		return bad(err, "--leave-running makes a copy, and a connection has one end only: "
+				"not with --move-address or --tcp established");
 	return 0;
 }
 

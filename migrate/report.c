@@ -157,6 +157,14 @@ static void print_moved(const struct report *r, const struct msg_done *d, const 
 	print_part("rebuild", d->phases.rebuild);
 	print_part("launch", d->phases.launch);
 	print_part("commit", d->phases.commit);
+	if (d->postcopied)
+		printf(
+		    "fetched after the switch-over: %llu pages in %s; tasks waited for %llu "
+		    "(p50 %llu us, p99 %llu us, max %llu us)\n",
+		    (unsigned long long)d->postcopy.pages_lazy,
+		    units_format_us(d->postcopy.duration_us, total),
+		    (unsigned long long)d->postcopy.faults, (unsigned long long)d->postcopy.p50_us,
+		    (unsigned long long)d->postcopy.p99_us, (unsigned long long)d->postcopy.max_us);
 }
 
 static void print_in_doubt(const struct report *r)

@@ -87,6 +87,16 @@ static json_t *phases_of(const struct msg_phases *p)
 			 number(p->commit));
 }
 
+static json_t *postcopy_of(const struct msg_postcopy *p)
+{
+	return json_pack("{s:o, s:o, s:{s:o, s:o, s:o}, s:o, s:o, s:o, s:o, s:o}", "pages_lazy",
+			 number(p->pages_lazy), "faults", number(p->faults), "fault_us", "p50",
+			 number(p->p50_us), "p99", number(p->p99_us), "max", number(p->max_us),
+			 "duration_us", number(p->duration_us), "reconnects", number(p->reconnects),
+			 "asked_again", number(p->asked_again), "pushed", number(p->pushed), "lost",
+			 number(p->lost));
+}
+
 void report_json_done(const struct mig_id *id, const struct msg_round *rounds, size_t n,
 		      const struct msg_done *d)
 {
@@ -98,11 +108,14 @@ void report_json_done(const struct mig_id *id, const struct msg_round *rounds, s
 		json_array_append_new(list, round_of(&rounds[i]));
 	print(json_pack("{s:s, s:o, s:o}", "event", "stops", "count", number(d->stops),
 			"longest_us", number(d->longest_stop_us)));
-	print(json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "event", "done", "outcome",
-			msg_outcome_name(d->outcome), "migration", hex, "downtime_us",
-			number(d->downtime_us), "total_us", number(d->total_us), "rounds", list,
-			"phases_us", phases_of(&d->phases), "memory_bytes", number(d->memory_bytes),
-			"error", error_of(&d->error)));
+	json_t *j = json_pack(
+	    "{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "event", "done", "outcome",
+	    msg_outcome_name(d->outcome), "migration", hex, "downtime_us", number(d->downtime_us),
+	    "total_us", number(d->total_us), "rounds", list, "phases_us", phases_of(&d->phases),
+	    "memory_bytes", number(d->memory_bytes), "error", error_of(&d->error));
+	if (j && d->postcopied)
+		json_object_set_new(j, "postcopy", postcopy_of(&d->postcopy));
+	print(j);
 }
 
 void report_json_status(const char *host, const struct msg_status *s)
@@ -113,8 +126,19 @@ void report_json_status(const char *host, const struct msg_status *s)
 	mig_id_format(&s->id, hex);
 	for (size_t i = 0; i < s->n_pids; i++)
 		json_array_append_new(pids, json_integer(s->pids[i]));
-	print(json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:o}", "event", "status", "host",
-			text(host), "migration", hex, "role", text(s->role), "state",
-			text(s->state), "pids", pids, "peer", text(s->peer), "since",
-			number(s->since_sec)));
+	json_t *j =
+	    json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:o}", "event", "status", "host",
+		      text(host), "migration", hex, "role", text(s->role), "state", text(s->state),
+		      "pids", pids, "peer", text(s->peer), "since", number(s->since_sec));
+	json_t *p = j && s->postcopying ? postcopy_of(&s->postcopy) : NULL;
+	json_t *h = p && s->histogram ? json_array() : NULL;
+	for (size_t i = 0; h && i < MSG_HISTOGRAM; i++)
+		json_array_append_new(h, number(s->histogram[i]));
+	if (h)
+		json_object_set_new(p, "fault_us_log2", h);
+	if (p) {
+		json_object_set_new(p, "pages_left", number(s->pages_left));
+		json_object_set_new(j, "postcopy", p);
+	}
+	print(j);
 }

@@ -42,6 +42,15 @@ static void print_status(struct status_view *v, const char *host, const struct m
 	v->headed = true;
 	printf("%-12s %-32s %-11s %-12s %-19s %-16s %s\n", host, hex, s->role, s->peer, since, pids,
 	       s->state);
+	if (s->postcopying)
+		printf(
+		    "  fetching pages: %llu of %llu left; %llu waited for (p50 %llu us, p99 "
+		    "%llu us, max %llu us), %llu pushed, %llu lost, %llu reconnects\n",
+		    (unsigned long long)s->pages_left, (unsigned long long)s->postcopy.pages_lazy,
+		    (unsigned long long)s->postcopy.faults, (unsigned long long)s->postcopy.p50_us,
+		    (unsigned long long)s->postcopy.p99_us, (unsigned long long)s->postcopy.max_us,
+		    (unsigned long long)s->postcopy.pushed, (unsigned long long)s->postcopy.lost,
+		    (unsigned long long)s->postcopy.reconnects);
 }
 
 static int ask(struct status_view *v, const struct hosts *hosts, const char *host,

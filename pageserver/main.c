@@ -1,87 +1,12 @@
 /* page-server: takes pages from the network and puts them where they belong. */
-#include <getopt.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include "base/log.h"
+#include "pageserver/options.h"
 #include "pageserver/server.h"
 #include "wire/addr.h"
-
-#ifndef CR_VERSION
-#define CR_VERSION "0.1"
-#endif
-
-struct options {
-	const char *listen, *control;
-	unsigned int max_connections;
-};
-
-static const char usage[] =
-    "usage: page-server --listen ADDR:PORT --control unix:PATH [--max-connections N]\n"
-    "\n"
-    "Takes memory pages of migrating processes from the network and puts them into the\n"
-    "processes being rebuilt on this host, as the local agent directs.\n"
-    "\n"
-    "  --listen ADDR:PORT     where page streams come in; [ADDR]:PORT for IPv6, port 0: any\n"
-    "  --control unix:PATH    socket for the agents of this host, made with mode 0600\n"
-    "  --max-connections N    page streams at most (default 64)\n"
-    "  --verbose              say more\n"
-    "  --version, --help\n";
-
-/* Returns -1 to go on, else the exit code. */
-static int parse_options(struct options *o, int argc, char **argv)
-{
-	static const struct option longopts[] = {
-	    {"listen", required_argument, NULL, 'l'},
-	    {"control", required_argument, NULL, 'c'},
-	    {"max-connections", required_argument, NULL, 'm'},
-	    {"verbose", no_argument, NULL, 'v'},
-	    {"version", no_argument, NULL, 'V'},
-	    {"help", no_argument, NULL, 'h'},
-	    {0},
-	};
-	char *end;
-	int c;
-
-	*o = (struct options){.max_connections = 64};
-	while ((c = getopt_long(argc, argv, "", longopts, NULL)) != -1) {
-		switch (c) {
-		case 'l':
-			o->listen = optarg;
-			break;
-		case 'c':
-			o->control = optarg;
-			break;
-		case 'm':
-			o->max_connections = (unsigned int)strtoul(optarg, &end, 10);
-			if (*end || !o->max_connections || o->max_connections > 4096) {
-				log_error("--max-connections %s: a number from 1 to 4096 is needed",
-					  optarg);
-				return 2;
-			}
-			break;
-		case 'v':
-			log_set_level(LOG_LVL_DEBUG);
-			break;
-		case 'V':
-			printf("page-server %s, page stream version %d\n", CR_VERSION,
-			       PAGE_STREAM_VERSION);
-			return 0;
-		case 'h':
-			fputs(usage, stdout);
-			return 0;
-		default:
-			fputs(usage, stderr);
-			return 2;
-		}
-	}
-	if (optind < argc || !o->listen || !o->control || strncmp(o->control, "unix:", 5)) {
-		fputs(usage, stderr);
-		return 2;
-	}
-	o->control += 5;
-	return -1;
-}
 
 static void close_any(uv_handle_t *h, void *arg)
 {
@@ -140,6 +65,12 @@ static int listen_tcp(struct server *sv, const char *address, struct cr_err *err
 
 	if (r)
 		return r;
+	if (sv->dir && !sv->dir->guarded && !addr_is_loopback(&a))
+		return cr_err_set(
+		    err, CR_ERR_INPUT, EPERM,
+		    "listen on %s: anybody there could write images; give --token-file, "
+		    "or --no-token if that is what you want",
+		    address);
 	if (a.sa.sa_family == AF_UNIX)
 		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "listen on %s: not an IP:PORT",
 				  address);
@@ -152,6 +83,36 @@ static int listen_tcp(struct server *sv, const char *address, struct cr_err *err
 	if (r)
 		return cr_err_set(err, CR_ERR_IO, -r, "listen on %s: %s", address, uv_strerror(r));
 	return report_address(sv, err);
+}
+
+/* A socket that whoever started us listens on: sd_listen_fds(3). */
+static int listen_given(struct server *sv, struct cr_err *err)
+{
+	int r = uv_tcp_init(&sv->loop, &sv->listener);
+
+	if (!r)
+		r = uv_tcp_open(&sv->listener, OPTIONS_FIRST_FD);
+	sv->listener.data = sv;
+	if (!r)
+		r = uv_listen((uv_stream_t *)&sv->listener, 64, stream_accept);
+	return r ? uv_failed(err, r, "the socket that was passed") : report_address(sv, err);
+}
+
+static int open_dir(struct server *sv, const struct options *o, struct cr_err *err)
+{
+	struct dir_sink *d = calloc(1, sizeof(*d));
+
+	if (!d)
+		return cr_err_oom(err);
+	sv->dir = d;
+	d->path = o->dir;
+	d->token = o->token;
+	d->guarded = o->guarded;
+	d->sync = !o->no_sync;
+	d->limits.memory_max = o->max_memory;
+	d->limits.disk_max = o->max_disk;
+	d->fd = open(o->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return d->fd < 0 ? cr_err_sys(err, "--dir %s", o->dir) : 0;
 }
 
 static int watch_signals(struct server *sv, struct cr_err *err)
@@ -172,19 +133,21 @@ static int server_start(struct server *sv, const struct options *o, struct cr_er
 {
 	struct rlimit rl;
 
-	/* two descriptors for every process being rebuilt */
+	/* three descriptors for every process being rebuilt */
 	if (!getrlimit(RLIMIT_NOFILE, &rl)) {
 		rl.rlim_cur = rl.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &rl);
 	}
 	sv->max_connections = o->max_connections;
 	int r = watch_signals(sv, err);
+	if (!r && o->dir)
+		r = open_dir(sv, o, err);
 	if (!r)
-		r = listen_tcp(sv, o->listen, err);
-	if (!r)
+		r = o->listen ? listen_tcp(sv, o->listen, err) : listen_given(sv, err);
+	if (!r && o->control)
 		r = control_listen(sv, o->control, err);
 	if (!r)
-		r = privilege_drop(err);
+		r = privilege_drop(o->control != NULL, err);
 	return r;
 }
 
@@ -192,7 +155,7 @@ int main(int argc, char **argv)
 {
 	struct options o;
 	struct cr_err err = {0};
-	int r = parse_options(&o, argc, argv);
+	int r = options_parse(&o, argc, argv);
 
 	if (r >= 0)
 		return r;
@@ -219,7 +182,9 @@ int main(int argc, char **argv)
 		control_close_all(sv);
 		uv_walk(&sv->loop, close_any, NULL);
 	} else {
-		log_info("page streams on %s, control on unix:%s", sv->info.listen, o.control);
+		log_info("page streams on %s, %s%s", sv->info.listen,
+			 o.control ? "control on unix:" : "images in ",
+			 o.control ? o.control : o.dir);
 	}
 	uv_run(&sv->loop, UV_RUN_DEFAULT);
 	uv_loop_close(&sv->loop);

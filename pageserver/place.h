@@ -1,5 +1,6 @@
 /* Put pages where they belong: into the memory of a task being rebuilt, or into a file object. */
 #pragma once
+#include <stdatomic.h>
 #include "base/vec.h"
 #include "pageserver/page_rx.h"
 
@@ -10,7 +11,9 @@ struct target {
 	pid_t pid; /* process */
 	int pidfd; /* process: tells that pid is still the process that it was; -1 for an object */
 	int fd;    /* process: its /proc/PID/mem, else the object. Both owned. */
-	uint64_t forbid_start, forbid_end; /* never written; equal: none */
+	int uffd;  /* process: to place pages that are not there yet; -1: none. Owned. */
+	_Atomic unsigned int found_present; /* ranges for which uffd served nothing */
+	uint64_t forbid_start, forbid_end;  /* never written; equal: none */
 };
 
 /* By index; NULL where there is none. */

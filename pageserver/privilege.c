@@ -13,7 +13,7 @@ static void capsp_free(cap_t *c)
 		cap_free(*c);
 }
 
-int privilege_drop(struct cr_err *err)
+int privilege_drop(bool trace, struct cr_err *err)
 {
 	_cleanup_(capsp_free) cap_t now = cap_get_proc();
 	_cleanup_(capsp_free) cap_t want = cap_init();
@@ -29,8 +29,9 @@ int privilege_drop(struct cr_err *err)
 			return cr_err_sys(err, "drop capability %d from the bounding set", c);
 	if (cap_reset_ambient() < 0)
 		return cr_err_sys(err, "clear ambient capabilities");
-	if (have == CAP_SET && (cap_set_flag(want, CAP_PERMITTED, 1, &kept, CAP_SET) < 0 ||
-				cap_set_flag(want, CAP_EFFECTIVE, 1, &kept, CAP_SET) < 0))
+	if (trace && have == CAP_SET &&
+	    (cap_set_flag(want, CAP_PERMITTED, 1, &kept, CAP_SET) < 0 ||
+	     cap_set_flag(want, CAP_EFFECTIVE, 1, &kept, CAP_SET) < 0))
 		return cr_err_sys(err, "capabilities");
 	if (cap_set_proc(want) < 0)
 		return cr_err_sys(err, "give up capabilities");
@@ -39,7 +40,7 @@ int privilege_drop(struct cr_err *err)
 	/* other people's memory passes through here: none of it into core files */
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
 		return cr_err_sys(err, "PR_SET_DUMPABLE");
-	if (have != CAP_SET)
+	if (trace && have != CAP_SET)
 		log_warn("no CAP_SYS_PTRACE: only processes of this user can be written to");
 	return 0;
 }

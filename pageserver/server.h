@@ -6,11 +6,13 @@
  * only while no batch of the session is being placed. */
 #pragma once
 #include <uv.h>
+#include "pageserver/dir.h"
 #include "pageserver/place.h"
 #include "wire/ps_msg.h"
 
 struct stream;
 struct control;
+struct peer;
 
 enum {
 	SERVER_STREAMS_MOST = 32, /* that are past their HELLO: at most 1.8 MiB of memory each */
@@ -22,7 +24,8 @@ struct session {
 	struct session *next;
 	uint8_t id[PAGE_ID_BYTES];
 	uint8_t token[PAGE_TOKEN_BYTES];
-	struct targets targets;
+	struct targets targets;  /* live: tasks being rebuilt … */
+	struct dir_image *image; /* … or an image on disk; owned */
 	struct stream *streams;
 	unsigned int nstreams;
 	unsigned int placing;     /* batches under way; under the server's lock */
@@ -37,6 +40,7 @@ struct server {
 	uv_signal_t sigterm, sigint;
 	struct ps_session_info info;
 	const char *control_path;
+	struct dir_sink *dir; /* NULL: not in dir mode */
 	struct session *sessions;
 	struct stream *streams; /* all TCP connections */
 	struct control *controls;
@@ -59,6 +63,11 @@ void session_end(struct server *sv, struct session *s);
 /* Keeps the count of a stream that leaves. */
 void session_add_placed(struct session *s, const struct page_ack *placed);
 void session_stats(const struct session *s, struct ps_stats *ret);
+/* Puts the pages of a batch where the session wants them; from any thread. acc as place_batch(). */
+int session_place(struct session *s, const struct page_batch *b, const struct place_memory *mem,
+		  struct page_ack *acc, struct cr_err *err) must_check;
+/* What its streams may do, of what the peer can. */
+uint32_t session_caps(const struct session *s, uint32_t caps);
 /* A batch begins or ends to be placed; the latter from any thread. */
 void session_placing(struct server *sv, struct session *s);
 void session_placed(struct server *sv, struct session *s);
@@ -78,6 +87,26 @@ const struct page_ack *stream_placed(const struct stream *st);
 struct stream *stream_next(const struct stream *st);            /* of the server */
 struct stream *stream_next_in_session(const struct stream *st); /* of its session */
 
+/* For the peer link that came on the port of the streams: frames to the peer (takes bytes,
+ * malloc'ed), no more reading until it is asked for, and work under way that needs the stream. */
+void stream_send(struct stream *st, uint8_t *bytes, size_t n);
+void stream_pause(struct stream *st);
+void stream_resume(struct stream *st);
+void stream_busy(struct stream *st, bool busy);
+void stream_greeted(struct stream *st); /* said who it is: it may stay */
+struct server *stream_server(const struct stream *st);
+const char *stream_peer(const struct stream *st);
+
+/* peer.c: the peer link of a source agent, in dir mode */
+
+struct peer *peer_new(struct stream *st);
+void peer_room(struct peer *p, char **ret, size_t *ret_len);
+int peer_advance(struct peer *p, size_t n, struct cr_err *err) must_check;
+/* The bytes that tell why; *ret malloc'ed, NULL when memory is out. */
+void peer_error(const struct cr_err *why, uint8_t **ret, size_t *n);
+void peer_closed(struct peer *p); /* the stream goes: ends its session. NULL is fine. */
+void peer_free(struct peer *p);   /* once nothing is under way. NULL is fine. */
+
 /* control.c */
 
 int control_listen(struct server *sv, const char *path, struct cr_err *err) must_check;
@@ -85,5 +114,5 @@ void control_close_all(struct server *sv); /* the listener too; removes the sock
 
 /* privilege.c */
 
-/* Keeps CAP_SYS_PTRACE, if it is there, and gives up every other capability for good. */
-int privilege_drop(struct cr_err *err) must_check;
+/* Gives up every capability for good; trace: but CAP_SYS_PTRACE, if it is there. */
+int privilege_drop(bool trace, struct cr_err *err) must_check;

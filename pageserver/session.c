@@ -46,6 +46,18 @@ int session_new(struct session **ret, struct server *sv, const struct ps_request
 	return 0;
 }
 
+int session_place(struct session *s, const struct page_batch *b, const struct place_memory *mem,
+		  struct page_ack *acc, struct cr_err *err)
+{
+	return s->image ? dir_image_place(s->image, b, mem->work, acc, err)
+			: place_batch(&s->targets, b, mem, acc, err);
+}
+
+uint32_t session_caps(const struct session *s, uint32_t caps)
+{
+	return caps & (s->image ? PAGE_CAP_LZ4 : PAGE_CAPS);
+}
+
 void session_placing(struct server *sv, struct session *s)
 {
 	uv_mutex_lock(&sv->lock);
@@ -87,6 +99,7 @@ void session_end(struct server *sv, struct session *s)
 	}
 	wait_idle(sv, s);
 	targets_done(&s->targets);
+	dir_image_free(s->image);
 	explicit_bzero(s->token, sizeof(s->token));
 	free(s);
 }
@@ -148,9 +161,33 @@ static int add_target(struct session *s, const struct ps_request *rq, int fd, st
 	t->pid = process ? rq->pid : 0;
 	t->pidfd = take_fd(&pidfd);
 	t->fd = take_fd(&owned);
+	t->uffd = -1;
 	t->forbid_start = rq->forbid_start;
 	t->forbid_end = rq->forbid_end;
 	return targets_set(&s->targets, rq->index, t, err);
+}
+
+static int add_uffd(struct session *s, const struct ps_request *rq, int fd, struct cr_err *err)
+{
+	_cleanup_fd_ int owned = fd;
+	struct target *t = targets_get(&s->targets, rq->index);
+
+	if (fd < 0)
+		return cr_err_set(err, CR_ERR_INPUT, EBADF,
+				  "userfaultfd of target %u: came without a descriptor", rq->index);
+	if (!t || t->kind != TARGET_PROCESS)
+		return cr_err_set(err, CR_ERR_INPUT, ENOENT, "target %u is no process", rq->index);
+	close_fdp(&t->uffd);
+	t->uffd = take_fd(&owned);
+	t->found_present = 0;
+	return 0;
+}
+
+static int delete_target(struct session *s, uint32_t index, struct cr_err *err)
+{
+	if (!targets_get(&s->targets, index))
+		return cr_err_set(err, CR_ERR_INPUT, ENOENT, "target %u is not known", index);
+	return targets_set(&s->targets, index, NULL, err);
 }
 
 int session_request(struct server *sv, struct session *s, const struct ps_request *rq, int fd,
@@ -159,11 +196,16 @@ int session_request(struct server *sv, struct session *s, const struct ps_reques
 	wait_idle(sv, s);
 	if (rq->type == PS_TARGET_PROCESS || rq->type == PS_TARGET_OBJECT)
 		return add_target(s, rq, fd, err);
+	if (rq->type == PS_TARGET_UFFD)
+		return add_uffd(s, rq, fd, err);
 	close_fdp(&fd);
-	if (rq->type != PS_TARGET_DEL)
+	if (rq->type == PS_TARGET_DEL)
+		return delete_target(s, rq->index, err);
+	if (rq->type != PS_CLOSE_UFFDS)
 		return cr_err_set(err, CR_ERR_BUG, EINVAL, "request %u is not about a target",
 				  rq->type);
-	if (!targets_get(&s->targets, rq->index))
-		return cr_err_set(err, CR_ERR_INPUT, ENOENT, "target %u is not known", rq->index);
-	return targets_set(&s->targets, rq->index, NULL, err);
+	vec_foreach (t, &s->targets.at)
+		if (*t)
+			close_fdp(&(*t)->uffd);
+	return 0;
 }

@@ -24,8 +24,13 @@ struct stream {
 	bool greeted; /* counts in ngreeted */
 	bool over;    /* what still comes is thrown away */
 	bool closing;
-	char peer[64];
+	char peer_name[64];
 	struct page_rx *rx;
+	struct peer *peer; /* this is a peer link instead, in dir mode */
+	bool peer_busy;    /* with work under way */
+	bool paused;
+	size_t begun; /* of `begin`, which tells what this is */
+	uint8_t begin[4];
 	struct page_ack placed;
 	/* the batch that a thread is placing */
 	bool working;
@@ -79,8 +84,9 @@ static void leave_session(struct stream *st)
 /* The last of: both handles closed, no thread at work. */
 static void free_if_unused(struct stream *st)
 {
-	if (st->open_handles || st->working)
+	if (st->open_handles || st->working || st->peer_busy)
 		return;
+	peer_free(st->peer);
 	page_rx_free(st->rx);
 	free(st->work_memory);
 	free(st);
@@ -100,6 +106,7 @@ void stream_close(struct stream *st)
 		return;
 	st->closing = true;
 	st->over = true;
+	peer_closed(st->peer);
 	leave_session(st);
 	if (st->prev)
 		st->prev->next = st->next;
@@ -126,7 +133,7 @@ static void on_timeout(uv_timer_t *timer)
 	struct stream *st = timer->data;
 
 	if (!st->over)
-		log_info("%s: said no HELLO within %d s, closed", st->peer,
+		log_info("%s: said no HELLO within %d s, closed", st->peer_name,
 			 HELLO_TIMEOUT_MS / 1000);
 	stream_close(st);
 }
@@ -145,20 +152,31 @@ static int answer(struct stream *st, uint8_t type, uint64_t seq, const uint8_t *
 	return n == (int)buf.len ? 0 : -EPIPE;
 }
 
-void stream_fail(struct stream *st, const struct cr_err *why)
+static int say_why(struct stream *st, const struct cr_err *why)
 {
 	uint8_t body[PAGE_ERROR_MAX_BYTES];
+	_cleanup_free_ uint8_t *bytes = NULL;
+	size_t n = 0;
+
+	if (!st->peer)
+		return answer(st, PAGE_FRAME_ERROR, 0, body, page_error_encode(body, why));
+	peer_error(why, &bytes, &n);
+	uv_buf_t buf = uv_buf_init((char *)bytes, (unsigned int)n);
+	return bytes && uv_try_write((uv_stream_t *)&st->tcp, &buf, 1) == (int)n ? 0 : -EPIPE;
+}
+
+void stream_fail(struct stream *st, const struct cr_err *why)
+{
 	int fd;
 
 	if (st->over)
 		return;
-	log_warn("%s: %s", st->peer, why->msg);
+	log_warn("%s: %s", st->peer_name, why->msg);
 	if (st->session)
 		st->session->last_error = *why;
 	leave_session(st);
 	st->over = true;
-	size_t n = page_error_encode(body, why);
-	if (answer(st, PAGE_FRAME_ERROR, 0, body, n) || uv_fileno((uv_handle_t *)&st->tcp, &fd) ||
+	if (say_why(st, why) || uv_fileno((uv_handle_t *)&st->tcp, &fd) ||
 	    shutdown(fd, SHUT_WR) < 0 || uv_timer_start(&st->timer, on_timeout, LINGER_MS, 0)) {
 		stream_close(st);
 		return;
@@ -174,8 +192,8 @@ static void replace_same_index(struct session *s, uint16_t index)
 {
 	for (struct stream *st = s->streams; st; st = st->next_in_session) {
 		if (st->index == index) {
-			log_info("%s: stream %u connected anew, old connection closed", st->peer,
-				 index);
+			log_info("%s: stream %u connected anew, old connection closed",
+				 st->peer_name, index);
 			stream_close(st);
 			return;
 		}
@@ -186,7 +204,7 @@ static int on_hello(void *arg, const struct page_hello *h, struct cr_err *err)
 {
 	struct stream *st = arg;
 	struct server *sv = st->sv;
-	struct page_hello_ok ok = {.version = PAGE_STREAM_VERSION, .caps = h->caps & PAGE_CAPS};
+	struct page_hello_ok ok = {.version = PAGE_STREAM_VERSION};
 	uint8_t body[PAGE_HELLO_OK_BYTES];
 
 	if (h->version_min > PAGE_STREAM_VERSION || h->version < PAGE_STREAM_VERSION_MIN)
@@ -199,6 +217,7 @@ static int on_hello(void *arg, const struct page_hello *h, struct cr_err *err)
 	struct session *s = session_find(sv, h->id, h->token);
 	if (!s)
 		return cr_err_set(err, CR_ERR_PEER, EACCES, "unknown migration or wrong token");
+	ok.caps = session_caps(s, h->caps);
 	replace_same_index(s, h->stream);
 	if (s->nstreams >= PAGE_STREAMS_MAX || sv->ngreeted >= SERVER_STREAMS_MOST)
 		return cr_err_set(err, CR_ERR_PEER, EBUSY, "the page-server has %u streams already",
@@ -222,8 +241,8 @@ static void place_in_thread(uv_work_t *w)
 	struct stream *st = w->data;
 	struct place_memory mem = {.zeros = st->sv->zeros, .work = st->work_memory};
 
-	st->work_result = place_batch(&st->work_session->targets, &st->work_batch, &mem,
-				      &st->work_placed, &st->work_err);
+	st->work_result =
+	    session_place(st->work_session, &st->work_batch, &mem, &st->work_placed, &st->work_err);
 	session_placed(st->sv, st->work_session);
 }
 
@@ -260,7 +279,7 @@ static int on_batch(void *arg, const struct page_batch *b, struct cr_err *err)
 	}
 	struct place_memory mem = {.zeros = st->sv->zeros, .work = st->work_memory};
 	if (place_pages(b) <= INLINE_PAGES)
-		return place_batch(&st->session->targets, b, &mem, &st->placed, err);
+		return session_place(st->session, b, &mem, &st->placed, err);
 	st->work.data = st;
 	st->work_session = st->session;
 	st->work_batch = *b;
@@ -297,9 +316,42 @@ static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
 	char *p = st->sv->discard;
 
 	(void)suggested;
-	if (!st->over)
+	if (!st->over && st->peer) {
+		peer_room(st->peer, &p, &len);
+	} else if (!st->over && st->sv->dir && st->begun < sizeof(st->begin)) {
+		p = (char *)st->begin + st->begun;
+		len = sizeof(st->begin) - st->begun;
+	} else if (!st->over) {
 		page_rx_room(st->rx, &p, &len);
+	}
 	*buf = uv_buf_init(p, (unsigned int)len);
+}
+
+/* In dir mode both kinds of connection come on one port: a page stream begins with its magic, which
+ * as the length of a message would be over any limit. */
+static int take_bytes(struct stream *st, size_t n, struct cr_err *err)
+{
+	char *p;
+	size_t len;
+
+	if (st->peer)
+		return peer_advance(st->peer, n, err);
+	if (!st->sv->dir || st->begun == sizeof(st->begin))
+		return page_rx_advance(st->rx, n, err);
+	st->begun += n;
+	if (st->begun < sizeof(st->begin))
+		return 0;
+	if (page_stream_begins(st->begin)) {
+		page_rx_room(st->rx, &p, &len);
+		memcpy(p, st->begin, sizeof(st->begin));
+		return page_rx_advance(st->rx, sizeof(st->begin), err);
+	}
+	st->peer = peer_new(st);
+	if (!st->peer)
+		return cr_err_oom(err);
+	peer_room(st->peer, &p, &len);
+	memcpy(p, st->begin, sizeof(st->begin));
+	return peer_advance(st->peer, sizeof(st->begin), err);
 }
 
 static void on_read(uv_stream_t *h, ssize_t n, const uv_buf_t *buf)
@@ -310,16 +362,84 @@ static void on_read(uv_stream_t *h, ssize_t n, const uv_buf_t *buf)
 	(void)buf;
 	if (n < 0) {
 		if (n != UV_EOF && !st->over && st->session)
-			log_warn("%s: %s", st->peer, uv_strerror((int)n));
+			log_warn("%s: %s", st->peer_name, uv_strerror((int)n));
 		stream_close(st);
 		return;
 	}
 	if (n == 0 || st->over)
 		return;
-	if (page_rx_advance(st->rx, (size_t)n, &err) < 0)
+	if (take_bytes(st, (size_t)n, &err) < 0)
 		stream_fail(st, &err);
-	else if (page_rx_stalled(st->rx))
+	else if (!st->over && (st->paused || page_rx_stalled(st->rx)))
 		uv_read_stop(h);
+}
+
+/* ---- for the peer link ---- */
+
+struct server *stream_server(const struct stream *st)
+{
+	return st->sv;
+}
+
+const char *stream_peer(const struct stream *st)
+{
+	return st->peer_name;
+}
+
+void stream_greeted(struct stream *st)
+{
+	uv_timer_stop(&st->timer);
+}
+
+void stream_busy(struct stream *st, bool busy)
+{
+	st->peer_busy = busy;
+	if (!busy && st->closing)
+		free_if_unused(st);
+}
+
+void stream_pause(struct stream *st)
+{
+	st->paused = true;
+	uv_read_stop((uv_stream_t *)&st->tcp);
+}
+
+void stream_resume(struct stream *st)
+{
+	st->paused = false;
+	if (!st->over)
+		read_on(st);
+}
+
+struct sending {
+	uv_write_t req;
+	uint8_t *bytes;
+};
+
+static void on_sent(uv_write_t *req, int status)
+{
+	struct sending *s = req->data;
+
+	(void)status; /* reading tells that the connection is gone */
+	free(s->bytes);
+	free(s);
+}
+
+void stream_send(struct stream *st, uint8_t *bytes, size_t n)
+{
+	struct sending *s = calloc(1, sizeof(*s));
+	uv_buf_t buf = uv_buf_init((char *)bytes, (unsigned int)n);
+
+	if (s && !st->over) {
+		s->bytes = bytes;
+		s->req.data = s;
+		if (!uv_write(&s->req, (uv_stream_t *)&st->tcp, &buf, 1, on_sent))
+			return;
+	}
+	free(s);
+	free(bytes);
+	if (!st->over)
+		stream_close(st);
 }
 
 static void name_peer(struct stream *st)
@@ -332,7 +452,7 @@ static void name_peer(struct stream *st)
 		a.len = (socklen_t)len;
 		addr_format(&a, text);
 	}
-	snprintf(st->peer, sizeof(st->peer), "stream from %.48s", text);
+	snprintf(st->peer_name, sizeof(st->peer_name), "stream from %.48s", text);
 }
 
 static void set_options(struct stream *st)
@@ -382,7 +502,7 @@ void stream_accept(uv_stream_t *listener, int status)
 	}
 	name_peer(st);
 	if (sv->nstreams > sv->max_connections) {
-		log_warn("%s: refused, %u connections are the limit", st->peer,
+		log_warn("%s: refused, %u connections are the limit", st->peer_name,
 			 sv->max_connections);
 		stream_close(st);
 		return;

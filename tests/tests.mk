@@ -30,7 +30,7 @@ $(B)/tests/bench/%: tests/bench/%.c
 	$(Q)$(CC) -D_GNU_SOURCE -std=gnu17 $(WARN) $(CFLAGS) -o $@ $<
 
 bench: deps
-	$(Q)$(MAKE) -s --no-print-directory -j$$(nproc) all $(WORKLOADS) $(B)/testbed-init $(B)/tests/bench/peak
+	$(Q)$(MAKE) -s --no-print-directory -j$$(nproc) all $(WORKLOADS) $(B)/testbed-init $(B)/tests/bench/peak $(B)/tests/bench/warm
 	$(Q)tests/bench/bench
 
 lint:

@@ -24,14 +24,22 @@ struct agent_config { /* filled once from the command line, then constant */
 
 int verb_serve(int argc, char **argv);
 int verb_check(int argc, char **argv);
+int verb_pre_dump(int argc, char **argv);
+int verb_dump(int argc, char **argv);
+int verb_restore(int argc, char **argv);
+/* For verbs that work without the daemon: the directory for journals is there, and what others left
+ * in it is settled. */
+int verb_prepare_state(const struct agent_config *cfg, struct cr_err *err) must_check;
 
 /* life_fd: readable (end of file) once the daemon is gone. Both return the process's exit status
  * and take the connection over. */
 int conn_control(const struct agent_config *cfg, int fd, int life_fd);
 int conn_peer(const struct agent_config *cfg, int fd);
 
+struct source_image;
+/* image: NULL for a migration into another host. */
 void work_source(const struct agent_config *cfg, struct link *client, const struct msg_migrate *rq,
-		 int life_fd);
+		 const struct source_image *image, int life_fd);
 void work_dest(const struct agent_config *cfg, struct link *client, const struct msg_receive *rq,
 	       int life_fd);
 

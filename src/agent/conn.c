@@ -65,7 +65,7 @@ int conn_control(const struct agent_config *cfg, int fd, int life_fd)
 	}
 	switch (m.type) {
 	case MSG_MIGRATE:
-		work_source(cfg, l, &m.migrate, life_fd);
+		work_source(cfg, l, &m.migrate, NULL, life_fd);
 		break;
 	case MSG_RECEIVE:
 		work_dest(cfg, l, &m.receive, life_fd);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include "agent/agent.h"
+#include "dest/lazy.h"
 #include "kernel/cgroup.h"
 
 /* ---- cgroups ---- */
@@ -75,6 +76,8 @@ void tidy_up(const struct agent_config *cfg, const struct journal *j)
 	if (!strcmp(j->role, "source"))
 		return;
 	dest_socket_path(cfg, j->id, path, sizeof(path));
+	unlink(path);
+	lazy_stats_path(path, sizeof(path), cfg->state_dir, j->id);
 	unlink(path);
 }
 

@@ -12,6 +12,9 @@ static const struct verb {
 	const char *help;
 } verbs[] = {
     {"serve", verb_serve, "the daemon that cr-migrate talks to"},
+    {"pre-dump", verb_pre_dump, "copy the memory of running tasks into an image"},
+    {"dump", verb_dump, "complete the image, and end the tasks"},
+    {"restore", verb_restore, "tasks out of an image"},
     {"check", verb_check, "what this kernel offers, and what each missing thing costs"},
 };
 

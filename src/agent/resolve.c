@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "agent/agent.h"
+#include "dest/lazy.h"
 
 /* cr-migrate waits 10 s for all of it */
 enum { STATUS_MAX = 64, LOCK_TIMEOUT_MS = 4000, ASK_TIMEOUT_MS = 2000 };
@@ -11,10 +12,33 @@ enum { STATUS_MAX = 64, LOCK_TIMEOUT_MS = 4000, ASK_TIMEOUT_MS = 2000 };
 /* ---- status ---- */
 
 struct listing {
+	const struct agent_config *cfg;
 	struct msg_status v[STATUS_MAX];
 	struct journal kept[STATUS_MAX];
 	size_t n;
 };
+
+/* How far the fetching of pages is. */
+static void add_postcopy(const struct listing *l, const struct journal *k, struct msg_status *s)
+{
+	char path[512];
+	struct lazy_stats st;
+	uint64_t *h;
+
+	lazy_stats_path(path, sizeof(path), l->cfg->state_dir, k->id);
+	if (!k->lazy || k->state != JOURNAL_COMMIT || !lazy_stats_read(path, &st))
+		return;
+	s->postcopying = true;
+	s->pages_left = st.left;
+	lazy_stats_fill(&st, &s->postcopy);
+	s->histogram = h = calloc(MSG_HISTOGRAM, sizeof(*h));
+	for (unsigned int i = 0; h && i < LAZY_BUCKETS; i++) {
+		uint64_t us = lazy_bucket_us(i);
+		unsigned int log = us ? 64 - (unsigned int)__builtin_clzll(us) : 0;
+
+		h[log < MSG_HISTOGRAM ? log : MSG_HISTOGRAM - 1] += st.buckets[i];
+	}
+}
 
 static int list_one(struct journal *j, void *arg)
 {
@@ -26,6 +50,8 @@ static int list_one(struct journal *j, void *arg)
 	*k = *j;
 	memset(&j->pids, 0, sizeof(j->pids)); /* moved */
 	memset(&j->renames, 0, sizeof(j->renames));
+	memset(&j->moved, 0, sizeof(j->moved));
+	memset(&j->shms, 0, sizeof(j->shms));
 	struct msg_status *s = &l->v[l->n++];
 	pid_t *pids = calloc(k->pids.n + 1, sizeof(*pids));
 	*s = (struct msg_status){.role = k->role,
@@ -33,6 +59,9 @@ static int list_one(struct journal *j, void *arg)
 				 .peer = k->peer,
 				 .since_sec = (uint64_t)k->since_sec,
 				 .pids = pids};
+	if (k->lazy && k->state == JOURNAL_COMMIT)
+		s->state = strcmp(k->role, "source") ? "fetching pages" : "serving pages";
+	add_postcopy(l, k, s);
 	if (!mig_id_parse(k->id, &s->id))
 		l->n--;
 	for (size_t i = 0; pids && i < k->pids.n; i++)
@@ -48,11 +77,13 @@ bool answer_status(const struct agent_config *cfg, struct link *link)
 
 	if (!l)
 		return false;
+	l->cfg = cfg;
 	int r = journal_each(cfg->state_dir, list_one, l, journal_warn, &err);
 	m.status_list = (struct msg_status_list){l->v, l->n};
 	r = r ? conn_send_error(link, &err) : link_send(link, &m, &err);
 	for (size_t i = 0; i < l->n; i++) {
 		free((void *)l->v[i].pids);
+		free((void *)l->v[i].histogram);
 		journal_done(&l->kept[i]);
 	}
 	free(l);
@@ -78,6 +109,8 @@ static int pick_one(struct journal *j, void *arg)
 		p->found = *j;
 		memset(&j->pids, 0, sizeof(j->pids));
 		memset(&j->renames, 0, sizeof(j->renames));
+		memset(&j->moved, 0, sizeof(j->moved));
+		memset(&j->shms, 0, sizeof(j->shms));
 	}
 	return 0;
 }

@@ -5,11 +5,23 @@
 #include <sys/wait.h>
 #include <time.h>
 #include "agent/agent.h"
+#include "dest/lazy.h"
+#include "source/serve.h"
 #include "base/log.h"
 #include "kernel/cgroup.h"
+#include "kernel/netdev.h"
 #include "kernel/procfs.h"
+#include "kernel/sysv_shm.h"
+#include "resource/resource.h"
+#include "wire/tree_codec.h"
 
-enum { CONNECT_TIMEOUT_MS = 2000, ANSWER_TIMEOUT_MS = 10000, KILL_ROUNDS = 50, KEEP_DONE_S = 600 };
+enum {
+	CONNECT_TIMEOUT_MS = 2000,
+	ANSWER_TIMEOUT_MS = 10000,
+	KILL_ROUNDS = 50,
+	KEEP_DONE_S = 600,
+	SERVE_TIMEOUT_MS = 60000
+};
 
 void journal_warn(const struct cr_err *why)
 {
@@ -35,16 +47,20 @@ static bool is_source(const struct journal *j)
 	return !strcmp(j->role, "source");
 }
 
-/* Only the process that was meant: a pid may belong to another by now. */
+/* A pid may belong to another by now. */
+static bool is_same_task(const struct journal_pid *p)
+{
+	struct cr_err err = {0};
+	uint64_t start;
+
+	return !proc_starttime(p->pid, &start, &err) && start == p->starttime;
+}
+
 static void signal_tasks(const struct journal *j, int sig)
 {
-	vec_foreach (p, &j->pids) {
-		struct cr_err err = {0};
-		uint64_t start;
-
-		if (!proc_starttime(p->pid, &start, &err) && start == p->starttime)
+	vec_foreach (p, &j->pids)
+		if (is_same_task(p))
 			kill(p->pid, sig);
-	}
 }
 
 bool journal_token(const struct journal *j, struct mig_token *ret)
@@ -88,6 +104,13 @@ bool settle_peer_forgot(int r, const struct cr_err *err)
 	return r == -ENOENT && err->kind == CR_ERR_PEER;
 }
 
+/* They go with their last attachment. */
+static void remove_segments(const struct journal *j)
+{
+	vec_foreach (s, &j->shms)
+		sysv_shm_remove(s->id, s->cpid);
+}
+
 /* ---- destination ---- */
 
 static int open_cgroup(const struct journal *j, struct cgroup **ret, struct cr_err *err)
@@ -100,6 +123,7 @@ static int kill_cgroup(const struct journal *j, struct cr_err *err)
 	_cleanup_(cgroup_closep) struct cgroup *cg = NULL;
 
 	remove_rename_dirs(j);
+	remove_segments(j);
 	if (!*j->cgroup || access(j->cgroup, F_OK))
 		return 0;
 	int r = open_cgroup(j, &cg, err);
@@ -118,7 +142,61 @@ static int kill_cgroup(const struct journal *j, struct cr_err *err)
 	return r ? r : cgroup_remove(cg, err);
 }
 
-static int run_cgroup(const struct journal *j, struct cr_err *err)
+/* ---- the network ---- */
+
+/* The destination's: addresses and connections, of which the tree tells that was kept for this. */
+static int run_network(const struct agent_config *cfg, const struct journal *j, struct cr_err *err)
+{
+	_cleanup_free_ uint8_t *bytes = NULL;
+	struct tree *t = NULL;
+	size_t len;
+	int r = journal_kept(cfg->state_dir, j, &bytes, &len, err);
+
+	if (r == -ENOENT)
+		return 0;
+	if (!r)
+		r = tree_decode(bytes, len, &t, err);
+	if (!r)
+		r = net_take_addresses(t, err);
+	if (!r)
+		r = net_finish_launch(t, err);
+	tree_free(t);
+	return r;
+}
+
+/* The source's, before its tasks run on: they had no part in the network. */
+static void mend_network(const struct journal *j)
+{
+	vec_foreach (p, &j->pids) {
+		struct cr_err err = {0};
+
+		if (is_same_task(p) && net_unlock_process(p->pid, &err))
+			log_warn("sockets of %d: %s", p->pid, err.msg);
+	}
+	vec_foreach (a, &j->moved) {
+		struct cr_err err = {0};
+		bool has = true;
+
+		if (!netdev_has_address(a, &has, NULL, &err) && !has &&
+		    (netdev_add_address(a, &err) || netdev_announce(a, &err)))
+			log_warn("%s", err.msg);
+	}
+}
+
+/* The source's, after the decision: may have been done. */
+static void leave_network(const struct journal *j)
+{
+	vec_foreach (a, &j->moved) {
+		struct cr_err err = {0};
+
+		if (netdev_del_address(a, &err))
+			log_warn("%s", err.msg);
+	}
+}
+
+/* ---- decisions ---- */
+
+static int run_cgroup(const struct agent_config *cfg, const struct journal *j, struct cr_err *err)
 {
 	_cleanup_(cgroup_closep) struct cgroup *cg = NULL;
 
@@ -132,10 +210,9 @@ static int run_cgroup(const struct journal *j, struct cr_err *err)
 		if (rename(m->from, m->to) && errno != ENOENT)
 			return cr_err_sys(err, "putting a socket at %s", m->to);
 	remove_rename_dirs(j);
-	return cgroup_thaw(cg, err);
+	r = run_network(cfg, j, err);
+	return r ? r : cgroup_thaw(cg, err);
 }
-
-/* ---- decisions ---- */
 
 static int write_state(const struct agent_config *cfg, struct journal *j, enum journal_state state,
 		       struct cr_err *err)
@@ -143,6 +220,38 @@ static int write_state(const struct agent_config *cfg, struct journal *j, enum j
 	j->state = state;
 	j->since_sec = (int64_t)time(NULL);
 	return journal_write(cfg->state_dir, j, err);
+}
+
+/* What fetched its pages is gone, and with it what kept the tasks from reading zeros where pages
+ * are missing. Unless nothing was missing any more, they must not go on: what the source holds is
+ * whole.
+ */
+static int end_incomplete(const struct agent_config *cfg, struct journal *j, struct cr_err *err)
+{
+	char path[512];
+	struct lazy_stats st;
+
+	lazy_stats_path(path, sizeof(path), cfg->state_dir, j->id);
+	if (j->state == JOURNAL_COMMIT && lazy_stats_read(path, &st) && st.ended_us)
+		return 0;
+	bool ran = j->state == JOURNAL_COMMIT;
+	int r = kill_cgroup(j, err);
+	if (!r && !ran) /* the source may take that for an answer, and go on by itself */
+		r = write_state(cfg, j, JOURNAL_ABORTED, err);
+	if (r)
+		return r;
+	log_error(
+	    "migration %s: the processes that fetched pages from the source died: the tasks "
+	    "were ended here%s",
+	    j->id,
+	    ran ? "; `cr-migrate resolve --abort` at the source lets them go on there as they "
+		  "were at the switch-over"
+		: " before they ran");
+	if (ran)
+		drop(cfg, j);
+	return cr_err_set(err, CR_ERR_PEER, EOWNERDEAD,
+			  "pages were missing, and what fetched them died: the tasks were ended "
+			  "here");
 }
 
 static int run_here(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
@@ -156,11 +265,14 @@ static int run_here(const struct agent_config *cfg, struct journal *j, char *tex
 		return cr_err_set(
 		    err, CR_ERR_INPUT, EINVAL,
 		    "the destination was not prepared: there is nothing whole to run");
-	int r = run_cgroup(j, err);
+	int r = j->lazy ? end_incomplete(cfg, j, err) : 0;
+	if (!r)
+		r = run_cgroup(cfg, j, err);
 	if (!r)
 		r = write_state(cfg, j, JOURNAL_DONE, err);
 	if (r)
 		return cr_err_ctx(err, "letting the tasks run");
+	journal_forget_kept(cfg->state_dir, j);
 	tidy_up(cfg, j);
 	snprintf(text, n, "the tasks run here now");
 	return 0;
@@ -177,7 +289,9 @@ int settle_commit(const struct agent_config *cfg, struct journal *j, char *text,
 		    err, CR_ERR_INPUT, EINVAL,
 		    "the destination was never told to run the tasks: they stay here");
 	signal_tasks(j, SIGKILL);
-	snprintf(text, n, "the source's tasks were ended");
+	remove_segments(j);
+	snprintf(text, n, "the source's tasks were ended%s",
+		 j->lazy && j->state == JOURNAL_COMMIT ? ": no more pages come from here" : "");
 	drop(cfg, j);
 	return 0;
 }
@@ -191,8 +305,10 @@ static int run_on(const struct agent_config *cfg, struct journal *j, struct cr_e
 		/* from PREPARED on they were held by SIGSTOP; a program that handles SIGCONT does
 		 * not see one without need. In the executor they leave it by themselves, once they
 		 * notice that its agent is gone. */
-		if (j->state == JOURNAL_PREPARED)
+		if (j->state == JOURNAL_PREPARED || j->state == JOURNAL_COMMIT) {
+			mend_network(j);
 			signal_tasks(j, SIGCONT);
+		}
 		if (*j->peer)
 			return write_state(cfg, j, JOURNAL_ABORTED, err);
 	}
@@ -225,11 +341,44 @@ int settle_abort(const struct agent_config *cfg, struct journal *j, char *text, 
 
 /* ---- all of them ---- */
 
+/* The destination runs the tasks, or is about to, and needs pages of those that are stopped here:
+ * they are served in the place of the process that died. */
+static int settle_serve(const struct agent_config *cfg, struct journal *j, struct cr_err *err)
+{
+	_cleanup_free_ pid_t *pids = calloc(j->pids.n + 1, sizeof(*pids));
+	struct serve sv = {.peer_address = j->peer,
+			   .host = cfg->host,
+			   .pids = pids,
+			   .timeout_ms = SERVE_TIMEOUT_MS};
+	char text[200];
+
+	if (!pids)
+		return cr_err_oom(err);
+	if (!mig_id_parse(j->id, &sv.id) || !journal_token(j, &sv.token))
+		return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal without an id or a token");
+	vec_foreach (p, &j->pids) {
+		uint64_t start;
+		struct cr_err ignored = {0};
+
+		if (!proc_starttime(p->pid, &start, &ignored) && start == p->starttime)
+			pids[sv.n_pids++] = p->pid;
+	}
+	/* it may not have heard of the decision */
+	int r = settle_ask_peer(cfg, j, MSG_COMMIT, MSG_RUNNING, ANSWER_TIMEOUT_MS, NULL, err);
+	if (!r)
+		r = serve_run(&sv, err);
+	return r ? r : settle_commit(cfg, j, text, sizeof(text), err);
+}
+
 static int settle_source(const struct agent_config *cfg, struct journal *j, struct cr_err *err)
 {
 	char text[200];
 	int r = 0;
 
+	if (j->state == JOURNAL_COMMIT)
+		leave_network(j);
+	if (j->state == JOURNAL_COMMIT && j->lazy)
+		return settle_serve(cfg, j, err);
 	if (j->state == JOURNAL_COMMIT) {
 		/* the destination has to be asked again, until it has them */
 		r = settle_ask_peer(cfg, j, MSG_COMMIT, MSG_RUNNING, ANSWER_TIMEOUT_MS, NULL, err);
@@ -257,6 +406,8 @@ static int settle_dest(const struct agent_config *cfg, struct journal *j, struct
 		return settle_abort(cfg, j, text, sizeof(text), err);
 	if (j->state == JOURNAL_COMMIT)
 		return settle_commit(cfg, j, text, sizeof(text), err);
+	if (j->lazy && j->state == JOURNAL_PREPARED)
+		return end_incomplete(cfg, j, err);
 	if (j->state == JOURNAL_DONE) {
 		drop(cfg, j);
 		return 0;

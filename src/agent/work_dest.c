@@ -8,11 +8,12 @@
 #include <sys/socket.h>
 #include <time.h>
 #include "agent/agent.h"
+#include "base/heap.h"
 #include "agent/pass.h"
 #include "base/log.h"
 #include "dest/dest.h"
 
-enum { FIRST_TIMEOUT_MS = 30000 };
+enum { FIRST_TIMEOUT_MS = 30000, REQUEST_TIMEOUT_MS = 5000 };
 
 static int tell_ready(const struct agent_config *cfg, struct dest *d, struct link *client,
 		      struct cr_err *err)
@@ -97,7 +98,78 @@ static void finish(struct dest *d)
 	d->journal.since_sec = (int64_t)time(NULL);
 	if (dest_journal(d, JOURNAL_DONE, &err))
 		log_warn("%s", err.msg);
+	else
+		journal_forget_kept(d->env->state_dir, &d->journal);
 	log_info("migration %s: running here", d->journal.id);
+}
+
+/* ---- pages that are fetched ---- */
+
+/* The source's agent, after the commit: a connection for pages, or one that asks. */
+static void take_peer(struct dest *d, struct link *l)
+{
+	struct msg m = {0}, reply = msg_of(MSG_OK);
+	struct cr_err err = {0};
+	int r = link_recv(l, REQUEST_TIMEOUT_MS, &m, &err);
+	int fd = -1;
+
+	if (!r && m.type == MSG_COMMIT)
+		reply = msg_of(MSG_RUNNING);
+	else if (!r && m.type == MSG_QUERY) {
+		reply = msg_of(MSG_STATE);
+		reply.state.state = MSG_STATE_COMMITTED; /* RUNNING: without the source */
+		reply.state.text = "fetching pages from the source";
+	} else if (!r && m.type == MSG_LAZY) {
+		fd = fcntl(link_fd(l), F_DUPFD_CLOEXEC, 3);
+		r = fd < 0 ? cr_err_sys(&err, "dup") : 0;
+	} else if (!r) {
+		r = cr_err_set(&err, CR_ERR_PEER, EPROTO, "unexpected %s", msg_type_name(m.type));
+	}
+	r = r ? conn_send_error(l, &err) : link_send(l, &reply, &err);
+	if (!r && fd >= 0)
+		lazy_connection(d->lazy, take_fd(&fd), m.lazy.kind);
+	close_fdp(&fd);
+	msg_free(&m);
+}
+
+static void accept_peer(struct dest *d, int listener)
+{
+	struct cr_err err = {0};
+	_cleanup_(link_freep) struct link *l = pass_accept(listener, &d->token, &err);
+	struct msg hello = msg_of(MSG_HELLO);
+
+	hello.hello = (struct msg_hello){
+	    .version = MSG_VERSION, .role = MSG_ROLE_AGENT, .id = d->id, .host = d->env->host};
+	if (!l || link_send(l, &hello, &err))
+		log_warn("%s", err.msg);
+	else
+		take_peer(d, l);
+}
+
+/* Until nothing is missing. */
+static void fetch_pages(struct dest *d, int lock, int listener)
+{
+	struct cr_err err = {0};
+	int r = 0;
+
+	note(lock, HOLDER_WORKS);
+	dest_release(d);
+	while (!r) {
+		struct pollfd p[2] = {{.fd = listener, .events = POLLIN},
+				      {.fd = lazy_fd(d->lazy), .events = POLLIN}};
+
+		if (poll(p, 2, -1) < 0)
+			continue;
+		if (p[1].revents)
+			r = lazy_fetcher_ended(d->lazy, &err);
+		else if (p[0].revents)
+			accept_peer(d, listener);
+	}
+	const struct lazy_stats *st = d->lazy->stats;
+	if (r < 0)
+		log_error("migration %s: %s", d->journal.id, err.msg);
+	log_info("migration %s: %llu pages fetched, %llu lost", d->journal.id,
+		 (unsigned long long)st->pages_lazy, (unsigned long long)st->lost);
 }
 
 /* Empty cgroups are swept away: not this one, for as long as this process lives. */
@@ -123,6 +195,7 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 	int lock = journal_lock(cfg->state_dir, id, "destination", HOLDER_WORKS, 0, &err);
 	int listener = lock < 0 ? -1 : pass_listen(path, &err);
 	bool begun = listener >= 0;
+	heap_keep();
 	int r = begun ? dest_init(&d, &env, rq, &err) : -err.code;
 	if (!r)
 		hold_cgroup(&d);
@@ -137,6 +210,8 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 	} else {
 		serve(&d, lock, listener, client, life_fd);
 	}
+	if (begun && d.state == DEST_RUNNING && d.lazy)
+		fetch_pages(&d, lock, listener);
 	if (begun && d.state == DEST_RUNNING)
 		finish(&d);
 	else if (begun && d.state < DEST_PREPARED)

@@ -2,11 +2,12 @@
 #include <poll.h>
 #include <string.h>
 #include "agent/agent.h"
+#include "base/heap.h"
 #include "base/log.h"
 #include "source/source.h"
 
 void work_source(const struct agent_config *cfg, struct link *client, const struct msg_migrate *rq,
-		 int life_fd)
+		 const struct source_image *image, int life_fd)
 {
 	const struct source_env env = {
 	    .host = cfg->host,
@@ -19,7 +20,9 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	struct cr_err err = {0};
 
 	mig_id_format(&rq->id, id);
+	heap_keep();
 	source_init(&s, &env, rq, client);
+	s.image = image;
 	if (journal_lock(cfg->state_dir, id, "source", HOLDER_WORKS, 0, &err) < 0) {
 		s.done.outcome = MSG_OUTCOME_FAILED;
 		s.done.error = err;

@@ -21,6 +21,8 @@ void fault_init(const char *spec)
 
 void fault_point(const char *name)
 {
-	if (fault_name[0] && !strcmp(fault_name, name))
-		kill(getpid(), fault_signal);
+	if (!fault_name[0] || strcmp(fault_name, name))
+		return;
+	fault_name[0] = 0; /* a point may be passed for every task: once is enough */
+	kill(getpid(), fault_signal);
 }

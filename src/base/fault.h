@@ -2,7 +2,8 @@
  * lost.
  *
  * CR_FAULT=NAME:kill in the environment ends the process there by SIGKILL; NAME:stop stops it there
- * by SIGSTOP. Read once at start; without the variable a point costs one load. */
+ * by SIGSTOP, the first time it comes there. Read once at start; without the variable a point costs
+ * one load. */
 #pragma once
 
 void fault_init(const char *spec); /* of CR_FAULT; NULL is none */

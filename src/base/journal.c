@@ -40,10 +40,19 @@ static void print(FILE *f, const struct journal *j)
 	fprintf(f, "state %s\nid %s\ntoken %s\nrole %s\npeer %s\ncgroup %s\nsince %lld\n",
 		journal_state_name(j->state), j->id, j->token, j->role, *j->peer ? j->peer : "-",
 		*j->cgroup ? j->cgroup : "-", (long long)j->since_sec);
+	if (j->lazy)
+		fputs("lazy 1\n", f);
 	vec_foreach (p, &j->pids)
 		fprintf(f, "pid %d %llu\n", p->pid, (unsigned long long)p->starttime);
 	vec_foreach (m, &j->renames)
 		fprintf(f, "rename %s\t%s\n", m->from, m->to);
+	vec_foreach (s, &j->shms)
+		fprintf(f, "shm %d %d\n", s->id, s->cpid);
+	vec_foreach (a, &j->moved) {
+		char text[DEVADDR_TEXT];
+
+		fprintf(f, "moved %s\n", devaddr_text(a, text));
+	}
 	fputs("end\n", f);
 }
 
@@ -91,6 +100,8 @@ static bool parse_line(struct journal *j, const char *key, char *value)
 		set_text(j->peer, sizeof(j->peer), value);
 	} else if (!strcmp(key, "cgroup")) {
 		set_text(j->cgroup, sizeof(j->cgroup), value);
+	} else if (!strcmp(key, "lazy")) {
+		j->lazy = atoi(value) != 0;
 	} else if (!strcmp(key, "since")) {
 		j->since_sec = atoll(value);
 	} else if (!strcmp(key, "pid")) {
@@ -100,6 +111,16 @@ static bool parse_line(struct journal *j, const char *key, char *value)
 		if (!p || sscanf(value, "%d %llu", &p->pid, &start) != 2)
 			return false;
 		p->starttime = start;
+	} else if (!strcmp(key, "shm")) {
+		struct journal_shm *s = vec_push(&j->shms);
+
+		if (!s || sscanf(value, "%d %d", &s->id, &s->cpid) != 2)
+			return false;
+	} else if (!strcmp(key, "moved")) {
+		struct cr_err ignored = {0};
+		struct devaddr *a = vec_push(&j->moved);
+
+		return a && !devaddr_parse(value, a, &ignored);
 	} else if (!strcmp(key, "rename")) {
 		struct cr_err ignored = {0};
 		char *tab = strchr(value, '\t');
@@ -152,6 +173,7 @@ int journal_remove(const char *dir, const struct journal *j, struct cr_err *err)
 {
 	char path[512];
 
+	journal_forget_kept(dir, j);
 	path_of(path, sizeof(path), dir, j->id, j->role);
 	if (unlink(path) && errno != ENOENT)
 		return cr_err_sys(err, "removing the journal %s", path);
@@ -195,5 +217,69 @@ void journal_done(struct journal *j)
 		free(m->to);
 	}
 	vec_done(&j->renames);
+	vec_done(&j->shms);
 	vec_done(&j->pids);
+	vec_done(&j->moved);
+}
+
+/* ---- beside it ---- */
+
+static void kept_path(char *buf, size_t n, const char *dir, const struct journal *j)
+{
+	snprintf(buf, n, "%s/%s.%s.kept", dir, j->id, j->role);
+}
+
+int journal_keep(const char *dir, const struct journal *j, const void *data, size_t len,
+		 struct cr_err *err)
+{
+	char path[512];
+	const char *at = data;
+
+	kept_path(path, sizeof(path), dir, j);
+	_cleanup_fd_ int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return cr_err_sys(err, "%s", path);
+	while (len) {
+		ssize_t n = write(fd, at, len);
+
+		if (n <= 0)
+			return cr_err_sys(err, "writing %s", path);
+		at += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+int journal_kept(const char *dir, const struct journal *j, uint8_t **ret, size_t *ret_len,
+		 struct cr_err *err)
+{
+	struct stat st;
+	char path[512];
+	size_t got = 0;
+
+	kept_path(path, sizeof(path), dir, j);
+	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &st))
+		return cr_err_sys(err, "%s", path);
+	_cleanup_free_ uint8_t *data = malloc((size_t)st.st_size + 1);
+	if (!data)
+		return cr_err_oom(err);
+	while (got < (size_t)st.st_size) {
+		ssize_t n = read(fd, data + got, (size_t)st.st_size - got);
+
+		if (n <= 0)
+			return cr_err_set(err, CR_ERR_IO, EIO, "%s cannot be read", path);
+		got += (size_t)n;
+	}
+	*ret = take_ptr(data);
+	*ret_len = got;
+	return 0;
+}
+
+void journal_forget_kept(const char *dir, const struct journal *j)
+{
+	char path[512];
+
+	kept_path(path, sizeof(path), dir, j);
+	unlink(path);
 }

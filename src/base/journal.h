@@ -2,9 +2,11 @@
  * migration and role below a directory under /run (a host that dies takes its tasks with it, which
  * settles the question). Each record is written over the last, in one write. */
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include "base/err.h"
+#include "base/devaddr.h"
 #include "base/vec.h"
 
 enum journal_state {
@@ -26,6 +28,11 @@ struct journal_rename { /* to be done before the tasks run; both owned */
 	char *from, *to;
 };
 
+struct journal_shm { /* a System V shared memory segment */
+	int id;
+	pid_t cpid; /* who made it: one of that id that somebody else made is another */
+};
+
 struct journal {
 	char id[40];    /* of the migration, hex */
 	char token[80]; /* hex */
@@ -33,9 +40,15 @@ struct journal {
 	enum journal_state state;
 	char peer[128];    /* the other agent's peer address */
 	char cgroup[256];  /* destination: the cgroup that holds the tasks; "" if none */
+	bool lazy;         /* pages are fetched from the source after the commit: until the
+			    * destination is done, both are needed */
 	int64_t since_sec; /* CLOCK_REALTIME: of its begin; once done, of its end */
 	VEC(struct journal_pid) pids;
 	VEC(struct journal_rename) renames;
+	/* source: goes with the tasks, once they are the destination's; destination: was made for
+	 * them, goes with the shells */
+	VEC(struct journal_shm) shms;
+	VEC(struct devaddr) moved; /* source: addresses that the commit takes from this host */
 };
 
 /* Errors: memory; INPUT for paths that do not fit on a line. */
@@ -53,3 +66,11 @@ int journal_remove(const char *dir, const struct journal *j, struct cr_err *err)
 int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void *arg,
 		 void (*bad)(const struct cr_err *why), struct cr_err *err) must_check;
 void journal_done(struct journal *j);
+
+/* A file beside the journal, gone with it: what whoever settles needs and does not fit on lines. */
+int journal_keep(const char *dir, const struct journal *j, const void *data, size_t len,
+		 struct cr_err *err) must_check;
+/* *ret is malloc'ed; -ENOENT if nothing was kept. */
+int journal_kept(const char *dir, const struct journal *j, uint8_t **ret, size_t *ret_len,
+		 struct cr_err *err) must_check;
+void journal_forget_kept(const char *dir, const struct journal *j);

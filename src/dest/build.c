@@ -1,9 +1,12 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include "base/clock.h"
 #include "dest/dest.h"
+#include "dest/uffd_shell.h"
 #include "kernel/vdso.h"
 #include "memory/capture.h"
 
@@ -21,6 +24,7 @@ void dest_check(const struct tree *t, struct refusals *notes)
 	memory_check(t, notes);
 	files_check(t, notes);
 	attrs_check(t, notes);
+	net_check(t, notes);
 	if (vdso_describe(getpid(), &start, &end, digest, &err))
 		refuse(notes, 0, "vdso", "%s", err.msg);
 	else if (memcmp(digest, t->vdso_digest, sizeof(digest)))
@@ -77,7 +81,7 @@ struct work { /* what is to be done with a process, against what is built */
 	const struct tree *t;
 	const struct process *p, *old;
 	struct shell *sh;
-	bool fresh, layout, files, threads, attrs, root, late, launch;
+	bool fresh, layout, files, threads, attrs, root, late, launch, lacks;
 };
 
 static bool any_thread(const struct process *p,
@@ -95,6 +99,13 @@ static bool needs_launch(const struct process *p)
 		if (attrs_needs_launch(p, &p->threads[i], i == 0))
 			return true;
 	return false;
+}
+
+/* Will pages be missing when the tasks run? */
+static bool may_lack(const struct dest *d)
+{
+	return d->opts.mode != MSG_MODE_PRECOPY ||
+	       d->opts.no_convergence == MSG_NO_CONVERGENCE_POSTCOPY;
 }
 
 static void plan(struct dest *d, struct work *w, const struct tree *t, const struct process *p,
@@ -122,12 +133,49 @@ static void plan(struct dest *d, struct work *w, const struct tree *t, const str
 	w->root = final && fileset_needs_late(p);
 	w->late = final && any_thread(p, attrs_needs_late);
 	w->launch = final && needs_launch(p);
+	w->lacks = final && may_lack(d);
+}
+
+/* A huge page would be filled with zeros where pages are to be fetched. Once a userfaultfd sees to
+ * them the kernel makes none there, and the task has its own setting back. */
+static int may_lack_pages(struct dest *d, const struct work *w, bool final, struct cr_err *err)
+{
+	struct rtask *rt = shell_leader(w->sh);
+	int r = 0;
+
+	if (!may_lack(d) || (!final && !w->fresh && !w->attrs && !w->threads))
+		return 0;
+	if (final && d->lazy)
+		r = lazy_register(d->lazy, w->sh, w->p, err);
+	rqueue(rt, "PR_SET_THP_DISABLE", SYS_prctl, PR_SET_THP_DISABLE,
+	       final ? w->p->mm.thp_disable : 1);
+	return r ? r : rtask_run(rt, err);
 }
 
 static bool needs_executor(const struct work *w)
 {
 	return w->fresh || w->layout || w->files || w->attrs || w->threads || w->root || w->late ||
-	       w->launch;
+	       w->launch || w->lacks;
+}
+
+/* Its pages come for the first time: placed through a userfaultfd, without faults. Not beyond the
+ * next change of anything: dest_write_pages(). */
+static int copy_pages(struct dest *d, struct shell *sh, struct cr_err *err)
+{
+	_cleanup_fd_ int uffd = uffd_shell_for_copies(sh);
+
+	if (uffd < 0)
+		return 0;
+	d->copying = true;
+	return ps_target_uffd(d->ps, sh->target, uffd, err);
+}
+
+int dest_write_pages(struct dest *d, struct cr_err *err)
+{
+	if (!d->copying)
+		return 0;
+	d->copying = false;
+	return ps_close_uffds(d->ps, err);
 }
 
 static int build_memory(struct dest *d, const struct tree *t, const struct work *w,
@@ -146,8 +194,9 @@ static int build_memory(struct dest *d, const struct tree *t, const struct work 
 	if (r || w->sh->target != NO_TARGET)
 		return r;
 	w->sh->target = d->next_target++;
-	return ps_target_process(d->ps, w->sh->target, w->p->pid, d->shells->hole_start,
-				 d->shells->hole_end, err);
+	r = ps_target_process(d->ps, w->sh->target, w->p->pid, d->shells->hole_start,
+			      d->shells->hole_end, err);
+	return r ? r : copy_pages(d, w->sh, err);
 }
 
 typedef int (*thread_fn)(struct dest *d, const struct work *w, struct shell_thread *st,
@@ -264,6 +313,18 @@ static int seal_objects(struct dest *d, const struct tree *t, struct work *w, si
 	return r ? r : objects_seal(&d->objects, t, err);
 }
 
+/* For what of the open files has to be made by the very process. */
+static int enter_shell(void *arg, pid_t pid, struct rtask **rt, int *slot)
+{
+	struct shell *sh = shells_find(arg, pid);
+
+	if (!sh || sh->parked || sh->pidfd_slot < 0)
+		return -ESRCH;
+	*rt = shell_leader(sh);
+	*slot = sh->pidfd_slot;
+	return 0;
+}
+
 static int for_work(struct work *w, size_t n, struct dest *d, const struct tree *t,
 		    bool files_changed, bool final, struct cr_err *err)
 {
@@ -280,14 +341,19 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 	}
 	for (size_t i = 0; i < n && !r; i++)
 		r = build_memory(d, t, &w[i], err);
-	if (!r && files_changed)
+	if (!r && files_changed) {
+		fileset_set_tasks(d->files,
+				  &(struct fileset_tasks){.enter = enter_shell, .arg = d->shells});
 		r = fileset_build(d->files, t, object_fds, err);
+	}
 	for (size_t i = 0; i < n && !r; i++)
 		if (w[i].files)
 			r = fileset_install(d->files, shell_leader(w[i].sh), t, w[i].p,
 					    &w[i].sh->pidfd_slot, err);
 	for (size_t i = 0; i < n && !r; i++)
 		r = build_tasks(d, &w[i], err);
+	for (size_t i = 0; i < n && !r; i++)
+		r = may_lack_pages(d, &w[i], final, err);
 	for (size_t i = 0; i < n && !r; i++)
 		if (!w[i].sh->parked)
 			r = shell_drop_pidfd(w[i].sh, err);

@@ -44,14 +44,18 @@ int dest_set_clocks(struct dest *d, const struct tree *t, struct cr_err *err)
 
 	if (d->clocks_set)
 		return 0;
-	int r = measure(d, &diff, err);
+	int r = d->from_image ? 0 : measure(d, &diff, err);
 	if (!r)
 		r = timens_read(0, &own, err);
 	if (r)
 		return r;
-	/* the tasks' clocks may differ from their agent's: they may have moved before */
-	diff.monotonic += t->task_monotonic_offset_ns;
-	diff.boottime += t->task_boottime_offset_ns;
+	if (d->from_image) { /* the time in between has not been, for these clocks */
+		diff.monotonic = (int64_t)(t->clock_monotonic_ns - clock_ns(CLOCK_MONOTONIC));
+		diff.boottime = (int64_t)(t->clock_boottime_ns - clock_ns(CLOCK_BOOTTIME));
+	} else { /* the tasks' clocks may differ from their agent's: they may have moved before */
+		diff.monotonic += t->task_monotonic_offset_ns;
+		diff.boottime += t->task_boottime_offset_ns;
+	}
 	own.monotonic += diff.monotonic;
 	own.boottime += diff.boottime;
 	r = timens_enter(&own, err);

@@ -7,11 +7,13 @@
 #include <sys/resource.h>
 #include "base/clock.h"
 #include "base/fault.h"
+#include "base/heap.h"
 #include "base/log.h"
+#include "kernel/sysv_shm.h"
 #include "memory/digest.h"
 #include "wire/tree_codec.h"
 
-enum { SWITCH_PRIORITY = 40 };
+enum { SWITCH_PRIORITY = 40, HEAP_BYTES_PER_THREAD = 16 * 1024 };
 
 /* ---- life ---- */
 
@@ -60,12 +62,13 @@ int dest_init(struct dest *d, const struct dest_env *env, const struct msg_recei
 	d->files = fileset_new();
 	if (!d->files)
 		return cr_err_oom(err);
-	int r = ps_connect(&d->ps, env->page_server, err);
-	if (!r)
+	int r = env->page_server ? ps_connect(&d->ps, env->page_server, err) : 0;
+	if (!r && env->page_server)
 		r = ps_session(d->ps, rq->id.b, rq->token.b, &info, err);
 	if (r)
 		return cr_err_ctx(err, "page-server on %s", env->host);
-	snprintf(d->pages_address, sizeof(d->pages_address), "%s", info.listen);
+	if (env->page_server)
+		snprintf(d->pages_address, sizeof(d->pages_address), "%s", info.listen);
 	r = make_cgroup(d, err);
 	return r ? r : dest_journal(d, JOURNAL_PREPARING, err);
 }
@@ -96,18 +99,35 @@ void dest_undo(struct dest *d)
 	d->ps = NULL;
 	/* first the signal, then the thaw: none of them may run */
 	shells_kill(d->shells);
+	/* only after the signal: what is missing reads as zeros from here on */
+	lazy_free(d->lazy);
+	d->lazy = NULL;
 	if (d->state == DEST_PREPARED && cgroup_thaw(d->cgroup, &err))
 		log_warn("%s", err.msg);
 	shells_free(d->shells);
 	d->shells = NULL;
 	fileset_undo(d->files);
+	vec_foreach (s, &d->journal.shms)
+		sysv_shm_remove(s->id, s->cpid);
 	remove_cgroup(d);
 	forget_journal(d);
 	d->state = DEST_ABORTED;
 }
 
+void dest_release(struct dest *d)
+{
+	ps_close(d->ps);
+	d->ps = NULL;
+	shells_forget(d->shells);
+	d->shells = NULL;
+	fileset_free(d->files);
+	d->files = NULL;
+	objects_done(&d->objects);
+}
+
 void dest_done(struct dest *d)
 {
+	lazy_free(d->lazy);
 	ps_close(d->ps);
 	shells_forget(d->shells);
 	fileset_free(d->files);
@@ -171,7 +191,14 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 		tree_free(t);
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "a tree in a wrong state");
 	}
-	r = dest_build(d, t, final, err);
+	r = dest_write_pages(d, err);
+	if (!r)
+		r = dest_journal_segments(d, t, err);
+	/* whoever finishes in our place needs it */
+	if (!r && final && net_needs_launch(t))
+		r = journal_keep(d->env->state_dir, &d->journal, mt->tree, mt->tree_len, err);
+	if (!r)
+		r = dest_build(d, t, final, err);
 	if (r) {
 		tree_free(t);
 		return cr_err_ctx(err, "rebuilding at %s", d->env->host);
@@ -179,6 +206,25 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 	r = dest_journal_built(d, err);
 	fault_point(final ? "dest-final" : "dest-built");
 	return r ? r : reply_tree_ok(d, true, err);
+}
+
+/* Pages that the tasks will fetch once they run here. */
+static int on_reset(struct dest *d, const struct msg_reset *rs, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_OK);
+	struct shell *sh = d->state == DEST_BUILT ? shells_find(d->shells, rs->pid) : NULL;
+	char path[256];
+	int r = 0;
+
+	if (!sh || sh->zombie)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "pages of a process that is not here");
+	if (!d->lazy) {
+		lazy_stats_path(path, sizeof(path), d->env->state_dir, d->journal.id);
+		r = lazy_new(&d->lazy, path, d->opts.postcopy_timeout_ms, err);
+	}
+	if (!r)
+		r = lazy_leave(d->lazy, sh, rs, err);
+	return r ? r : link_send(d->peer, &m, err);
 }
 
 static int compare_digest(struct dest *d, const struct msg_digest *want, struct cr_err *err)
@@ -233,7 +279,9 @@ static int on_prepare(struct dest *d, struct cr_err *err)
 
 	if (d->state != DEST_BUILT)
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "nothing to prepare");
-	int r = dest_prepare(d, err);
+	int r = dest_write_pages(d, err);
+	if (!r)
+		r = dest_prepare(d, err);
 	if (r)
 		return r;
 	fault_point("dest-prepared");
@@ -279,6 +327,8 @@ static int dispatch(struct dest *d, struct msg *m, struct cr_err *err)
 	switch (m->type) {
 	case MSG_TREE:
 		return on_tree(d, &m->tree, err);
+	case MSG_RESET:
+		return on_reset(d, &m->reset, err);
 	case MSG_VERIFY:
 		return on_verify(d, &m->verify, err);
 	case MSG_PREPARE_COMMIT:
@@ -299,8 +349,11 @@ static int dispatch(struct dest *d, struct msg *m, struct cr_err *err)
 		return link_send(d->peer, &reply, err);
 	case MSG_PING: /* the switch-over is near */
 		real_time(true);
+		if (d->tree)
+			heap_warm(tree_count_threads(d->tree) * HEAP_BYTES_PER_THREAD);
+		r = dest_write_pages(d, err);
 		reply = msg_of(MSG_PONG);
-		return link_send(d->peer, &reply, err);
+		return r ? r : link_send(d->peer, &reply, err);
 	default:
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "unexpected %s",
 				  msg_type_name(m->type));

@@ -2,8 +2,9 @@
  *
  *   dest.c     the conversation with the source's agent: check, prepare, mend, final, commit, undo
  *   build.c    from a tree to parked shells, and the mending of what changed
- *   shells.c   processes and threads; layout.c their address spaces
+ *   shells*.c  processes and threads; layout.c their address spaces
  *   launch.c   registers, the hold, and the point where the tasks run
+ *   lazy.h     memory that is fetched after the tasks run
  *   clocks.c   a time namespace in which the tasks' clocks go on
  *
  * Until PREPARED, the end of this process ends every shell. From PREPARED on the shells survive it,
@@ -13,6 +14,7 @@
 #include "base/err.h"
 #include "base/journal.h"
 #include "dest/layout.h"
+#include "dest/lazy.h"
 #include "dest/shells.h"
 #include "kernel/cgroup.h"
 #include "model/refusal.h"
@@ -24,7 +26,8 @@
 struct dest_env { /* of the agent */
 	const char *host;
 	const char *state_dir;
-	const char *page_server; /* path of its control socket */
+	const char
+	    *page_server; /* path of its control socket; NULL: we place the pages ourselves */
 };
 
 enum dest_state { DEST_NEW, DEST_BUILT, DEST_PREPARED, DEST_COMMITTED, DEST_RUNNING, DEST_ABORTED };
@@ -40,13 +43,16 @@ struct dest {
 	struct shells *shells;
 	struct objects objects;
 	struct fileset *files;
+	struct lazy *lazy;     /* what stays behind; NULL: nothing so far */
 	struct cgroup *cgroup; /* holds the tasks */
 	struct tree *tree;     /* as built */
 	struct refusals notes;
 	struct journal journal;
 	enum dest_state state;
 	uint32_t next_target;
+	bool copying; /* the page-server has userfaultfds of shells */
 	bool clocks_set;
+	bool from_image; /* no source to ask for its clocks: they go on from where the tree says */
 	int64_t clock_offset_ns; /* the tasks' CLOCK_MONOTONIC less ours */
 };
 
@@ -58,6 +64,8 @@ void dest_done(struct dest *d);
  * d->state; negative: the link broke (or the peer spoke nonsense, or, before PREPARED, life_fd
  * became readable), state as it stands. */
 int dest_serve(struct dest *d, struct link *peer, int life_fd, struct cr_err *err) must_check;
+/* The tasks run, and pages are missing: all that is held of them but those goes. */
+void dest_release(struct dest *d);
 /* Every trace goes. Not after PREPARED, unless the source said so. */
 void dest_undo(struct dest *d);
 
@@ -65,6 +73,10 @@ void dest_undo(struct dest *d);
 void dest_check(const struct tree *t, struct refusals *notes);
 /* Build, or bring what is built, to t. Takes t over (on success). final: registers are in it. */
 int dest_build(struct dest *d, struct tree *t, bool final, struct cr_err *err) must_check;
+
+/* No userfaultfd in any shell from here on: before its layout changes, since what is registered
+ * merges with nothing new, and before the switch-over, since closing takes time. */
+int dest_write_pages(struct dest *d, struct cr_err *err) must_check;
 
 /* Where pages go: one entry for every process and object; the caller frees *ret. */
 int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n,
@@ -77,6 +89,8 @@ int dest_prepare(struct dest *d, struct cr_err *err) must_check;
 int dest_let_go(struct dest *d, struct cr_err *err) must_check;
 int dest_launch(struct dest *d, struct cr_err *err) must_check;
 int dest_journal(struct dest *d, enum journal_state state, struct cr_err *err) must_check;
+/* Before a build: note the System V segments that it is going to make. */
+int dest_journal_segments(struct dest *d, const struct tree *t, struct cr_err *err) must_check;
 /* Note what a build has left in the file system, for whoever undoes it in our place. */
 int dest_journal_built(struct dest *d, struct cr_err *err) must_check;
 

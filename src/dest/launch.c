@@ -4,6 +4,7 @@
 #include "base/fault.h"
 #include "dest/dest.h"
 #include "kernel/procfs.h"
+#include "kernel/sysv_shm.h"
 #include "kernel/task.h"
 #include "remote/park.h"
 
@@ -63,11 +64,11 @@ static int leave_shell(struct dest *d, struct shell *sh, struct cr_err *err)
 	int r = 0;
 
 	if (!frames) /* its registers are written afterwards */
-		r = park_unmap(&sh->threads[0]->rt, err);
+		r = park_unmap(&sh->threads[0]->rt, 0, err);
 	for (size_t i = 0; i < sh->n_threads && !r; i++)
 		r = leave_thread(d, p, sh->threads[i], false, err);
 	if (!r && frames) { /* the frames lay in the executor's memory: it goes after them */
-		r = park_unmap(&sh->threads[0]->rt, err);
+		r = park_unmap(&sh->threads[0]->rt, 0, err);
 		if (!r)
 			r = leave_thread(d, p, sh->threads[0], true, err);
 	}
@@ -123,6 +124,32 @@ static int is_news(const char *from, const char *to, void *arg)
 	return 1;
 }
 
+int dest_journal_segments(struct dest *d, const struct tree *t, struct cr_err *err)
+{
+	size_t had = d->journal.shms.n;
+
+	for (size_t i = 0; i < t->n_objects; i++) {
+		bool known = t->objects[i].kind != OBJ_SYSV_SHM;
+
+		vec_foreach (s, &d->journal.shms)
+			known |= s->id == t->objects[i].ipc_id;
+		struct journal_shm *s = known ? NULL : vec_push(&d->journal.shms);
+		if (!known && !s)
+			return cr_err_oom(err);
+		if (s)
+			*s = (struct journal_shm){t->objects[i].ipc_id, getpid()};
+	}
+	return d->journal.shms.n == had ? 0 : dest_journal(d, JOURNAL_PREPARING, err);
+}
+
+/* Those that were removed at the source go with their last attachment here too. */
+static void remove_segments(const struct tree *t)
+{
+	for (size_t i = 0; i < t->n_objects; i++)
+		if (t->objects[i].kind == OBJ_SYSV_SHM && t->objects[i].ipc_removed)
+			sysv_shm_remove(t->objects[i].ipc_id, getpid());
+}
+
 int dest_journal_built(struct dest *d, struct cr_err *err)
 {
 	if (!fileset_renames(d->files, d->tree, is_news, &d->journal))
@@ -140,8 +167,13 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 			r = leave_shell(d, *shp, err);
 	if (!r)
 		r = fileset_prepare(d->files, d->tree, err);
+	remove_segments(d->tree);
 	if (!r)
 		r = renames_of_now(d, err);
+	if (!r && d->lazy) {
+		d->journal.lazy = true;
+		r = lazy_start(d->lazy, d->tree, err);
+	}
 	if (!r)
 		r = hold(d, err);
 	fault_point("dest-held");
@@ -180,9 +212,13 @@ int dest_launch(struct dest *d, struct cr_err *err)
 	int r = dest_journal(d, JOURNAL_COMMIT, err);
 
 	d->state = DEST_COMMITTED;
+	lazy_commit(d->lazy);
 	fault_point("dest-commit");
 	if (!r)
+		r = net_take_addresses(d->tree, err);
+	if (!r)
 		r = fileset_launch(d->files, d->tree, err);
+	fault_point("dest-launched");
 	if (!r)
 		r = dest_let_go(d, err);
 	if (!r)

@@ -1,12 +1,17 @@
 #include "dest/layout.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/shm.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <linux/prctl.h>
+#include "kernel/sysv_shm.h"
 #include "model/layout.h"
 
 #define ARCH_MAP_VDSO_64                                                                           \
@@ -41,8 +46,47 @@ static int shared_anon_fd(uint64_t size, struct cr_err *err)
 	return r;
 }
 
+static int make_sysv(const struct shared_object *so, struct cr_err *err)
+{
+	const struct sysv_shm want = {
+	    .id = so->ipc_id,
+	    .key = so->ipc_key,
+	    .uid = so->uid,
+	    .gid = so->gid,
+	    .mode = so->mode,
+	    .size = so->size,
+	};
+
+	return sysv_shm_create(&want, err);
+}
+
+/* Where it was, so that it is on the same kind of file system. open(2) O_TMPFILE: 3.11, and not
+ * with every file system. */
+static int make_unlinked(const struct shared_object *so, struct cr_err *err)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s", so->name);
+	char *slash = strrchr(path, '/');
+	slash[slash == path] = '\0';
+	_cleanup_fd_ int fd = open(path, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {
+		snprintf(slash, sizeof(path) - (size_t)(slash - path), "/.cr-XXXXXX");
+		fd = mkostemp(path, O_CLOEXEC);
+		if (fd >= 0)
+			unlink(path);
+	}
+	if (fd < 0 || fchown(fd, so->uid, so->gid) || fchmod(fd, so->mode))
+		return cr_err_sys(err, "making an unlinked file for %s", so->name);
+	return take_fd(&fd);
+}
+
 static int make_object(const struct shared_object *so, struct cr_err *err)
 {
+	if (so->kind == OBJ_UNLINKED)
+		return make_unlinked(so, err);
+	if (so->kind == OBJ_SYSV_SHM)
+		return make_sysv(so, err);
 	if (so->kind == OBJ_SHARED_ANON)
 		return shared_anon_fd(so->size, err);
 	int fd = memfd_create(so->name ? so->name : "", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -73,7 +117,8 @@ int objects_sync(struct objects *o, const struct tree *t, struct cr_err *err)
 			e->ino = so->ino;
 			e->dev = so->dev;
 		}
-		if (so->kind == OBJ_MEMFD && ftruncate(o->list.v[i].fd, (off_t)so->size))
+		if ((so->kind == OBJ_MEMFD || so->kind == OBJ_UNLINKED) &&
+		    ftruncate(o->list.v[i].fd, (off_t)so->size))
 			return cr_err_sys(err, "sizing shared memory object %zu", i);
 	}
 	return 0;
@@ -205,19 +250,16 @@ static void advise(struct mapper *m, const struct vma *v, uint64_t start, uint64
 	    {VMA_F_WIPEONFORK, MADV_WIPEONFORK, MADV_KEEPONFORK},
 	    {VMA_F_SEQ, MADV_SEQUENTIAL, MADV_NORMAL},
 	    {VMA_F_RAND, MADV_RANDOM, MADV_NORMAL},
-	    {VMA_F_HUGEPAGE, MADV_HUGEPAGE, 0},
-	    {VMA_F_NOHUGEPAGE, MADV_NOHUGEPAGE, 0},
+	    {VMA_F_HUGEPAGE, MADV_HUGEPAGE, -1},
+	    {VMA_F_NOHUGEPAGE, MADV_NOHUGEPAGE, -1},
 	};
-	for (size_t i = 0; i < ARRAY_SIZE(advice); i++) {
-		bool want = v->flags & advice[i].flag;
-
-		if (want == !!(had & advice[i].flag))
-			continue;
-		int adv = want ? advice[i].on : advice[i].off;
-		if (adv || want)
-			rqueue(m->rt, want ? "madvise" : NULL, SYS_madvise, start, end - start,
-			       adv);
-	}
+	/* MADV_NORMAL takes back both advices of its kind: first what is taken back */
+	for (size_t i = 0; i < ARRAY_SIZE(advice); i++)
+		if ((had & ~v->flags & advice[i].flag) && advice[i].off >= 0)
+			rqueue(m->rt, NULL, SYS_madvise, start, end - start, advice[i].off);
+	for (size_t i = 0; i < ARRAY_SIZE(advice); i++)
+		if (v->flags & ~had & advice[i].flag)
+			rqueue(m->rt, "madvise", SYS_madvise, start, end - start, advice[i].on);
 	if ((v->flags ^ had) & VMA_F_LOCKED)
 		rqueue(m->rt, "mlock", v->flags & VMA_F_LOCKED ? SYS_mlock2 : SYS_munlock, start,
 		       end - start, 0);
@@ -247,11 +289,30 @@ static int set_name(struct mapper *m, const struct vma *v)
 	return 0;
 }
 
+/* As a whole, over what may be there, shmat(2): only so does the segment know of it. */
+static void attach_sysv(struct mapper *m, const struct vma *v)
+{
+	const struct shared_object *so = &m->t->objects[v->object];
+	int flags = SHM_REMAP | (v->prot & PROT_WRITE ? 0 : SHM_RDONLY) |
+		    (v->prot & PROT_EXEC ? SHM_EXEC : 0);
+
+	rqueue(m->rt, "shmat", SYS_shmat, so->ipc_id, v->start, flags);
+	if (!(v->prot & PROT_READ))
+		rqueue(m->rt, "mprotect", SYS_mprotect, v->start, v->end - v->start, v->prot);
+	advise(m, v, v->start, v->end, 0);
+}
+
 /* Map [start, end) of v anew. */
 static int map_range(struct mapper *m, const struct vma *v, uint64_t start, uint64_t end)
 {
 	int flags = MAP_FIXED, fd = -1;
 	uint64_t offset = 0;
+
+	if (v->object != UINT32_MAX && m->t->objects[v->object].kind == OBJ_SYSV_SHM) {
+		if (end == v->end)
+			attach_sysv(m, v);
+		return 0;
+	}
 
 	if (v->kind == VMA_ANON) {
 		flags |= MAP_PRIVATE | MAP_ANONYMOUS;

@@ -266,28 +266,6 @@ ssize_t cgroup_threads(struct cgroup *cg, pid_t **ret, struct cr_err *err)
 	return list_ids(cg, cg->ops->threads_file, ret, err);
 }
 
-int cgroup_contains_only(struct cgroup *cg, const pid_t *pids, size_t n, bool *ret,
-			 struct cr_err *err)
-{
-	_cleanup_free_ pid_t *have = NULL;
-	ssize_t count = cgroup_procs(cg, &have, err);
-
-	if (count < 0)
-		return (int)count;
-	for (ssize_t i = 0; i < count; i++) {
-		size_t k = 0;
-
-		while (k < n && pids[k] != have[i])
-			k++;
-		if (k == n) {
-			*ret = false;
-			return 0;
-		}
-	}
-	*ret = true;
-	return 0;
-}
-
 struct frozen_search {
 	const struct cgroup_ops *ops;
 	char *name;
@@ -497,40 +475,6 @@ int cgroup_of_pid(pid_t pid, enum cgroup_version version, char **ret, struct cr_
 	}
 	return cr_err_set(err, CR_ERR_KERNEL, ENOENT, "no %s hierarchy",
 			  version == CGROUP_V2 ? "cgroup v2" : "cgroup v1 freezer");
-}
-
-/* NULL when there is none in this hierarchy: not mounted, not visible from here, the root,
- * threaded, or shared with others. */
-static struct cgroup *own_in(enum cgroup_version version, const char *path, const pid_t *pids,
-			     size_t n)
-{
-	_cleanup_(cgroup_closep) struct cgroup *cg = NULL;
-	struct cr_err ignored;
-	bool only;
-
-	if (!strcmp(path, "/") || cgroup_open(&cg, version, path, &ignored) < 0 ||
-	    cgroup_is_root(cg) || cgroup_contains_only(cg, pids, n, &only, &ignored) < 0 || !only)
-		return NULL;
-	return take_ptr(cg);
-}
-
-int cgroup_find_own(struct cgroup **ret, const pid_t *pids, size_t n, struct cr_err *err)
-{
-	static const enum cgroup_version versions[] = {CGROUP_V2, CGROUP_V1};
-	struct cgroup *cg = NULL;
-
-	for (size_t i = 0; n && !cg && i < ARRAY_SIZE(versions); i++) {
-		_cleanup_free_ char *path = NULL;
-		int r = cgroup_of_pid(pids[0], versions[i], &path, err);
-
-		if (r == -ENOENT)
-			continue;
-		if (r < 0)
-			return r;
-		cg = own_in(versions[i], path, pids, n);
-	}
-	*ret = cg;
-	return 0;
 }
 
 int cgroup_create_child(struct cgroup **ret, const struct cgroup *parent, const char *name,

@@ -51,16 +51,10 @@ int cgroup_thaw(struct cgroup *cg, struct cr_err *err) must_check;
  * count. A task that our pid namespace does not show is an error on v2; v1 does not tell. */
 ssize_t cgroup_procs(struct cgroup *cg, pid_t **ret, struct cr_err *err) must_check;
 ssize_t cgroup_threads(struct cgroup *cg, pid_t **ret, struct cr_err *err) must_check;
-/* Whether each of its processes is one of pids. */
-int cgroup_contains_only(struct cgroup *cg, const pid_t *pids, size_t n, bool *ret,
-			 struct cr_err *err) must_check;
 
 /* The path of pid's cgroup in that hierarchy, malloc'd. -ENOENT: there is no such hierarchy. */
 int cgroup_of_pid(pid_t pid, enum cgroup_version version, char **ret,
 		  struct cr_err *err) must_check;
-/* The cgroup of pids[0] if it can be frozen and holds none but pids; else *ret is NULL. */
-int cgroup_find_own(struct cgroup **ret, const pid_t *pids, size_t n,
-		    struct cr_err *err) must_check;
 
 /* A child named name (one component), made and opened. */
 int cgroup_create_child(struct cgroup **ret, const struct cgroup *parent, const char *name,

@@ -34,10 +34,13 @@ struct proc_maps {
 	VEC(struct proc_map) list;
 	struct arena *names;
 };
-/* Hand parser: 60,000 lines cost as much as reading them. text is not kept. */
+/* Hand parser: 60,000 lines cost as much as reading them. text is not kept. -EBADMSG where it makes
+ * no sense: of a task that runs, read in pieces, while mappings came and went; read it again. */
 int proc_maps_parse(const char *text, struct proc_maps *out, struct cr_err *err) must_check;
 int proc_smaps_parse(const char *text, struct proc_maps *out, struct cr_err *err) must_check;
 void proc_maps_done(struct proc_maps *m);
+/* Leaves of smaps what maps would have said at that moment; returns its length. */
+size_t proc_smaps_to_maps(char *text);
 
 struct proc_stat { /* proc_pid_stat(5), fields by name */
 	pid_t pid, ppid, pgrp, session;
@@ -45,6 +48,7 @@ struct proc_stat { /* proc_pid_stat(5), fields by name */
 	char comm[64];
 	int32_t nice, exit_signal, rt_priority, policy, exit_code;
 	uint64_t flags, num_threads, starttime;
+	uint64_t rss; /* pages that are in memory */
 	uint64_t start_code, end_code, start_stack, start_data, end_data, start_brk;
 	uint64_t arg_start, arg_end, env_start, env_end;
 };

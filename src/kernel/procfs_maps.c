@@ -282,6 +282,25 @@ int proc_smaps_parse(const char *text, struct proc_maps *out, struct cr_err *err
 	return parse(text, true, out, err);
 }
 
+/* details begin with a capital letter, addresses are lower-case hex */
+size_t proc_smaps_to_maps(char *text)
+{
+	char *to = text;
+
+	for (char *p = text; *p;) {
+		size_t len = strcspn(p, "\n");
+
+		len += p[len] == '\n';
+		if (*p < 'A' || *p > 'Z') {
+			memmove(to, p, len);
+			to += len;
+		}
+		p += len;
+	}
+	*to = '\0';
+	return (size_t)(to - text);
+}
+
 void proc_maps_done(struct proc_maps *m)
 {
 	vec_done(&m->list);

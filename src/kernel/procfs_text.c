@@ -65,6 +65,7 @@ int proc_stat_parse(const char *text, struct proc_stat *out, struct cr_err *err)
 	    .nice = (int32_t)f[19],
 	    .num_threads = f[20],
 	    .starttime = f[22],
+	    .rss = f[24],
 	    .start_code = f[26],
 	    .end_code = f[27],
 	    .start_stack = f[28],

@@ -125,6 +125,23 @@ int task_get_xstate(pid_t tid, void *buf, size_t *len, struct cr_err *err)
 
 int task_set_xstate(pid_t tid, const void *buf, size_t len, struct cr_err *err)
 {
+	static _Thread_local size_t whole; /* the kernel takes all or nothing */
+	uint8_t full[TASK_XSTATE_MAX];
+
+	if (!whole) {
+		size_t room = sizeof(full);
+		int r = task_get_xstate(tid, full, &room, err);
+
+		if (r)
+			return r;
+		whole = room;
+	}
+	if (len < whole) {
+		memcpy(full, buf, len);
+		memset(full + len, 0, whole - len);
+		buf = full;
+		len = whole;
+	}
 	return regset(tid, PTRACE_SETREGSET, NT_X86_XSTATE, (void *)buf, &len,
 		      "writing the extended registers", err);
 }

@@ -28,6 +28,8 @@ int task_get_gp(pid_t tid, struct user_regs_struct *ret, struct cr_err *err) mus
 int task_set_gp(pid_t tid, const struct user_regs_struct *gp, struct cr_err *err) must_check;
 /* *len: room in, bytes out. */
 int task_get_xstate(pid_t tid, void *buf, size_t *len, struct cr_err *err) must_check;
+/* A buffer that is shorter than the kernel's goes on with zeros: components in their initial state.
+ */
 int task_set_xstate(pid_t tid, const void *buf, size_t len, struct cr_err *err) must_check;
 int task_get_sigmask(pid_t tid, uint64_t *ret, struct cr_err *err) must_check;
 int task_set_sigmask(pid_t tid, uint64_t mask, struct cr_err *err) must_check;

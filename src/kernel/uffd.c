@@ -8,6 +8,15 @@
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
 #endif
+#ifndef UFFD_FEATURE_POISON
+#define UFFD_FEATURE_POISON (1 << 14)
+struct uffdio_poison {
+	struct uffdio_range range;
+	__u64 mode;
+	__s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
+#endif
 #define FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)
 #define FEATURE_WP_UNPOPULATED (1 << 13)
 #define FEATURE_WP_ASYNC (1 << 15)
@@ -31,15 +40,86 @@ int uffd_enable_wp_async(int fd, struct cr_err *err)
 	return 0;
 }
 
-int uffd_track(int fd, uint64_t start, uint64_t end)
+int uffd_register(int fd, uint64_t start, uint64_t end)
 {
 	struct uffdio_register reg = {
 	    .range = {start, end - start},
 	    .mode = UFFDIO_REGISTER_MODE_WP,
 	};
+
+	return ioctl(fd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+int uffd_unprotect(int fd, uint64_t start, uint64_t end)
+{
 	struct uffdio_writeprotect wp = {.range = {start, end - start}, .mode = 0};
 
-	if (ioctl(fd, UFFDIO_REGISTER, &reg))
-		return -errno;
 	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
+}
+
+/* ---- missing pages ---- */
+
+uint64_t uffd_missing_features(void)
+{
+	return UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |
+	       UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_POISON;
+}
+
+int uffd_serve_missing(int fd, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	struct uffdio_register reg = {
+	    .range = {start, end - start},
+	    .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+
+	if (ioctl(fd, UFFDIO_REGISTER, &reg))
+		return cr_err_sys(err, "userfaultfd on %#llx-%#llx", (unsigned long long)start,
+				  (unsigned long long)end);
+	return 0;
+}
+
+/* What an ioctl did before it failed counts. */
+static int64_t outcome(int r, int64_t done)
+{
+	if (!r || (errno == EAGAIN && done > 0))
+		return done;
+	return -errno;
+}
+
+int64_t uffd_put(int fd, uint64_t va, const void *from, uint64_t bytes)
+{
+	if (!from) {
+		struct uffdio_zeropage z = {.range = {va, bytes}};
+		int r = ioctl(fd, UFFDIO_ZEROPAGE, &z);
+
+		return outcome(r, z.zeropage);
+	}
+	struct uffdio_copy c = {.dst = va, .src = (uintptr_t)from, .len = bytes};
+	int r = ioctl(fd, UFFDIO_COPY, &c);
+
+	return outcome(r, c.copy);
+}
+
+int64_t uffd_poison(int fd, uint64_t va, uint64_t bytes)
+{
+	struct uffdio_poison p = {.range = {va, bytes}};
+	int r = ioctl(fd, UFFDIO_POISON, &p);
+
+	return outcome(r, p.updated);
+}
+
+void uffd_wake(int fd, uint64_t va, uint64_t bytes)
+{
+	struct uffdio_range w = {va, bytes};
+
+	/* fails for nonsense only */
+	if (ioctl(fd, UFFDIO_WAKE, &w))
+		return;
+}
+
+bool uffd_is_dead(int fd)
+{
+	/* never mapped, proc_sys_vm(5) mmap_min_addr: ENOENT as long as there is an address space
+	 */
+	return uffd_put(fd, 0x1000, NULL, 4096) == -ESRCH;
 }

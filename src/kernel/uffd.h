@@ -1,6 +1,7 @@
 /* userfaultfd(2) as a tracker of writes: asynchronous write protection, Linux 6.7.
  * Documentation/admin-guide/mm/userfaultfd.rst. */
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 #include "base/err.h"
 
@@ -9,7 +10,29 @@
 int uffd_create_flags(void);
 /* The handshake on a descriptor created by another task: WP_ASYNC and what belongs to it. */
 int uffd_enable_wp_async(int fd, struct cr_err *err) must_check;
-/* Track [start, end), inside one mapping or several, and let all in it read as written: registering
- * may merge mappings, and the merge drops what both knew. Returns 0, or a negative errno without
- * *err for ranges that cannot be tracked (EINVAL, EPERM, EBUSY) or are gone (ENOENT, ENOMEM). */
-int uffd_track(int fd, uint64_t start, uint64_t end) must_check;
+/* Track all mappings in [start, end), holes and what is tracked already may lie between; a mapping
+ * that reaches out of it becomes two. Returns 0, or a negative errno without *err: EINVAL (also:
+ * nothing is mapped there), EPERM and EBUSY if one of them cannot be tracked, and nothing is done
+ * then. ioctl_userfaultfd(2), UFFDIO_REGISTER. */
+int uffd_register(int fd, uint64_t start, uint64_t end) must_check;
+/* Let all pages of [start, end) read as written. It stops at a mapping that is not tracked: ENOENT.
+ */
+int uffd_unprotect(int fd, uint64_t start, uint64_t end) must_check;
+
+/* ---- missing pages, Linux 4.3; events 4.11; poison 6.6 ---- */
+
+/* Features for UFFDIO_API: events for what changes the address space, and poison. Whoever asks for
+ * them needs CAP_SYS_PTRACE for the events of forks. */
+uint64_t uffd_missing_features(void);
+/* Whoever touches a missing page in [start, end), one mapping, waits. */
+int uffd_serve_missing(int fd, uint64_t start, uint64_t end, struct cr_err *err) must_check;
+/* Put bytes of from to va, and wake who waits. Returns the bytes done, or a negative errno: -EAGAIN
+ * (an event has to be read first), -EEXIST (there is a page already; nobody was woken), -ENOENT
+ * (nothing is mapped), -ESRCH (the address space is gone). from NULL: zeros. */
+int64_t uffd_put(int fd, uint64_t va, const void *from, uint64_t bytes) must_check;
+/* Whoever touches it gets SIGBUS. Returns as uffd_put(). */
+int64_t uffd_poison(int fd, uint64_t va, uint64_t bytes) must_check;
+/* Those who wait look again. */
+void uffd_wake(int fd, uint64_t va, uint64_t bytes);
+/* Is its address space gone? */
+bool uffd_is_dead(int fd);

@@ -9,9 +9,19 @@
 #include <sys/sysmacros.h>
 #include <xxhash.h>
 #include "kernel/procfs.h"
+#include "kernel/sysv_shm.h"
 #include "model/layout.h"
 
 #define DELETED " (deleted)"
+
+enum {
+	TORN_READS = 20,
+	/* What smaps may cost in all where no mapping has changed: at the stop, beside the running
+	 * tasks; in pages that are in memory (about 60 ns each) and mappings (about 2 us each). */
+	FLAGS_COST_EXACT = (32 << 20) / CR_PAGE_SIZE,
+	FLAGS_COST_AHEAD = (256 << 20) / CR_PAGE_SIZE,
+	FLAGS_COST_VMA = 32,
+};
 
 void object_fds_done(struct object_fds *o)
 {
@@ -144,9 +154,38 @@ static int reopen(int fd)
 	return own >= 0 ? own : open(path, O_RDONLY | O_CLOEXEC);
 }
 
+/* A System V segment's inode number is its id, which a memfd may have as well. */
+#define SYSV_INO (1ull << 62)
+
+static bool is_sysv(const struct proc_map *m)
+{
+	return starts_with(m->name, "/SYSV");
+}
+
+static int refresh_sysv(struct shared_object *so, struct cr_err *err)
+{
+	struct sysv_shm s;
+	int r = sysv_shm_stat((int)(so->ino & ~SYSV_INO), &s, err);
+
+	if (r)
+		return r;
+	so->size = s.size;
+	so->ipc_id = s.id;
+	so->ipc_key = s.key;
+	so->uid = s.uid;
+	so->gid = s.gid;
+	so->mode = s.mode;
+	so->ipc_removed = s.removed;
+	so->ipc_cpid = s.cpid;
+	return 0;
+}
+
 static int refresh_object(struct shared_object *so, int fd, struct cr_err *err)
 {
 	struct stat st;
+
+	if (so->kind == OBJ_SYSV_SHM)
+		return refresh_sysv(so, err);
 
 	if (fstat(fd, &st))
 		return cr_err_sys(err, "looking at a shared memory object");
@@ -168,7 +207,8 @@ static int add_object(struct capture *c, struct object_fds *o, pid_t pid, const 
 		      uint32_t *ret, struct cr_err *err)
 {
 	struct tree *t = c->tree;
-	int i = find_object(t, m->dev, m->ino);
+	uint64_t ino = m->ino | (is_sysv(m) ? SYSV_INO : 0);
+	int i = find_object(t, m->dev, ino);
 
 	if (i < 0) {
 		int fd = open_map_file(pid, m);
@@ -187,8 +227,11 @@ static int add_object(struct capture *c, struct object_fds *o, pid_t pid, const 
 			return cr_err_oom(err);
 		i = (int)t->n_objects++;
 		bool memfd = starts_with(m->name, "/memfd:");
-		t->objects[i] = (struct shared_object){
-		    .kind = memfd ? OBJ_MEMFD : OBJ_SHARED_ANON, .ino = m->ino, .dev = m->dev};
+		t->objects[i] = (struct shared_object){.kind = memfd        ? OBJ_MEMFD
+							       : is_sysv(m) ? OBJ_SYSV_SHM
+									    : OBJ_SHARED_ANON,
+						       .ino = ino,
+						       .dev = m->dev};
 		if (memfd) {
 			char *name = arena_strdup(t->arena, m->name + strlen("/memfd:"));
 
@@ -214,20 +257,21 @@ int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_er
 			for (size_t j = 0; j < t->procs[k].n_fds && fd < 0; j++) {
 				const struct fd_entry *e = &t->procs[k].fds[j];
 
-				if (t->files[e->file].kind == FILE_MEMFD &&
+				if ((t->files[e->file].kind == FILE_MEMFD ||
+				     t->files[e->file].kind == FILE_UNLINKED) &&
 				    t->files[e->file].object == i)
 					fd = (int)syscall(SYS_pidfd_getfd, c->procs[k].pidfd, e->fd,
 							  0);
 			}
 		if (fd < 0)
 			return cr_err_set(err, CR_ERR_KERNEL, ESTALE,
-					  "a memfd went away meanwhile");
+					  "a memfd or unlinked file went away meanwhile");
 		/* a description of our own: the task's position is not ours to move */
 		int own = reopen(fd);
 		close(fd);
 		fd = own;
 		if (fd < 0)
-			return cr_err_sys(err, "opening a memfd");
+			return cr_err_sys(err, "opening a memfd or unlinked file");
 		int *slot = vec_push(&o->list);
 		if (!slot) {
 			close(fd);
@@ -262,14 +306,12 @@ static const char *classify(const struct proc_map *m, struct vma *v)
 	} else if (!strcmp(n, "[vdso]") || starts_with(n, "[vvar")) {
 		v->kind = VMA_VDSO;
 	} else if (m->shared && (starts_with(n, "/memfd:") || starts_with(n, "/dev/zero" DELETED) ||
-				 starts_with(n, "[anon_shmem:"))) {
+				 is_sysv(m) || starts_with(n, "[anon_shmem:"))) {
 		v->kind = VMA_SHARED_OBJ;
 	} else if (!m->shared && !m->ino && is_special_anon(n)) {
 		v->kind = VMA_ANON;
 	} else if (starts_with(n, "/memfd:")) {
 		v->kind = VMA_FILE_PRIVATE; /* of an object: its own pages over the object's */
-	} else if (starts_with(n, "/SYSV")) {
-		return "System V shared memory: not supported";
 	} else if (starts_with(n, "/anon_hugepage")) {
 		return "huge pages: not supported";
 	} else if (starts_with(n, "/[aio]")) {
@@ -326,9 +368,21 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 		if (!v->name)
 			return cr_err_oom(err);
 	}
+	if (is_sysv(m))
+		v->ino |= SYSV_INO;
 	if (v->kind == VMA_SHARED_OBJ || starts_with(m->name, "/memfd:"))
 		r = add_object(c, o, pid, m, &v->object, err);
-	else if (v->kind == VMA_FILE_PRIVATE || v->kind == VMA_FILE_SHARED) {
+	if (!r && is_sysv(m) &&
+	    (v->offset ||
+	     v->end - v->start != ALIGN_UP(c->tree->objects[v->object].size, CR_PAGE_SIZE))) {
+		refuse(c->refused, pid, label,
+		       "System V shared memory of which only a part is mapped, or with different "
+		       "protections: not supported");
+		return 1;
+	}
+	if (v->kind == VMA_SHARED_OBJ || starts_with(m->name, "/memfd:"))
+		return r;
+	if (v->kind == VMA_FILE_PRIVATE || v->kind == VMA_FILE_SHARED) {
 		r = add_mapped_file(c, m->name, m->dev, m->ino, &v->file, err);
 		if (r == -ENOENT) {
 			refuse(c->refused, pid, label,
@@ -341,20 +395,36 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 	return r;
 }
 
-/* VmFlags are only in smaps, which walks the pages: read where the mappings have changed. */
-static int read_maps(pid_t pid, char **text, struct proc_maps *maps, struct cr_err *err)
+/* VmFlags are only in smaps, which walks the pages: read where the mappings have changed. The
+ * digest is of this very reading: a task that runs may have changed them since maps was read, and
+ * change them back. A torn reading of such a task is read again. */
+static int read_maps(const struct capture *c, struct process *p, struct proc_maps *maps,
+		     struct cr_err *err)
 {
-	_cleanup_free_ char *smaps = NULL;
+	for (int i = 0;; i++) {
+		_cleanup_free_ char *smaps = NULL;
+		struct cr_err torn = {0};
+		ssize_t n = proc_read(p->pid, "smaps", &smaps, err);
 
-	(void)text;
-	ssize_t n = proc_read(pid, "smaps", &smaps, err);
-	return n < 0 ? (int)n : proc_smaps_parse(smaps, maps, err);
+		if (n < 0)
+			return (int)n;
+		int r = proc_smaps_parse(smaps, maps, &torn);
+		if (!r)
+			p->mm.layout_digest = XXH3_64bits(smaps, proc_smaps_to_maps(smaps));
+		if (r == -EBADMSG && !c->exact && i < TORN_READS)
+			continue;
+		if (r == -EBADMSG && !c->exact) /* it gets another look, or the stop */
+			return cr_err_set(err, CR_ERR_KERNEL, EAGAIN, "%s", torn.msg);
+		if (r)
+			*err = torn;
+		return r;
+	}
 }
 
 static int fill_vmas(struct capture *c, struct object_fds *o, struct process *p, struct cr_err *err)
 {
 	struct proc_maps maps = {0};
-	int r = read_maps(p->pid, NULL, &maps, err);
+	int r = read_maps(c, p, &maps, err);
 
 	if (r)
 		return r;
@@ -385,6 +455,31 @@ static int copy_vmas(struct capture *c, struct process *p, const struct mm *old,
 	return 0;
 }
 
+/* An madvise(2) or mlock(2) of a whole mapping changes no line of maps. smaps shows it, but walks
+ * the page tables, 15 ms for a GiB: read where that is cheap. */
+static int refresh_flags(struct capture *c, struct process *p, uint64_t rss, struct cr_err *err)
+{
+	struct proc_maps maps = {0};
+	uint64_t before = p->mm.layout_digest;
+	size_t k = 0;
+
+	c->flags_cost += rss + p->mm.n_vmas * FLAGS_COST_VMA;
+	if (c->flags_cost > (c->exact ? FLAGS_COST_EXACT : FLAGS_COST_AHEAD))
+		return 0;
+	int r = read_maps(c, p, &maps, err);
+	if (r)
+		return r;
+	for (size_t i = 0; i < maps.list.n && p->mm.layout_digest == before; i++) {
+		while (k < p->mm.n_vmas && p->mm.vmas[k].start < maps.list.v[i].start)
+			k++;
+		if (k < p->mm.n_vmas && p->mm.vmas[k].start == maps.list.v[i].start)
+			p->mm.vmas[k].flags = maps.list.v[i].vmflags;
+	}
+	proc_maps_done(&maps);
+	p->mm.layout_digest = before; /* what has changed since is for the next look */
+	return 0;
+}
+
 /* Its address space is another one then: nothing tracks the writes to it. What the kernel put on
  * the stack at execve (addresses of vdso, stack and program), or the program, tells. */
 static int check_exec(const struct process *p, const struct mm *before, struct cr_err *err)
@@ -397,27 +492,23 @@ static int check_exec(const struct process *p, const struct mm *before, struct c
 	    "process %d has executed another program since the migration began; try again", p->pid);
 }
 
-static int fill_fields(struct capture *c, struct process *p, const struct mm *old,
-		       const struct mm *before, struct cr_err *err)
+static int fill_fields(struct capture *c, struct process *p, const struct proc_stat *st,
+		       const struct mm *old, const struct mm *before, struct cr_err *err)
 {
-	struct proc_stat st;
 	_cleanup_free_ char *auxv = NULL, *exe = NULL;
-	int r = proc_stat_read(p->pid, p->pid, &st, err);
 
-	if (r)
-		return r;
-	p->mm.start_code = st.start_code;
-	p->mm.end_code = st.end_code;
-	p->mm.start_data = st.start_data;
-	p->mm.end_data = st.end_data;
-	p->mm.start_brk = st.start_brk;
-	p->mm.start_stack = st.start_stack;
-	p->mm.arg_start = st.arg_start;
-	p->mm.arg_end = st.arg_end;
-	p->mm.env_start = st.env_start;
-	p->mm.env_end = st.env_end;
+	p->mm.start_code = st->start_code;
+	p->mm.end_code = st->end_code;
+	p->mm.start_data = st->start_data;
+	p->mm.end_data = st->end_data;
+	p->mm.start_brk = st->start_brk;
+	p->mm.start_stack = st->start_stack;
+	p->mm.arg_start = st->arg_start;
+	p->mm.arg_end = st->arg_end;
+	p->mm.env_start = st->env_start;
+	p->mm.env_end = st->env_end;
 	p->mm.brk =
-	    st.start_brk; /* as near as it shows from outside; the task itself tells at a stop */
+	    st->start_brk; /* as near as it shows from outside; the task itself tells at a stop */
 	for (size_t i = 0; i < p->mm.n_vmas; i++)
 		if (p->mm.vmas[i].name && !strcmp(p->mm.vmas[i].name, "[heap]"))
 			p->mm.brk = p->mm.vmas[i].end;
@@ -435,7 +526,7 @@ static int fill_fields(struct capture *c, struct process *p, const struct mm *ol
 	p->mm.auxv_len = (size_t)n;
 	if (!p->mm.auxv)
 		return cr_err_oom(err);
-	r = proc_readlink(p->pid, "exe", &exe, err);
+	int r = proc_readlink(p->pid, "exe", &exe, err);
 	if (r < 0)
 		return r;
 	r = add_mapped_file(c, exe, 0, 0, &p->mm.exe_file, err);
@@ -452,6 +543,7 @@ static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct 
 	struct process *p = c->procs[i].p;
 	const struct process *prev = c->procs[i].prev;
 	const struct mm *old = prev && !prev->zombie ? &prev->mm : NULL;
+	struct proc_stat st;
 	_cleanup_free_ char *text = NULL;
 
 	ssize_t n = proc_read(p->pid, "maps", &text, err);
@@ -459,17 +551,46 @@ static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct 
 		return (int)n;
 	p->mm.layout_digest = XXH3_64bits(text, (size_t)n);
 	bool same = old && old->layout_digest == p->mm.layout_digest;
-	/* smaps walks the page tables, 15 ms for a GiB: only where something has changed. An
-	 * madvise(2) of a whole mapping that changes no line of maps is seen if it came before the
-	 * migration. */
 	int r = same ? copy_vmas(c, p, old, err) : fill_vmas(c, o, p, err);
 	if (!r)
-		r = fill_fields(c, p, same ? old : NULL, old, err);
+		r = proc_stat_read(p->pid, p->pid, &st, err);
+	if (!r && same)
+		r = refresh_flags(c, p, st.rss, err);
+	if (!r)
+		r = fill_fields(c, p, &st, same ? old : NULL, old, err);
 	if (old) { /* flags that attributes tell */
 		p->mm.thp_disable = old->thp_disable;
 		p->mm.dumpable = old->dumpable;
 	}
 	return r;
+}
+
+/* Who shares a segment must move with it. Ahead, a fork may be under way: asked when it is first
+ * seen and at the stop. */
+static void refuse_shared_outside(struct capture *c)
+{
+	const struct tree *t = c->tree;
+
+	for (uint32_t i = 0; i < t->n_objects; i++) {
+		struct sysv_shm s;
+		struct cr_err ignored = {0};
+		uint64_t inside = 0;
+		char label[64];
+
+		if (t->objects[i].kind != OBJ_SYSV_SHM ||
+		    (!c->exact && c->prev && i < c->prev->n_objects) ||
+		    sysv_shm_stat(t->objects[i].ipc_id, &s, &ignored))
+			continue;
+		for (size_t k = 0; k < t->n_procs; k++)
+			for (size_t v = 0; v < t->procs[k].mm.n_vmas; v++)
+				inside += t->procs[k].mm.vmas[v].object == i;
+		snprintf(label, sizeof(label), "System V shared memory %d", s.id);
+		if (s.attached > inside)
+			refuse(c->refused, t->root_pid, label,
+			       "is attached %llu times, %llu of them in the tree: not supported; "
+			       "move the others as well",
+			       (unsigned long long)s.attached, (unsigned long long)inside);
+	}
 }
 
 int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err)
@@ -487,11 +608,30 @@ int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err)
 		if (r && !err->pid)
 			err->pid = c->tree->procs[i].pid;
 	}
+	if (!r)
+		refuse_shared_outside(c);
 	return r;
+}
+
+static void check_sysv(const struct shared_object *so, struct refusals *refused)
+{
+	struct sysv_shm s;
+	struct cr_err ignored = {0};
+	char label[80];
+
+	snprintf(label, sizeof(label), "System V shared memory %d, key %#x", so->ipc_id,
+		 (unsigned int)so->ipc_key);
+	if (!sysv_shm_stat(so->ipc_id, &s, &ignored) || ignored.code == EACCES)
+		refuse(refused, 0, label, "the id is taken at the destination");
+	else if (sysv_shm_key_taken(so->ipc_key))
+		refuse(refused, 0, label, "the key is taken at the destination");
 }
 
 void memory_check(const struct tree *t, struct refusals *refused)
 {
+	for (size_t i = 0; i < t->n_objects; i++)
+		if (t->objects[i].kind == OBJ_SYSV_SHM)
+			check_sysv(&t->objects[i], refused);
 	for (size_t i = 0; i < t->n_mapped_files; i++) {
 		const struct mapped_file *f = &t->mapped_files[i];
 		struct stat st;

@@ -84,6 +84,14 @@ void sentmap_forget(struct sentmap *m, uint64_t start, uint64_t end)
 	}
 }
 
+void sentmap_doubt(struct sentmap *m, uint64_t va)
+{
+	struct sent_chunk *c = sentmap_chunk(m, va, false);
+
+	if (c && c->digests)
+		memset(&c->digests[chunk_index(va)], 0, sizeof(*c->digests));
+}
+
 XXH128_hash_t *sentmap_digests(struct sentmap *m, struct sent_chunk *c)
 {
 	const size_t bytes = CHUNK_PAGES * sizeof(XXH128_hash_t);

@@ -14,6 +14,7 @@ enum { CHUNK_PAGES = 512 };
 struct sent_chunk {
 	uint64_t start;         /* address of its first page */
 	uint64_t sent[8];       /* bit per page */
+	uint64_t lazy[8];       /* it is to fetch it from here when it runs */
 	uint64_t scratch[8];    /* for the user of a walk */
 	XXH128_hash_t *digests; /* CHUNK_PAGES of them, or NULL */
 	bool used;
@@ -32,6 +33,8 @@ struct sent_chunk *sentmap_chunk(struct sentmap *m, uint64_t va, bool create);
 bool sentmap_test(struct sentmap *m, uint64_t va);
 /* The destination no longer has these. */
 void sentmap_forget(struct sentmap *m, uint64_t start, uint64_t end);
+/* It has this page, but perhaps with other contents than were sent. */
+void sentmap_doubt(struct sentmap *m, uint64_t va);
 
 static inline unsigned int chunk_index(uint64_t va)
 {

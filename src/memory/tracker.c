@@ -3,11 +3,18 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include "kernel/pagemap.h"
-#include "kernel/uffd.h"
+#include "memory/register.h"
 #include "model/layout.h"
+#include "model/lazy.h"
 
-enum { LOWEST_VA = 4096, READ_UNEXAMINED_BYTES = 16 * 4096 };
+enum {
+	LOWEST_VA = 4096,
+	READ_UNEXAMINED_BYTES = 16 * 4096,
+	/* what lies between is looked at faster than another call asks about it */
+	SAME_LOOK_BYTES = 8 * 4096,
+};
 
 int tracker_init(struct tracker *t, pid_t pid, uint32_t target, int uffd, size_t *digest_budget,
 		 struct cr_err *err)
@@ -24,6 +31,11 @@ int tracker_init(struct tracker *t, pid_t pid, uint32_t target, int uffd, size_t
 	return t->pagemap < 0 ? t->pagemap : 0;
 }
 
+int tracker_arm(struct tracker *t, struct cr_err *err)
+{
+	return register_all(t, err);
+}
+
 void tracker_done(struct tracker *t)
 {
 	close_fdp(&t->uffd);
@@ -33,7 +45,11 @@ void tracker_done(struct tracker *t)
 	free(t->vmas);
 	t->vmas = NULL;
 	vec_done(&t->guards);
+	vec_done(&t->unsettled);
 	vec_done(&t->retry);
+	vec_done(&t->news);
+	free(t->eager);
+	t->eager = NULL;
 }
 
 struct round {
@@ -41,8 +57,14 @@ struct round {
 	const struct mm *mm;
 	struct reader *r;
 	bool final;
+	bool all;        /* final: what is examined counts as written, whatever the marks say */
 	uint64_t cursor; /* final: up to where [.., cursor) of the current extent has been accounted
 			    for */
+	/* final: reported and not looked at yet; the mapping in which it ends; of several extents?
+	 */
+	struct addr_range pending;
+	const struct vma *pending_vma;
+	bool pending_many;
 };
 
 /* ---- what is to be done with a page ---- */
@@ -79,6 +101,95 @@ static int drop_range(struct round *ro, const struct vma *v, uint64_t start, uin
 	return r;
 }
 
+/* ---- leaving pages behind ---- */
+
+static int add_news(struct tracker *t, uint64_t va, struct cr_err *err)
+{
+	struct addr_range *last = t->news.n ? &t->news.v[t->news.n - 1] : NULL;
+
+	if (last && last->end == va) {
+		last->end += CR_PAGE_SIZE;
+		return 0;
+	}
+	last = vec_push(&t->news);
+	if (!last)
+		return cr_err_oom(err);
+	*last = (struct addr_range){va, va + CR_PAGE_SIZE};
+	return 0;
+}
+
+/* The destination shall fetch it from here, whatever it holds by then. What it has there of old has
+ * to go: only what is missing is fetched. */
+static int leave_page(struct round *ro, uint64_t va, struct cr_err *err)
+{
+	struct tracker *t = ro->t;
+	struct sent_chunk *c = sentmap_chunk(&t->sent, va, true);
+	unsigned int i = chunk_index(va);
+
+	if (!c)
+		return cr_err_oom(err);
+	if (chunk_test(c->lazy, i))
+		return 0;
+	chunk_set(c->lazy, i);
+	chunk_clear(c->sent, i);
+	t->pages_lazy++;
+	return add_news(t, va, err);
+}
+
+static bool leaves(const struct round *ro, const struct vma *v)
+{
+	return ro->t->lazy && vma_is_lazy(v);
+}
+
+static int leave_range(struct round *ro, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	const struct tracker *t = ro->t;
+	int r = 0;
+
+	for (uint64_t va = start; va < end && !r; va += CR_PAGE_SIZE)
+		r = lazy_is_eager(t->eager, t->n_eager, va)
+			? reader_add(ro->r, va, va + CR_PAGE_SIZE, true, err)
+			: leave_page(ro, va, err);
+	return r;
+}
+
+/* It was to be fetched, and is sent after all. */
+static int send_left(struct round *ro, uint64_t va, struct cr_err *err)
+{
+	struct sent_chunk *c = sentmap_chunk(&ro->t->sent, va, false);
+
+	if (!c || !chunk_test(c->lazy, chunk_index(va)))
+		return 0;
+	chunk_clear(c->lazy, chunk_index(va));
+	ro->t->pages_lazy--;
+	return reader_add(ro->r, va, va + CR_PAGE_SIZE, true, err);
+}
+
+/* At the stop: pages that may not be missing, as is known only now. */
+static int send_what_may_not_be_left(struct round *ro, struct cr_err *err)
+{
+	const struct tracker *t = ro->t;
+	const struct mm *mm = ro->mm;
+	int r = 0;
+
+	for (size_t i = 0; i < t->n_eager && !r; i++)
+		r = send_left(ro, t->eager[i], err);
+	for (size_t i = 0; i < mm->n_vmas && !r; i++) {
+		const struct vma *v = &mm->vmas[i];
+
+		if (v->kind != VMA_ANON || vma_is_lazy(v))
+			continue;
+		for (uint64_t va = v->start; va < v->end && !r; va += CR_PAGE_SIZE)
+			if (!sentmap_chunk((struct sentmap *)&t->sent, va, false))
+				va = va - va % CHUNK_SIZE + CHUNK_SIZE - CR_PAGE_SIZE;
+			else
+				r = send_left(ro, va, err);
+	}
+	return r;
+}
+
+/* What was sent there stays at the destination until the guard is set with the last tree. Should it
+ * be taken away before, the page is absent, and dropped as such. */
 static int add_guard(struct round *ro, uint64_t start, uint64_t end, struct cr_err *err)
 {
 	struct addr_range *g = vec_push(&ro->t->guards);
@@ -86,7 +197,6 @@ static int add_guard(struct round *ro, uint64_t start, uint64_t end, struct cr_e
 	if (!g)
 		return cr_err_oom(err);
 	*g = (struct addr_range){start, end};
-	sentmap_forget(&ro->t->sent, start, end);
 	return 0;
 }
 
@@ -100,7 +210,7 @@ static int on_guard(const struct page_extent *e, void *arg, struct cr_err *err)
 static int look_at_guards(struct round *ro, struct cr_err *err)
 {
 	struct tracker *t = ro->t;
-	__typeof__(t->guards) known = t->guards;
+	struct addr_ranges known = t->guards;
 	int r = 0;
 
 	memset(&t->guards, 0, sizeof(t->guards));
@@ -114,32 +224,6 @@ static int look_at_guards(struct round *ro, struct cr_err *err)
 	}
 	vec_done(&known);
 	return r;
-}
-
-static int by_start(const void *a, const void *b)
-{
-	const struct addr_range *x = a, *y = b;
-
-	return x->start < y->start ? -1 : x->start > y->start;
-}
-
-/* Ascending and disjoint. */
-static void tidy_guards(struct tracker *t)
-{
-	size_t n = 0;
-
-	if (!t->guards.n)
-		return;
-	qsort(t->guards.v, t->guards.n, sizeof(*t->guards.v), by_start);
-	for (size_t i = 1; i < t->guards.n; i++) {
-		struct addr_range *last = &t->guards.v[n], *g = &t->guards.v[i];
-
-		if (g->start > last->end)
-			t->guards.v[++n] = *g;
-		else if (g->end > last->end)
-			last->end = g->end;
-	}
-	t->guards.n = n + 1;
 }
 
 /* Swapped pages one by one: some are markers that userfaultfd left behind, no pages at all. */
@@ -171,6 +255,8 @@ static int send_range(struct round *ro, const struct vma *v, uint64_t start, uin
 	if (categories & PAGE_CAT_FILE)
 		return drop_range(ro, v, start, end, err);
 	ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
+	if (leaves(ro, v))
+		return leave_range(ro, start, end, err);
 	if (categories & PAGE_CAT_SWAPPED)
 		return send_swapped(ro, v, start, end, err);
 	return reader_add(ro->r, start, end, v->kind == VMA_ANON, err);
@@ -203,60 +289,70 @@ static int on_written(const struct page_extent *e, void *arg, struct cr_err *err
 	return for_pieces(arg, e, send_range, err);
 }
 
-/* ---- registering ---- */
-
-static int track_piece(struct round *ro, const struct vma *v, uint64_t start, uint64_t end,
-		       uint64_t categories, struct cr_err *err)
+/* All but what is compared as a whole: that may be large, and is not to be protected. */
+static int walk_copied(struct round *ro, const struct pagemap_query *q, pagemap_fn fn,
+		       struct cr_err *err)
 {
-	(void)categories;
-	(void)v;
-	(void)err;
-	/* What cannot be tracked reads as written in every scan, and is told apart by its digests.
-	 * What went away meanwhile is found by the next round. */
-	if (uffd_track(ro->t->uffd, start, end))
-		return 0;
-	return 0;
-}
+	const struct mm *mm = ro->mm;
+	struct pagemap_query part = *q;
+	int r = 0;
 
-static int on_untracked(const struct page_extent *e, void *arg, struct cr_err *err)
-{
-	return for_pieces(arg, e, track_piece, err);
-}
+	for (size_t i = layout_lower(mm->vmas, mm->n_vmas, q->start); i <= mm->n_vmas && !r; i++) {
+		const struct vma *v = i < mm->n_vmas ? &mm->vmas[i] : NULL;
 
-/* What is not tracked yet: new mappings, and those that a remap or a merge has taken out. The scan
- * is exact where a comparison of maps is not: the same address may look the same and be another
- * mapping. */
-static int track_new(struct round *ro, struct cr_err *err)
-{
-	const struct pagemap_query q = {
-	    .start = LOWEST_VA,
-	    .end = PAGEMAP_TOP,
-	    .inverted = PAGE_CAT_WPALLOWED,
-	    .mask = PAGE_CAT_WPALLOWED,
-	    .ret = PAGE_CAT_WPALLOWED,
-	};
-
-	return ro->t->uffd < 0 ? 0 : pagemap_walk(ro->t->pagemap, &q, on_untracked, ro, err);
+		if (v && v->start < q->end && vma_is_copied(v))
+			continue;
+		part.end = v && v->start < q->end ? v->start : q->end;
+		if (part.start < part.end)
+			r = pagemap_walk(ro->t->pagemap, &part, fn, ro, err);
+		if (!v || v->end >= q->end)
+			break;
+		part.start = v->end;
+	}
+	return r;
 }
 
 /* ---- rounds beside the running task ---- */
 
-/* Mappings that the destination made anew (another thing is mapped there now): nothing of what was
- * sent is there any more, and all that is present has to be sent, written or not. */
+/* Where the destination has made a mapping anew (another thing is mapped there now, or it has
+ * grown), nothing of what was sent is there, and all that is present has to go. What reads as
+ * written comes with the scan; here is the rest: a round may have cleared marks of pages that were
+ * not in its layout yet. */
+static int resend_part(struct round *ro, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	const struct pagemap_query q = {.start = start,
+					.end = end,
+					.inverted = PAGE_CAT_WRITTEN,
+					.mask = PAGE_CAT_WRITTEN,
+					.ret = PAGE_CAT_ALL,
+					.anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED};
+
+	return start < end ? pagemap_walk(ro->t->pagemap, &q, on_written, ro, err) : 0;
+}
+
 static int resend_changed(struct round *ro, struct cr_err *err)
 {
-	struct tracker *t = ro->t;
+	const struct tracker *t = ro->t;
 	int r = 0;
 
-	for (size_t i = 0; t->rounds && i < ro->mm->n_vmas && !r; i++) {
+	/* without a userfaultfd all is sent in any case */
+	for (size_t i = 0; t->uffd >= 0 && t->rounds && i < ro->mm->n_vmas && !r; i++) {
 		const struct vma *v = &ro->mm->vmas[i];
-		struct pagemap_query q = {.start = v->start,
-					  .end = v->end,
-					  .ret = PAGE_CAT_ALL,
-					  .anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED};
+		uint64_t at = v->start; /* up to here all is kept, or sent */
 
-		if (vma_is_copied(v) && !layout_kept(t->vmas, t->n_vmas, v))
-			r = pagemap_walk(t->pagemap, &q, on_written, ro, err);
+		if (!vma_is_copied(v))
+			continue;
+		for (size_t k = layout_lower(t->vmas, t->n_vmas, at);
+		     k < t->n_vmas && t->vmas[k].start < v->end && !r; k++) {
+			const struct vma *old = &t->vmas[k];
+
+			if (!vma_same_backing(old, v))
+				continue;
+			r = resend_part(ro, at, old->start, err);
+			at = old->end;
+		}
+		if (!r)
+			r = resend_part(ro, at, v->end, err);
 	}
 	return r;
 }
@@ -370,21 +466,23 @@ static int running_round(struct round *ro, struct cr_err *err)
 	const struct pagemap_query q = {
 	    .start = LOWEST_VA,
 	    .end = PAGEMAP_TOP,
-	    .mask = PAGE_CAT_WRITTEN,
+	    .mask = t->uffd >= 0 ? PAGE_CAT_WRITTEN : 0,
 	    .anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED,
 	    .ret = PAGE_CAT_ALL, /* exactly WRITTEN would report absent pages too, and mark them */
 	    .protect = t->uffd >= 0,
 	};
-	int r = track_new(ro, err);
+	int r = register_new(t, ro->mm, err);
 
 	if (!r)
-		r = pagemap_walk(t->pagemap, &q, on_written, ro, err);
+		r = resend_changed(ro, err);
 	/* a page may come again below, with other contents: not while its first copy is in flight
 	 */
 	if (!r)
 		r = reader_barrier(ro->r, err);
 	if (!r)
-		r = resend_changed(ro, err);
+		r = walk_copied(ro, &q, on_written, err);
+	if (!r)
+		r = reader_barrier(ro->r, err);
 	if (!r)
 		r = retry_unread(ro, err);
 	if (!r)
@@ -417,7 +515,7 @@ static int on_final_present(const struct page_extent *e, void *arg, struct cr_er
 	if (r)
 		return r;
 	bool special = e->categories & (PAGE_CAT_FILE | PAGE_CAT_PFNZERO | PAGE_CAT_GUARD);
-	if (!special && !(e->categories & PAGE_CAT_WRITTEN) && !ro->t->always_full)
+	if (!special && !(e->categories & PAGE_CAT_WRITTEN) && !ro->all && !ro->t->always_full)
 		return 0;
 	return for_pieces(ro, e, send_range, err);
 }
@@ -436,25 +534,66 @@ static int examine(struct round *ro, uint64_t start, uint64_t end, struct cr_err
 	return r ? r : on_final_present(&tail, ro, err);
 }
 
-static int examine_piece(struct round *ro, const struct vma *v, uint64_t start, uint64_t end,
-			 uint64_t categories, struct cr_err *err)
+/* Its page tables are there, or looked at now. */
+static void mark_seen(struct round *ro, uint64_t start, uint64_t end)
 {
-	(void)categories;
-	if (v->kind == VMA_FILE_PRIVATE || ro->t->always_full)
-		return 0; /* examined whole */
-	if (v->kind == VMA_ANON && end - start <= READ_UNEXAMINED_BYTES) {
-		/* cheaper read than asked about: what is absent reads as zeros, a guard not at all
-		 */
-		ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
-		return reader_add(ro->r, start, end, true, err);
-	}
 	for (uint64_t va = start - start % CHUNK_SIZE; va < end; va += CHUNK_SIZE) {
 		struct sent_chunk *c = sentmap_chunk(&ro->t->sent, va, false);
 
 		if (c)
-			c->scratch[0] = 1; /* its page table is there */
+			c->scratch[0] = 1;
 	}
+}
+
+static bool is_examined_whole(const struct round *ro, const struct vma *v)
+{
+	return v->kind == VMA_FILE_PRIVATE || ro->t->always_full;
+}
+
+static int look_at_pending(struct round *ro, struct cr_err *err)
+{
+	const struct vma *v = ro->pending_vma;
+	uint64_t start = ro->pending.start, end = ro->pending.end;
+
+	ro->pending_vma = NULL;
+	if (!v)
+		return 0;
+	if (v->kind == VMA_ANON && v->prot & PROT_READ && !ro->pending_many &&
+	    end - start <= READ_UNEXAMINED_BYTES) {
+		/* cheaper read than asked about: what is absent reads as zeros, a guard not at all
+		 */
+		ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
+		return leaves(ro, v) ? leave_range(ro, start, end, err)
+				     : reader_add(ro->r, start, end, true, err);
+	}
+	mark_seen(ro, start, end);
 	return examine(ro, start, end, err);
+}
+
+/* In address order. Neighbours are looked at together: the stacks of hundreds of threads lie side
+ * by side, each with a page that was written, one that nobody can read, and many that are not
+ * there. */
+static int examine_piece(struct round *ro, const struct vma *v, uint64_t start, uint64_t end,
+			 uint64_t categories, struct cr_err *err)
+{
+	(void)categories;
+	if (is_examined_whole(ro, v))
+		return 0;
+	if (ro->pending_vma &&
+	    (start == ro->pending.end ||
+	     (v == ro->pending_vma && start - ro->pending.end <= SAME_LOOK_BYTES))) {
+		ro->pending_many = true;
+	} else {
+		int r = look_at_pending(ro, err);
+
+		if (r)
+			return r;
+		ro->pending_many = false;
+		ro->pending.start = start;
+	}
+	ro->pending.end = end;
+	ro->pending_vma = v;
+	return 0;
 }
 
 static int on_reported(const struct page_extent *e, void *arg, struct cr_err *err)
@@ -484,37 +623,94 @@ static int look_for_freed_tables(struct round *ro, struct cr_err *err)
 			struct page_extent e = {.start = c->start, .end = c->start + CHUNK_SIZE};
 
 			r = for_pieces(ro, &e, examine_piece, err);
+			if (!r)
+				r = look_at_pending(ro, err);
 		}
 	}
+	return r;
+}
+
+static int examine_bare(struct round *ro, const struct vma *v, uint64_t start, uint64_t end,
+			uint64_t categories, struct cr_err *err)
+{
+	(void)categories;
+	return is_examined_whole(ro, v) ? 0 : examine(ro, start, end, err);
+}
+
+/* Of mappings that are not registered the scan knows nothing: those that are new since the last
+ * round, and those that a merge has taken out, whose pages may look protected and be written. */
+static int send_bare(struct round *ro, const struct addr_ranges *bare, struct cr_err *err)
+{
+	int r = 0;
+
+	ro->all = true;
+	for (size_t i = 0; i < bare->n && !r; i++) {
+		const struct page_extent e = {.start = bare->v[i].start, .end = bare->v[i].end};
+
+		r = for_pieces(ro, &e, examine_bare, err);
+	}
+	ro->all = false;
+	return r;
+}
+
+static int send_reported(struct round *ro, const struct addr_ranges *bare, struct cr_err *err)
+{
+	/* mask and return exactly WRITTEN: the kernel's fast path, a fifth of the time. It also
+	 * reports what is absent, which is wanted here; without protecting it leaves no marks. */
+	struct pagemap_query fast = {
+	    .start = LOWEST_VA,
+	    .mask = PAGE_CAT_WRITTEN,
+	    .ret = PAGE_CAT_WRITTEN,
+	};
+	int r = 0;
+
+	for (size_t i = 0; i <= bare->n && !r; i++) {
+		fast.end = i < bare->n ? bare->v[i].start : PAGEMAP_TOP;
+		if (fast.start < fast.end)
+			r = walk_copied(ro, &fast, on_reported, err);
+		fast.start = i < bare->n ? bare->v[i].end : 0;
+	}
+	return r ? r : look_at_pending(ro, err);
+}
+
+/* A discarded page of a private file mapping leaves a marker that the fast path passes over. */
+static int send_examined_whole(struct round *ro, const struct addr_ranges *bare, struct cr_err *err)
+{
+	size_t k = 0;
+	int r = 0;
+
+	for (size_t i = 0; i < ro->mm->n_vmas && !r; i++) {
+		const struct vma *v = &ro->mm->vmas[i];
+
+		while (k < bare->n && bare->v[k].end <= v->start)
+			k++;
+		ro->all = k < bare->n && bare->v[k].start < v->end;
+		if (vma_is_copied(v) && is_examined_whole(ro, v))
+			r = examine(ro, v->start, v->end, err);
+	}
+	ro->all = false;
 	return r;
 }
 
 static int final_round(struct round *ro, struct cr_err *err)
 {
 	struct tracker *t = ro->t;
-	/* mask and return exactly WRITTEN: the kernel's fast path, a fifth of the time. It also
-	 * reports what is absent, which is wanted here; without protecting it leaves no marks. */
-	const struct pagemap_query fast = {
-	    .start = LOWEST_VA,
-	    .end = PAGEMAP_TOP,
-	    .mask = PAGE_CAT_WRITTEN,
-	    .ret = PAGE_CAT_WRITTEN,
-	};
-	int r = 0;
+	struct addr_ranges bare = {0};
 
 	for (size_t i = 0; i < t->sent.cap; i++)
 		t->sent.slots[i].scratch[0] = 0;
-	r = pagemap_walk(t->pagemap, &fast, on_reported, ro, err);
-	/* a discarded page of a private file mapping leaves a marker that the fast path passes over
-	 */
-	for (size_t i = 0; i < ro->mm->n_vmas && !r; i++) {
-		const struct vma *v = &ro->mm->vmas[i];
-
-		if (vma_is_copied(v) && (v->kind == VMA_FILE_PRIVATE || t->always_full))
-			r = examine(ro, v->start, v->end, err);
-	}
+	int r = register_list_bare(t, &bare, err);
+	if (!r)
+		r = send_bare(ro, &bare, err);
+	if (!r)
+		r = send_reported(ro, &bare, err);
+	if (!r)
+		r = send_examined_whole(ro, &bare, err);
+	vec_done(&bare);
 	if (!r)
 		r = resend_changed(ro, err);
+	if (!r && t->lazy)
+		r = send_what_may_not_be_left(ro, err);
 	if (!r)
 		r = reader_finish(ro->r, err);
 	reader_set_unread(ro->r, NULL, NULL);
@@ -548,7 +744,7 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 		e = look_at_guards(&ro, err);
 	if (!e)
 		e = final ? final_round(&ro, err) : running_round(&ro, err);
-	tidy_guards(t);
+	addr_ranges_tidy(&t->guards);
 	if (!e)
 		e = reader_finish(r, err);
 	reader_set_unread(r, NULL, NULL);

@@ -6,6 +6,7 @@
 #pragma once
 #include "base/err.h"
 #include "base/vec.h"
+#include "memory/ranges.h"
 #include "memory/reader.h"
 #include "model/tree.h"
 
@@ -20,15 +21,26 @@ struct tracker {
 	struct sentmap sent;
 	struct vma *vmas; /* as of the last round, names not kept */
 	size_t n_vmas;
-	VEC(struct addr_range) guards; /* as the last scan saw them */
-	VEC(uint64_t) retry;           /* pages that could not be read while the task ran */
+	struct addr_ranges guards; /* as the last scan saw them */
+	struct addr_ranges
+	    unsettled;       /* registered, but perhaps protected by who was there before */
+	VEC(uint64_t) retry; /* pages that could not be read while the task ran */
 	uint64_t rounds;
+	/* Rounds that leave pages behind: what was written is not sent but noted, to be fetched by
+	 * the destination. news: what was noted since the caller last cleared it. */
+	bool lazy;
+	uint64_t *eager; /* pages that are sent all the same, see lazy_eager_pages() */
+	size_t n_eager;
+	VEC(struct addr_range) news;
+	uint64_t pages_lazy;    /* noted in all */
 	uint64_t pages_written; /* in the last round, as the kernel reported them */
 };
 
 /* Opens what is needed. uffd: the task's, becomes the tracker's; -1 for none. */
 int tracker_init(struct tracker *t, pid_t pid, uint32_t target, int uffd, size_t *digest_budget,
 		 struct cr_err *err) must_check;
+/* While the task is stopped: what is mapped now is tracked from here on. */
+int tracker_arm(struct tracker *t, struct cr_err *err) must_check;
 void tracker_done(struct tracker *t); /* closing the uffd releases every mapping */
 
 /* One round. mm: the layout that the destination has been given; pages outside it wait. Reading and

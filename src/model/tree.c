@@ -36,3 +36,12 @@ struct thread *process_find_thread(const struct process *p, pid_t tid)
 			return &p->threads[i];
 	return NULL;
 }
+
+size_t tree_count_threads(const struct tree *t)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < t->n_procs; i++)
+		n += t->procs[i].n_threads;
+	return n;
+}

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 #include "base/arena.h"
+#include "base/devaddr.h"
 
 enum { TREE_NSIG = 64 };
 
@@ -59,14 +60,20 @@ struct mapped_file { /* a regular file that is mapped or is an executable */
 	uint8_t build_id_len; /* 0: not an ELF file with a note */
 };
 
-enum object_kind { OBJ_SHARED_ANON = 1, OBJ_MEMFD };
+enum object_kind { OBJ_SHARED_ANON = 1, OBJ_MEMFD, OBJ_SYSV_SHM, OBJ_UNLINKED };
 
-struct shared_object { /* memory shared by several mappings, or by a mapping and a descriptor */
+/* memory shared by several mappings, or by a mapping and a descriptor; or a file without a name */
+struct shared_object {
 	enum object_kind kind;
-	const char *name; /* memfd: name given to memfd_create */
+	const char *name; /* memfd: name given to memfd_create; UNLINKED: the path that it had */
 	uint64_t size;    /* bytes */
 	uint32_t seals;   /* F_SEAL_* */
 	uint64_t ino, dev;
+	uint32_t uid, gid, mode; /* SYSV_SHM, UNLINKED: owner and permissions */
+	/* SYSV_SHM: shmget(2) */
+	int32_t ipc_id, ipc_key;
+	bool ipc_removed; /* IPC_RMID: goes with its last attachment */
+	pid_t ipc_cpid;   /* who made it, at the source */
 };
 
 struct addr_range {
@@ -202,6 +209,10 @@ enum file_kind {
 	FILE_UNIX_LISTEN,
 	FILE_TCP_CLOSED, /* was connected: rebuilt as a connection that its peer has reset */
 	FILE_TCP_IDLE,   /* neither listening nor connected, perhaps bound */
+	FILE_UNIX_CONN,  /* does not listen: an end of a connection or pair, or not connected */
+	FILE_UDP,
+	FILE_UNLINKED, /* a regular file that was removed while it is open */
+	FILE_TCP_CONN, /* connected, or on the way there or back: goes on at the destination */
 };
 
 struct epoll_target {
@@ -215,6 +226,24 @@ struct sockopt_rec {
 	int32_t level, name;
 	const uint8_t *value;
 	uint32_t len;
+};
+
+/* A connection while nothing reaches it and nothing leaves it: what TCP_REPAIR tells
+ * (resource/tcp_*.c).
+ */
+struct tcp_conn {
+	uint32_t state;   /* TCP_ESTABLISHED … */
+	uint32_t options; /* TCPI_OPT_*, tcp(7): as negotiated */
+	uint32_t snd_wscale, rcv_wscale, mss;
+	uint32_t rcv_seq, snd_seq; /* of the first byte of each queue */
+	uint32_t unsent;           /* that many bytes at the end of out were never sent */
+	uint32_t timestamp;        /* our clock for RFC 7323 … */
+	uint64_t timestamp_ns;     /* … at this reading of the tasks' CLOCK_MONOTONIC */
+	bool has_window;           /* struct tcp_repair_window: */
+	uint32_t snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup;
+	uint32_t sndbuf, rcvbuf, buf_lock; /* as getsockopt(2) tells them */
+	const uint8_t *in, *out;           /* not read yet; not acknowledged yet */
+	size_t in_len, out_len;
 };
 
 struct file { /* one open file description: what dup and fork share */
@@ -246,16 +275,26 @@ struct file { /* one open file description: what dup and fork share */
 	uint64_t value_ns, interval_ns, ticks;
 	/* SIGNALFD */
 	uint64_t sigmask;
-	/* MEMFD */
+	/* MEMFD, UNLINKED */
 	uint32_t object; /* index into tree.objects */
-	/* TCP_*, UNIX_LISTEN */
+	/* TCP_*, UNIX_*, UDP */
 	int32_t sock_family, sock_type, sock_protocol, backlog;
 	const uint8_t *sockaddr;
 	uint32_t sockaddr_len;
 	struct sockopt_rec *opts;
 	size_t n_opts;
 	uint32_t uid, gid; /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
-	/* UNIX_LISTEN: what a client reads by SO_PEERCRED */
+	/* UNIX_CONN: data is what waits to be read, of packets each with its length before it */
+	uint32_t peer;          /* index into tree.files; UINT32_MAX: none, or closed */
+	uint64_t peer_ino;      /* the peer's; 0: there is none */
+	bool connected;         /* has, or had, a peer */
+	uint32_t sock_shutdown; /* bit 0: for reading, bit 1: for writing */
+	/* TCP_CONN; UDP, connected */
+	const uint8_t *peeraddr;
+	uint32_t peeraddr_len;
+	/* TCP_CONN */
+	struct tcp_conn *tcp; /* NULL until the final stop */
+	/* UNIX_LISTEN: what a client reads by SO_PEERCRED; UNIX_CONN: what is read here */
 	int32_t cred_pid;
 	uint32_t cred_uid, cred_gid;
 };
@@ -273,6 +312,8 @@ struct tree {
 	size_t n_mapped_files;
 	struct shared_object *objects;
 	size_t n_objects;
+	struct devaddr *moved; /* addresses that move along */
+	size_t n_moved;
 	uint64_t xfeatures; /* union of the xsave components that the tasks use or may use */
 	uint64_t xcr0;      /* the source CPU's enabled features */
 	uint8_t vdso_digest[16];
@@ -290,4 +331,5 @@ void tree_free(struct tree *t); /* takes NULL */
 
 /* NULL when absent. */
 struct process *tree_find_process(const struct tree *t, pid_t pid);
+size_t tree_count_threads(const struct tree *t);
 struct thread *process_find_thread(const struct process *p, pid_t tid);

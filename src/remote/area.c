@@ -31,7 +31,7 @@ int rarea_init(struct rarea *a, int memfd, unsigned int n_slots, uint64_t fixed_
 	if (ftruncate(memfd, (off_t)a->bytes))
 		return cr_err_sys(err, "sizing the executor's memory");
 	a->local = mmap((void *)fixed_va, a->bytes, PROT_READ | PROT_WRITE,
-			MAP_SHARED | (fixed_va ? MAP_FIXED_NOREPLACE : 0), memfd, 0);
+			MAP_SHARED | (fixed_va ? MAP_FIXED_NOREPLACE : MAP_POPULATE), memfd, 0);
 	if (a->local == MAP_FAILED) {
 		a->local = NULL;
 		return cr_err_sys(err, "mapping the executor's memory");

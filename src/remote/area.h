@@ -15,8 +15,8 @@ struct rarea {
 };
 
 size_t rarea_bytes(unsigned int n_slots);
-/* Take over a memfd (closed by rarea_done, also on failure): size it, map it (at fixed_va unless
- * 0), copy the blob in. */
+/* Take over a memfd (closed by rarea_done, also on failure): size it, map it (at fixed_va; 0:
+ * anywhere, and with all its pages, as every slot is used at once), copy the blob in. */
 int rarea_init(struct rarea *a, int memfd, unsigned int n_slots, uint64_t fixed_va,
 	       struct cr_err *err) must_check;
 void rarea_done(struct rarea *a);

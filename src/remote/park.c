@@ -121,6 +121,7 @@ static int leave_syscall_entry(struct rtask *t, struct cr_err *err)
 		return r;
 	gp.orig_rax = (unsigned long)-1; /* skipped: no system call has this number */
 	gp.rip = rarea_sigreturn_va(t->area);
+	gp.rax = SYS_rt_sigreturn; /* as before the instruction: it can be let go from here */
 	r = task_set_gp(t->tid, &gp, err);
 	return r ? r : task_to_event_stop(t->tid, err);
 }
@@ -174,7 +175,7 @@ int park_undo(struct rtask **tasks, size_t n, struct cr_err *err)
 	return 0;
 }
 
-int park_unmap(struct rtask *t, struct cr_err *err)
+int park_unmap(struct rtask *t, uint64_t insn_va, struct cr_err *err)
 {
 	struct user_regs_struct gp;
 	uint64_t args[6] = {t->area->remote, t->area->bytes};
@@ -187,8 +188,8 @@ int park_unmap(struct rtask *t, struct cr_err *err)
 		r = task_get_gp(t->tid, &gp, err);
 
 	if (!r)
-		r = task_inject_syscall(t->tid, &gp, rarea_syscall_va(t->area), SYS_munmap, args,
-					&ret, err);
+		r = task_inject_syscall(t->tid, &gp, insn_va ? insn_va : rarea_syscall_va(t->area),
+					SYS_munmap, args, &ret, err);
 	if (!r && ret)
 		return cr_err_set(err, CR_ERR_KERNEL, (int)-ret,
 				  "unmapping the executor in task %d: %s", t->tid,
@@ -196,14 +197,15 @@ int park_unmap(struct rtask *t, struct cr_err *err)
 	return r ? r : task_to_event_stop(t->tid, err);
 }
 
+/* The registers last: until then the task is where it finds back by itself. */
 int leave_rewrite(struct rtask *t, const struct thread_state *st, struct cr_err *err)
 {
-	int r = task_set_gp(t->tid, &st->gp, err);
+	int r = task_set_sigmask(t->tid, st->sigmask, err);
 
 	if (!r && st->xstate)
 		r = task_set_xstate(t->tid, st->xstate, st->xstate_len, err);
 	if (!r)
-		r = task_set_sigmask(t->tid, st->sigmask, err);
+		r = task_set_gp(t->tid, &st->gp, err);
 	return r;
 }
 

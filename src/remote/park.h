@@ -39,9 +39,10 @@ int park_at_sigreturn(struct rtask **tasks, size_t n, enum park_how *how,
 int park_undo(struct rtask **tasks, size_t n, struct cr_err *err) must_check;
 
 /* Remove the executor's memory from the address space of the parked task t (one of each address
- * space, after all that was to be run there has run). Leaves every signal blocked in t: leave_*()
- * comes after. */
-int park_unmap(struct rtask *t, struct cr_err *err) must_check;
+ * space, after all that was to be run there has run). insn_va: a `syscall` instruction elsewhere
+ * (remote/detour.h); 0: that of the executor, after which t has no code to go on with. Leaves every
+ * signal blocked in t: leave_*() comes after. */
+int park_unmap(struct rtask *t, uint64_t insn_va, struct cr_err *err) must_check;
 
 /* The state is written; the task stays stopped and needs only to be detached. LEAVE_SIGRETURN needs
  * the executor's memory mapped while it steps: park_unmap() comes after, and is followed by

@@ -16,30 +16,38 @@ enum {
 };
 #define XFEATURES_AMX (3ull << 17)
 
-size_t sigframe_xstate_bytes(uint64_t xfeatures)
+size_t xstate_used_bytes(uint64_t xfeatures)
 {
-	/* asked again and again about the same few masks, and CPUID traps in a virtual machine: 30
-	 * us */
-	static _Thread_local struct {
-		uint64_t mask;
-		size_t bytes;
-	} last;
+	/* asked again and again, and CPUID traps in a virtual machine: 30 us */
+	static _Thread_local uint32_t ends[63];
 	size_t max = XSAVE_LEGACY_BYTES;
 
-	if (last.bytes && last.mask == xfeatures)
-		return last.bytes;
-	for (unsigned int i = 2; i < 63; i++) {
+	for (unsigned int i = 2; i < ARRAY_SIZE(ends); i++) {
 		unsigned int size, offset, c, d;
 
-		if (!(xfeatures >> i & 1) || (XFEATURES_AMX >> i & 1))
+		if (!(xfeatures >> i & 1))
 			continue;
-		__cpuid_count(0xd, i, size, offset, c, d);
-		if (offset + size > max)
-			max = offset + size;
+		if (!ends[i]) {
+			__cpuid_count(0xd, i, size, offset, c, d);
+			ends[i] = offset + size;
+		}
+		if (ends[i] > max)
+			max = ends[i];
 	}
-	last.mask = xfeatures;
-	last.bytes = max;
 	return max;
+}
+
+size_t sigframe_xstate_bytes(uint64_t xfeatures)
+{
+	return xstate_used_bytes(xfeatures & ~XFEATURES_AMX);
+}
+
+uint64_t xstate_features(const void *xstate)
+{
+	uint64_t v;
+
+	memcpy(&v, (const uint8_t *)xstate + XFEATURES_OFFSET, sizeof(v));
+	return v;
 }
 
 /* The kernel's struct rt_sigframe without siginfo, which sigreturn does not read. */
@@ -96,9 +104,7 @@ int sigframe_build(void *buf, size_t room, uint64_t buf_va, const struct thread_
 	if (!st->xstate || st->xstate_len < XSAVE_LEGACY_BYTES)
 		return cr_err_set(err, CR_ERR_BUG, EINVAL, "no extended state for a signal frame");
 
-	uint64_t xfeatures;
-	memcpy(&xfeatures, (const uint8_t *)st->xstate + XFEATURES_OFFSET, sizeof(xfeatures));
-	xfeatures &= ~XFEATURES_AMX;
+	uint64_t xfeatures = xstate_features(st->xstate) & ~XFEATURES_AMX;
 	size_t bytes = sigframe_xstate_bytes(xfeatures);
 	if (FP_OFFSET + bytes + FP_XSTATE_MAGIC2_SIZE > room || bytes > st->xstate_len)
 		return cr_err_set(err, CR_ERR_BUG, ENOSPC,

@@ -220,6 +220,17 @@ static int fill_creds(struct tree *t, struct process *p, const struct proc_statu
 	return cr->groups ? 0 : cr_err_oom(err);
 }
 
+int attrs_query_expect(struct process *p, struct cr_err *err)
+{
+	_cleanup_free_ char *text = NULL;
+	_cleanup_(proc_status_done) struct proc_status st = {0};
+	int r = read_status(p->pid, p->pid, &text, &st, err);
+
+	if (!r)
+		attrs_actions_expect(p, st.sig_ign, st.sig_cgt);
+	return r;
+}
+
 static bool same_creds(const struct creds *cr, const struct proc_status *st)
 {
 	return st->uid[0] == cr->uid && st->uid[1] == cr->euid && st->uid[2] == cr->suid &&
@@ -260,9 +271,12 @@ static int capture_leader(struct capture *c, const struct attrs_host *h, struct 
 	if (r)
 		return r;
 	struct thread *th = &p->threads[0];
-	if (status_comm(text, th->comm) && (st.state == 'Z' || st.state == 'X'))
-		refuse_thread(c->refused, p, p->pid, "main thread has exited",
-			      "a process without its main thread is not moved yet");
+	status_comm(text, th->comm);
+	/* whoever listed it saw it alive: it ends, or the next look at who is there refuses it */
+	if (st.state == 'Z' || st.state == 'X') {
+		err->pid = p->pid;
+		return cr_err_set(err, CR_ERR_KERNEL, EAGAIN, "process %d is exiting", p->pid);
+	}
 	th->sigmask = st.sig_blk;
 	th->no_new_privs = st.no_new_privs;
 	p->mm.thp_disable = !st.thp_enabled;
@@ -346,6 +360,7 @@ static int capture_thread(struct capture *c, const struct attrs_host *h, struct 
 	if (r)
 		return r;
 	if (!c->exact) {
+		attrs_sched_capture_slack(th);
 		refuse_core_cookie(c, p, th->tid);
 		return 0;
 	}

@@ -23,6 +23,8 @@ struct attrs_host {
 /* ---- attrs_sched.c ---- */
 int attrs_sched_capture(struct capture *c, const struct attrs_host *h, struct thread *th,
 			struct cr_err *err) must_check;
+/* From outside, where that is allowed (4.6; CAP_SYS_NICE): proc_pid_timerslack_ns(5). */
+void attrs_sched_capture_slack(struct thread *th);
 uint64_t attrs_sched_default_slice(void);
 unsigned int attrs_online_cpus(void);
 bool attrs_sched_differs(const struct thread *old, const struct thread *th);
@@ -30,10 +32,14 @@ int attrs_sched_apply(pid_t tid, const struct thread *th, struct cr_err *err) mu
 void attrs_sched_check(const struct tree *t, struct refusals *refused);
 
 /* ---- attrs_signals.c ---- */
+#define SIGBIT(signo) (1ull << ((signo)-1))
 /* Pending signals of a ptrace-stopped thread (or of its process, if shared). bits: what status says
  * is pending; a signal without a queue entry is found by it. */
 int attrs_pending_capture(struct capture *c, pid_t tid, bool shared, uint64_t bits,
 			  struct siginfo_rec **ret, size_t *ret_n, struct cr_err *err) must_check;
+uint64_t attrs_pending_bits(const struct siginfo_rec *list, size_t n);
+/* Is the signal of this timer among those that are pending? */
+bool attrs_timer_pending(const struct process *p, const struct posix_timer_rec *tm);
 void attrs_actions_expect(struct process *p, uint64_t ignored, uint64_t caught);
 bool attrs_action_asked(const struct process *p, int signo);
 int attrs_actions_queue(struct rtask *rt, const struct process *old, const struct process *p,

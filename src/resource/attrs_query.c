@@ -8,6 +8,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #ifndef PR_GET_MDWE
@@ -35,6 +36,7 @@ struct query_out {
 	int32_t pdeathsig;
 	/* the leader's */
 	int32_t subreaper;
+	uint64_t pending; /* of the leader and of the process, after the timers: all is blocked */
 	struct itimerval itimers[3];
 	struct timespec monotonic, boottime;
 	struct sigaction_rec actions[TREE_NSIG];
@@ -59,7 +61,8 @@ static size_t timers_in_batch(const struct process *p)
 
 /* Returns how many calls it queued; results are in scratch memory, so they may be of several
  * batches. */
-static unsigned int queue_process(struct rtask *rt, const struct process *p, uint64_t va)
+static unsigned int queue_process(struct rtask *rt, const struct process *p, uint64_t va,
+				  bool timers)
 {
 	unsigned int n = 0;
 
@@ -70,20 +73,24 @@ static unsigned int queue_process(struct rtask *rt, const struct process *p, uin
 		n++;
 	}
 	rqueue(rt, "PR_GET_CHILD_SUBREAPER", SYS_prctl, PR_GET_CHILD_SUBREAPER, AT(subreaper));
+	if (!timers)
+		return n + 1;
 	for (int which = 0; which < 3; which++)
 		rqueue(rt, "getitimer", SYS_getitimer, which, AT(itimers[which]));
 	for (size_t i = 0; i < timers_in_batch(p); i++)
 		rqueue(rt, "timer_gettime", SYS_timer_gettime, p->timers[i].id, AT(timers[i]));
+	rqueue(rt, "rt_sigpending", SYS_rt_sigpending, AT(pending), 8);
 	/* after the timers: time left and clock then add up to when they go off or a bit later,
 	 * never earlier */
 	rqueue(rt, "clock_gettime", SYS_clock_gettime, CLOCK_MONOTONIC, AT(monotonic));
 	rqueue(rt, "clock_gettime", SYS_clock_gettime, CLOCK_BOOTTIME, AT(boottime));
-	return n + 6 + (unsigned int)timers_in_batch(p);
+	return n + 7 + (unsigned int)timers_in_batch(p);
 }
 
 int attrs_query_queue(struct rtask *rt, struct attrs_query *q, const struct process *p,
-		      const struct thread *th, bool first, struct cr_err *err)
+		      const struct thread *th, enum attrs_ask what, struct cr_err *err)
 {
+	const bool first = what != ATTRS_ASK_THREAD;
 	unsigned int n = 4;
 	uint64_t va;
 
@@ -95,7 +102,7 @@ int attrs_query_queue(struct rtask *rt, struct attrs_query *q, const struct proc
 		return -err->code;
 	queue_thread(rt, va);
 	if (first)
-		n += queue_process(rt, p, va);
+		n += queue_process(rt, p, va, what == ATTRS_ASK_PROCESS);
 	if (n > SAFE_CALLS) {
 		int r = rtask_run(rt, err);
 		if (r)
@@ -146,8 +153,35 @@ static void take_itimers(struct process *p, const struct query_out *out, uint64_
 		p->itimers[which].interval_us = us_of(&out->itimers[which].it_interval);
 		p->itimers[which].value_us = us_of(&out->itimers[which].it_value);
 	}
-	if (p->itimers[ITIMER_REAL].value_us)
-		p->itimers[ITIMER_REAL].value_us += (later_ns + 999) / 1000;
+	struct itimer_rec *real = &p->itimers[ITIMER_REAL];
+	if (real->value_us)
+		real->value_us += (later_ns + 999) / 1000;
+	/* It has expired, and the kernel arms it again when the SIGALRM is taken: the same comes of
+	 * one that is due at once, whose signal is one with that which is pending. With no SIGALRM
+	 * pending it stays as dead as it is: the signal was ignored or thrown away. */
+	else if (real->interval_us && out->pending & SIGBIT(SIGALRM))
+		real->value_us = 1;
+}
+
+/* Were signals queued between the look at them and the look at the timers? Then a timer that has
+ * expired by now would be missing among both. */
+static bool signals_stale(const struct process *p, uint64_t pending)
+{
+	uint64_t known = attrs_pending_bits(p->pending, p->n_pending) |
+			 attrs_pending_bits(p->threads[0].pending, p->threads[0].n_pending);
+
+	if (pending & ~known)
+		return true;
+	for (size_t i = 0; i < p->n_timers; i++) {
+		const struct posix_timer_rec *tm = &p->timers[i];
+
+		if (tm->value_ns || tm->notify == SIGEV_NONE || attrs_timer_pending(p, tm))
+			continue;
+		/* what waits for one thread does not show in the leader's */
+		if (tm->notify & SIGEV_THREAD_ID || pending & SIGBIT(tm->signo))
+			return true;
+	}
+	return false;
 }
 
 /* Timers that had no room in the first batch. Their rtask is idle: the results were collected. */
@@ -184,8 +218,7 @@ static int unsupported(const struct process *p, const char *what, struct cr_err 
 	return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%d: %s: not supported", p->pid, what);
 }
 
-static int collect_process(struct rtask *rt, const struct attrs_query *q, struct tree *t,
-			   struct process *p, struct cr_err *err)
+static int collect_process(const struct attrs_query *q, struct process *p, struct cr_err *err)
 {
 	const struct query_out *out = q->out;
 
@@ -200,6 +233,14 @@ static int collect_process(struct rtask *rt, const struct attrs_query *q, struct
 	for (int signo = 1; signo <= TREE_NSIG; signo++)
 		if (attrs_action_asked(p, signo))
 			p->sigactions[signo - 1] = out->actions[signo - 1];
+	return 0;
+}
+
+static int collect_timers(struct rtask *rt, struct attrs_query *q, struct tree *t,
+			  struct process *p, struct cr_err *err)
+{
+	const struct query_out *out = q->out;
+
 	if (!t->clock_monotonic_ns) {
 		t->clock_monotonic_ns = ns_of(&out->monotonic);
 		t->clock_boottime_ns = ns_of(&out->boottime);
@@ -208,11 +249,14 @@ static int collect_process(struct rtask *rt, const struct attrs_query *q, struct
 	take_itimers(p, out, later_ns);
 	for (size_t i = 0; i < timers_in_batch(p); i++)
 		take_timer(&p->timers[i], &out->timers[i], later_ns);
-	return query_more_timers(rt, t, p, timers_in_batch(p), err);
+	uint64_t pending = out->pending; /* out is scratch memory */
+	int r = query_more_timers(rt, t, p, timers_in_batch(p), err);
+	q->signals_stale = !r && signals_stale(p, pending);
+	return r;
 }
 
-int attrs_query_collect(struct rtask *rt, const struct attrs_query *q, struct tree *t,
-			struct process *p, struct thread *th, bool first, struct cr_err *err)
+int attrs_query_collect(struct rtask *rt, struct attrs_query *q, struct tree *t, struct process *p,
+			struct thread *th, enum attrs_ask what, struct cr_err *err)
 {
 	const struct query_out *out = q->out;
 
@@ -225,7 +269,10 @@ int attrs_query_collect(struct rtask *rt, const struct attrs_query *q, struct tr
 	memcpy(th->comm, out->comm, sizeof(th->comm));
 	th->no_new_privs = q->ret[RET_NNP]->ret;
 	th->timer_slack_ns = q->ret[RET_SLACK]->ret >= 0 ? (uint64_t)q->ret[RET_SLACK]->ret : 0;
-	return first ? collect_process(rt, q, t, p, err) : 0;
+	if (what == ATTRS_ASK_THREAD)
+		return 0;
+	int r = collect_process(q, p, err);
+	return r || what == ATTRS_ASK_AHEAD ? r : collect_timers(rt, q, t, p, err);
 }
 
 /* ---- ahead: from the capture before ---- */
@@ -237,11 +284,34 @@ static void copy_thread(struct thread *th, const struct thread *prev)
 	th->altstack_flags = prev->altstack_flags;
 	th->clear_tid_va = prev->clear_tid_va;
 	th->pdeathsig = prev->pdeathsig;
-	th->timer_slack_ns = prev->timer_slack_ns;
+	if (!th->timer_slack_ns) /* it may show from outside */
+		th->timer_slack_ns = prev->timer_slack_ns;
 	th->rseq_va = prev->rseq_va;
 	th->rseq_len = prev->rseq_len;
 	th->rseq_sig = prev->rseq_sig;
 	th->rseq_flags = prev->rseq_flags;
+}
+
+/* A C library keeps what belongs to a thread in one descriptor: the word that says that it has
+ * ended lies as far from the robust list's head as it does in the leader, and holds the thread's
+ * id; or it is the same for all. rseq is not guessed: the kernel would write there. */
+void attrs_guess_inside(const struct process *p, struct thread *th)
+{
+	const struct thread *lead = &p->threads[0];
+	pid_t word = 0;
+
+	th->altstack_flags = SS_DISABLE; /* none */
+	if (!th->timer_slack_ns)
+		th->timer_slack_ns = lead->timer_slack_ns;
+	if (!lead->clear_tid_va)
+		return;
+	uint64_t va = th->robust_list_va + (lead->clear_tid_va - lead->robust_list_va);
+	struct iovec local = {&word, sizeof(word)}, remote = {(void *)va, sizeof(word)};
+
+	if (!th->robust_list_va || !lead->robust_list_va ||
+	    process_vm_readv(p->pid, &local, 1, &remote, 1, 0) != sizeof(word) || word != th->tid)
+		va = lead->clear_tid_va;
+	th->clear_tid_va = va;
 }
 
 /* An action that is new since then stays default until the task is asked. */
@@ -273,5 +343,7 @@ void attrs_copy_inside(struct tree *t, struct process *p, const struct process *
 
 		if (was)
 			copy_thread(&p->threads[i], was);
+		else
+			attrs_guess_inside(p, &p->threads[i]);
 	}
 }

@@ -10,6 +10,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include "kernel/procfs.h"
 
 enum {
 	POLICY_DEADLINE = 6,
@@ -155,6 +156,15 @@ int attrs_sched_capture(struct capture *c, const struct attrs_host *h, struct th
 	th->io_prio = (uint32_t)io;
 	err->pid = 0;
 	return 0;
+}
+
+void attrs_sched_capture_slack(struct thread *th)
+{
+	_cleanup_free_ char *text = NULL;
+	struct cr_err ignored = {0};
+
+	if (proc_read(th->tid, "timerslack_ns", &text, &ignored) > 0)
+		th->timer_slack_ns = strtoull(text, NULL, 10);
 }
 
 /* ---- rebuild ---- */

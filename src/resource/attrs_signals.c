@@ -6,11 +6,13 @@
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <time.h>
+#include "base/clock.h"
+#include "kernel/procfs.h"
+#include "kernel/task.h"
 
 _Static_assert(sizeof(struct siginfo_rec) == sizeof(siginfo_t), "as the kernel hands it out");
 _Static_assert(sizeof(struct sigaction_rec) == 32, "the kernel's struct sigaction on x86-64");
-
-#define SIGBIT(signo) (1ull << ((signo)-1))
 
 /* ---- pending signals ---- */
 
@@ -91,6 +93,95 @@ int attrs_pending_capture(struct capture *c, pid_t tid, bool shared, uint64_t bi
 	}
 	vec_done(&list);
 	return r;
+}
+
+uint64_t attrs_pending_bits(const struct siginfo_rec *list, size_t n)
+{
+	uint64_t bits = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		int32_t signo;
+
+		memcpy(&signo, list[i].info, sizeof(signo));
+		bits |= SIGBIT(signo);
+	}
+	return bits;
+}
+
+static bool timer_among(const struct siginfo_rec *list, size_t n, int32_t id)
+{
+	for (size_t i = 0; i < n; i++) {
+		siginfo_t si;
+
+		memcpy(&si, list[i].info, sizeof(si));
+		if (si.si_code == SI_TIMER && si.si_timerid == id)
+			return true;
+	}
+	return false;
+}
+
+bool attrs_timer_pending(const struct process *p, const struct posix_timer_rec *tm)
+{
+	const struct thread *th =
+	    tm->notify & SIGEV_THREAD_ID ? process_find_thread(p, tm->notify_tid) : NULL;
+
+	return th ? timer_among(th->pending, th->n_pending, tm->id)
+		  : timer_among(p->pending, p->n_pending, tm->id);
+}
+
+/* A timer that went off after it was asked: its signal has been found, so it is not due again. */
+static void settle_fired(const struct tree *t, struct process *p)
+{
+	uint64_t now = clock_ns(CLOCK_MONOTONIC) + (uint64_t)t->task_monotonic_offset_ns;
+	uint64_t elapsed = now > t->clock_monotonic_ns ? now - t->clock_monotonic_ns : 0;
+
+	for (size_t i = 0; i < p->n_timers; i++) {
+		struct posix_timer_rec *tm = &p->timers[i];
+
+		if (!tm->value_ns || tm->value_ns > elapsed || attrs_timer_counts_cpu(tm) ||
+		    !attrs_timer_pending(p, tm))
+			continue;
+		tm->value_ns = tm->interval_ns ? tm->value_ns + tm->interval_ns : 0;
+	}
+}
+
+static bool timer_notifies(const struct process *p, pid_t tid)
+{
+	for (size_t i = 0; i < p->n_timers; i++)
+		if (p->timers[i].notify & SIGEV_THREAD_ID && p->timers[i].notify_tid == tid)
+			return true;
+	return false;
+}
+
+static int look_again(struct capture *c, struct process *p, struct thread *th, bool leader,
+		      struct cr_err *err)
+{
+	_cleanup_(proc_status_done) struct proc_status st = {0};
+	int r = task_interrupt(th->tid, err);
+
+	if (!r)
+		r = proc_status_read(p->pid, th->tid, &st, err);
+	if (!r)
+		r = attrs_pending_capture(c, th->tid, false, st.sig_pnd, &th->pending,
+					  &th->n_pending, err);
+	if (!r && leader)
+		r = attrs_pending_capture(c, th->tid, true, st.shd_pnd, &p->pending, &p->n_pending,
+					  err);
+	return r ? r : task_resume(th->tid, PTRACE_CONT, 0, err);
+}
+
+int attrs_pending_again(struct tree *t, struct process *p, struct refusals *refused,
+			struct cr_err *err)
+{
+	struct capture c = {.tree = t, .refused = refused, .exact = true};
+	int r = 0;
+
+	for (size_t i = 0; i < p->n_threads && !r; i++)
+		if (i == 0 || timer_notifies(p, p->threads[i].tid))
+			r = look_again(&c, p, &p->threads[i], i == 0, err);
+	if (!r)
+		settle_fired(t, p);
+	return r ? cr_err_ctx(err, "pending signals of %d", p->pid) : 0;
 }
 
 /* The kernel lets a task impersonate itself only: si_code >= 0 and SI_TKILL are for the own tid
@@ -187,9 +278,4 @@ int attrs_actions_queue(struct rtask *rt, const struct process *old, const struc
 bool attrs_sigtrap_fragile(const struct process *p)
 {
 	return !is_zero(&p->sigactions[SIGTRAP - 1]);
-}
-
-int attrs_sigtrap_queue(struct rtask *rt, const struct process *p, struct cr_err *err)
-{
-	return queue_action(rt, p, SIGTRAP, err);
 }

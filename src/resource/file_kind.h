@@ -91,6 +91,7 @@ struct files_ctx {
 	VEC(struct reference_socket) references;
 	VEC(struct fd_watch) watches;
 	unsigned int n_closed, n_closed_said; /* connections that the move closes */
+	VEC(uint32_t) undecided; /* connections that go on if their other end is in the tree */
 };
 
 /* "fd 7 of pid (comm): <why>" into the list of refusals or of warnings. */
@@ -122,6 +123,15 @@ int files_scan_outside(struct files_ctx *x, struct cr_err *err) must_check;
 bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writing);
 /* files_proc.c: cwd, root, umask, namespaces, shared tables. */
 int files_capture_places(struct files_ctx *x, struct cr_err *err) must_check;
+
+/* file_tcp.c: a connection that the move closes, or that is refused for being one. */
+int tcp_closed_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		       struct cr_err *err) must_check;
+/* What of *f is of any TCP socket. */
+void tcp_capture_common(const struct fd_probe *p, struct file *f, enum file_kind kind);
+bool tcp_is_socket(const struct fd_probe *p);
+/* Does that address move along? */
+bool tree_moves_address(const struct tree *t, const void *sockaddr, size_t len);
 
 /* file_sockopt.c: options that differ from those of a fresh socket. Of a listener that the previous
  * capture had, they are not read again at the stop. */
@@ -184,7 +194,8 @@ struct held {
 	bool launched;        /* fileset_launch did it: the task's own from then on */
 	struct epoll_items items;
 	uint32_t capacity_set; /* PIPE */
-	bool filled;           /* PIPE: settle wrote into it */
+	bool filled;           /* PIPE, UNIX_CONN: settle wrote into it */
+	int peer_fd;           /* UNIX_CONN: the other end, until all is prepared; else -1 */
 	char *reserved_dir;    /* UNIX_LISTEN: directory that holds the socket until launch */
 	char *reserved_path;   /* UNIX_LISTEN: the socket in it */
 	bool reserved_stays;   /* UNIX_LISTEN: somebody else may have to finish what fileset_launch
@@ -212,7 +223,8 @@ struct fileset {
 	bool same_kernel, same_kernel_known;
 	int64_t monotonic_off_ns, boottime_off_ns; /* shells' clocks minus ours */
 	const int *object_fds;                     /* during fileset_build */
-	struct pipe_end *pipe_ends;                /* during fileset_build */
+	struct fileset_tasks tasks;
+	struct pipe_end *pipe_ends; /* during fileset_build */
 	size_t n_pipe_ends;
 	int reset_listener; /* during fileset_build: where connections that get reset are made */
 };
@@ -284,9 +296,18 @@ int fileset_epoll_plan(struct fileset *fs, const struct tree *t, struct cr_err *
 int fileset_epoll_install(struct shell_fds *sh, struct cr_err *err) must_check;
 /* file_unix.c: listen(2) where the process is the one to do it. */
 int fileset_unix_install(struct shell_fds *sh, struct cr_err *err) must_check;
+/* file_unix.c: bind fd to f's path as it was given to bind(2), below dir; directories of it are
+ * made. And: remove dir and all that is in it. */
+int unix_bind_below(const char *dir, int fd, const struct file *f, struct cr_err *err) must_check;
+void unix_remove_below(const char *dir);
 /* Scratch memory holding a copy of p; runs what is queued when the area is full. */
 int rtask_put(struct rtask *rt, const void *p, size_t bytes, uint64_t *ret_va,
 	      struct cr_err *err) must_check;
+
+/* task_as.c: queue a call, with up to four arguments, that runs under these effective ids, for what
+ * the kernel notes of who made it. May run what was queued before. The caller runs the batch. */
+int rtask_queue_as(struct rtask *rt, uint32_t uid, uint32_t gid, const char *what, long nr,
+		   const uint64_t args[4], struct cr_err *err) must_check;
 
 /* A description of ours opened once more, independently, through /proc/self/fd. */
 int fd_reopen(int fd, int flags);

@@ -89,10 +89,7 @@ static void name_socket(const struct fd_probe *p, char *buf, size_t size)
 
 	switch (p->so_domain) {
 	case AF_UNIX:
-		if (p->so_type == SOCK_DGRAM)
-			snprintf(buf, size, "unix datagram socket");
-		else
-			snprintf(buf, size, "unix %s socket that does not listen", type);
+		snprintf(buf, size, "unix %s socket", type);
 		break;
 	case AF_INET:
 	case AF_INET6:

@@ -22,9 +22,13 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#ifndef IPV6_FREEBIND
+#define IPV6_FREEBIND 78
+#endif
+
 enum { RESET_BACKLOG = 16, RESET_WAIT_MS = 2000, CLOSED_SAID_MAX = 16, ADDR_TEXT = 128 };
 
-static bool is_tcp(const struct fd_probe *p)
+bool tcp_is_socket(const struct fd_probe *p)
 {
 	return (p->so_domain == AF_INET || p->so_domain == AF_INET6) && p->so_type == SOCK_STREAM &&
 	       p->so_protocol == IPPROTO_TCP;
@@ -34,7 +38,7 @@ static bool is_tcp(const struct fd_probe *p)
 
 static bool listen_match(const struct fd_probe *p)
 {
-	return is_tcp(p) && p->so_listening;
+	return tcp_is_socket(p) && p->so_listening;
 }
 
 /* In state CLOSE, and not because a connection has ended: then it would be readable (end of file).
@@ -43,16 +47,16 @@ static bool idle_match(const struct fd_probe *p)
 {
 	struct pollfd pfd = {.fd = p->local, .events = POLLIN};
 
-	return is_tcp(p) && p->tcp_state == TCP_CLOSE && poll(&pfd, 1, 0) >= 0 &&
+	return tcp_is_socket(p) && p->tcp_state == TCP_CLOSE && poll(&pfd, 1, 0) >= 0 &&
 	       !(pfd.revents & POLLIN);
 }
 
 static bool closed_match(const struct fd_probe *p)
 {
-	return is_tcp(p);
+	return tcp_is_socket(p);
 }
 
-static void capture_common(const struct fd_probe *p, struct file *f, enum file_kind kind)
+void tcp_capture_common(const struct fd_probe *p, struct file *f, enum file_kind kind)
 {
 	f->kind = kind;
 	f->sock_family = p->so_domain;
@@ -79,10 +83,23 @@ static int capture_address(struct files_ctx *x, const struct fd_probe *p, struct
 	return f->sockaddr ? 0 : cr_err_oom(err);
 }
 
+bool tree_moves_address(const struct tree *t, const void *sockaddr, size_t len)
+{
+	for (size_t i = 0; i < t->n_moved; i++)
+		if (devaddr_matches(&t->moved[i], sockaddr, len))
+			return true;
+	return false;
+}
+
+static bool keeps_connections(const struct capture *c)
+{
+	return c->tcp == TCP_MODE_ESTABLISHED || (c->tcp == TCP_MODE_AUTO && c->tree->n_moved);
+}
+
 static int idle_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 			struct cr_err *err)
 {
-	capture_common(p, f, FILE_TCP_IDLE);
+	tcp_capture_common(p, f, FILE_TCP_IDLE);
 	int r = capture_address(x, p, f, err);
 	return r < 0 ? r : sockopts_capture(x, p, f, err);
 }
@@ -97,12 +114,14 @@ static int listen_capture(struct files_ctx *x, const struct fd_probe *p, struct 
 	struct tcp_info ti = {0};
 	socklen_t len = sizeof(ti);
 
-	capture_common(p, f, FILE_TCP_LISTEN);
+	tcp_capture_common(p, f, FILE_TCP_LISTEN);
 	/* of a listener, tcp_get_info(): the longest queue allowed, and what is queued now */
 	if (getsockopt(p->local, IPPROTO_TCP, TCP_INFO, &ti, &len))
 		return cr_err_sys(err, "TCP_INFO");
 	f->backlog = (int32_t)ti.tcpi_sacked;
-	if (ti.tcpi_unacked && x->c->tcp_close)
+	if (keeps_connections(x->c))
+		; /* those that nobody has accepted when the tasks stop are seen to then */
+	else if (ti.tcpi_unacked && x->c->tcp != TCP_MODE_REFUSE)
 		files_warn(
 		    x, p->pid, p->fd,
 		    "TCP listener: %u connections that wait to be accepted are closed by the "
@@ -118,22 +137,22 @@ static int listen_capture(struct files_ctx *x, const struct fd_probe *p, struct 
 	return r < 0 ? r : files_watch(x, &w, err);
 }
 
-static int closed_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
-			  struct cr_err *err)
+int tcp_closed_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		       struct cr_err *err)
 {
 	struct sockaddr_storage sa = {0};
 	socklen_t len = sizeof(sa);
 	char text[ADDR_TEXT] = "somewhere"; /* not connected yet */
 
 	(void)err;
-	capture_common(p, f, FILE_TCP_CLOSED);
+	tcp_capture_common(p, f, FILE_TCP_CLOSED);
 	if (p->tcp_state == TCP_CLOSE)
 		return 0; /* has ended already: nothing is lost */
-	if (x->c->exact && x->c->tcp_close)
+	if (x->c->exact && x->c->tcp != TCP_MODE_REFUSE)
 		return 0; /* nobody reads warnings now */
 	if (!getpeername(p->local, (struct sockaddr *)&sa, &len))
 		sockaddr_text(&sa, len, text, sizeof(text));
-	if (!x->c->tcp_close)
+	if (x->c->tcp == TCP_MODE_REFUSE)
 		files_refuse(x, p->pid, p->fd,
 			     "TCP connection to %s: not supported; close it first", text);
 	/* a list of thousands helps nobody */
@@ -172,6 +191,17 @@ static bool address_valid(const struct file *f)
 	       sa->sa_family == AF_INET6;
 }
 
+/* An address that moves along is not here yet. Off again: as the program had it. */
+static int bind_free(int fd, const struct tree *t, const struct file *f, bool on)
+{
+	bool v4 = f->sock_family == AF_INET;
+	int level = v4 ? IPPROTO_IP : IPPROTO_IPV6, name = v4 ? IP_FREEBIND : IPV6_FREEBIND;
+
+	if (!tree_moves_address(t, f->sockaddr, f->sockaddr_len))
+		return 0;
+	return set_int(fd, level, name, on || sockopt_int(f, level, name, 0));
+}
+
 /* Without SO_REUSEPORT: joining the listeners of another service would be no better than finding
  * the port taken. The test socket is closed before the next one is tried. */
 static void bind_check(const struct file_check *k, const struct file *f)
@@ -192,7 +222,8 @@ static void bind_check(const struct file_check *k, const struct file *f)
 	}
 	if (!is_bound(f))
 		return;
-	if (set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) || set_int(fd, SOL_SOCKET, SO_REUSEPORT, 0) ||
+	if (bind_free(fd, k->t, f, true) || set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) ||
+	    set_int(fd, SOL_SOCKET, SO_REUSEPORT, 0) ||
 	    bind(fd, (const struct sockaddr *)f->sockaddr, f->sockaddr_len))
 		file_check_refuse(k, "TCP socket on %s: %s", text,
 				  errno == EADDRNOTAVAIL ? "this host does not have that address"
@@ -221,9 +252,9 @@ static int listen_build(struct fileset *fs, const struct tree *t, uint32_t i, st
 		return r;
 	if (is_bound(f)) {
 		sockaddr_text(f->sockaddr, f->sockaddr_len, text, sizeof(text));
-		if (set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) ||
+		if (bind_free(fd, t, f, true) || set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1) ||
 		    bind(fd, (const struct sockaddr *)f->sockaddr, f->sockaddr_len) ||
-		    set_int(fd, SOL_SOCKET, SO_REUSEADDR, 0))
+		    set_int(fd, SOL_SOCKET, SO_REUSEADDR, 0) || bind_free(fd, t, f, false))
 			return cr_err_sys(err, "binding %s", text);
 	}
 	fs->held[i].fd = take_fd(&fd);
@@ -393,7 +424,7 @@ const struct file_ops file_ops_tcp_closed = {
     .name = "TCP connection",
     .kind = FILE_TCP_CLOSED,
     .match = closed_match,
-    .capture = closed_capture,
+    .capture = tcp_closed_capture,
     .check = closed_check,
     .build = closed_build,
 };

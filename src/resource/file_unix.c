@@ -10,20 +10,16 @@
  * Credentials. What clients read by SO_PEERCRED is who called listen(2), so that call is made in
  * the task (fileset_install), for a moment under the listener's effective ids. */
 #include "resource/file_kind.h"
+#include "resource/unix_diag.h"
 
 #include <fcntl.h>
 #include <ftw.h>
-#include <linux/netlink.h>
-#include <linux/sock_diag.h>
-#include <linux/unix_diag.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -45,50 +41,6 @@ static bool is_abstract(const struct file *f)
 }
 
 /* ---- capture ---- */
-
-/* sock_diag(7): queue length and its limit, of the socket with this inode. */
-static int queue_of(uint64_t ino, uint32_t *ret_now, uint32_t *ret_max, struct cr_err *err)
-{
-	struct {
-		struct nlmsghdr h;
-		struct unix_diag_req r;
-	} rq = {.h = {.nlmsg_len = sizeof(rq),
-		      .nlmsg_type = SOCK_DIAG_BY_FAMILY,
-		      .nlmsg_flags = NLM_F_REQUEST},
-		.r = {.sdiag_family = AF_UNIX,
-		      .udiag_states = UINT32_MAX,
-		      .udiag_ino = (uint32_t)ino,
-		      .udiag_show = UDIAG_SHOW_RQLEN,
-		      .udiag_cookie = {UINT32_MAX, UINT32_MAX}}};
-	char buf[1024] __attribute__((aligned(NLMSG_ALIGNTO)));
-	_cleanup_fd_ int nl = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
-
-	if (nl < 0 || send(nl, &rq, sizeof(rq), 0) < 0)
-		return cr_err_sys(err, "sock_diag of a unix socket");
-	ssize_t n = recv(nl, buf, sizeof(buf), 0);
-	const struct nlmsghdr *h = (const void *)buf;
-	if (n < 0 || !NLMSG_OK(h, (size_t)n) || h->nlmsg_type != SOCK_DIAG_BY_FAMILY ||
-	    h->nlmsg_len < NLMSG_LENGTH(sizeof(struct unix_diag_msg)))
-		return cr_err_set(err, CR_ERR_KERNEL, EPROTO,
-				  "sock_diag knows no such unix socket");
-	const char *at = (const char *)NLMSG_DATA(h) + NLMSG_ALIGN(sizeof(struct unix_diag_msg));
-	const char *end = buf + h->nlmsg_len;
-	while (end - at >= (ptrdiff_t)sizeof(struct nlattr)) {
-		const struct nlattr *a = (const void *)at;
-		struct unix_diag_rqlen q;
-
-		if (a->nla_len < sizeof(*a) || a->nla_len > end - at)
-			break;
-		if (a->nla_type == UNIX_DIAG_RQLEN && a->nla_len >= NLA_HDRLEN + sizeof(q)) {
-			memcpy(&q, at + NLA_HDRLEN, sizeof(q));
-			*ret_now = q.udiag_rqueue;
-			*ret_max = q.udiag_wqueue;
-			return 0;
-		}
-		at += NLA_ALIGN(a->nla_len);
-	}
-	return cr_err_set(err, CR_ERR_KERNEL, EPROTO, "sock_diag does not tell a queue's length");
-}
 
 /* Where the socket's inode is: the name may be relative, or the file may have been renamed. */
 static int capture_path(struct files_ctx *x, const struct fd_probe *p, struct file *f,
@@ -148,7 +100,7 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 {
 	struct sockaddr_un un = {0};
 	socklen_t len = sizeof(un);
-	uint32_t now = 0, max = 0;
+	struct unix_diag_info diag = {0};
 
 	if (getsockname(p->local, (struct sockaddr *)&un, &len))
 		return cr_err_sys(err, "getsockname");
@@ -165,21 +117,21 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 		return cr_err_oom(err);
 	int r = is_abstract(f) ? 0 : capture_path(x, p, f, err);
 	if (r == 0)
-		r = queue_of(p->st.st_ino, &now, &max, err);
+		r = unix_diag_get(p->st.st_ino, &diag, err);
 	if (r == 0)
 		r = capture_creds(x, p, f, err);
 	if (r == 0)
 		r = sockopts_capture(x, p, f, err);
-	f->backlog = (int32_t)max;
-	if (now && x->c->tcp_close)
+	f->backlog = (int32_t)diag.queue_max;
+	if (diag.queued && x->c->tcp != TCP_MODE_REFUSE)
 		files_warn(x, p->pid, p->fd,
 			   "unix listener: %u connections that wait to be accepted are closed by "
 			   "the move",
-			   now);
-	else if (now)
+			   diag.queued);
+	else if (diag.queued)
 		files_refuse(x, p->pid, p->fd,
 			     "unix listener: %u connections wait to be accepted: not supported",
-			     now);
+			     diag.queued);
 	return r < 0 ? r : files_watch(x, &w, err);
 }
 
@@ -298,10 +250,32 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 	return 0;
 }
 
+void unix_remove_below(const char *dir)
+{
+	nftw(dir, remove_one, 4, FTW_DEPTH | FTW_PHYS);
+}
+
+int unix_bind_below(const char *dir, int fd, const struct file *f, struct cr_err *err)
+{
+	const struct sockaddr_un *un = (const void *)f->sockaddr;
+	struct bind_job j = {.fd = fd, .un = un, .len = f->sockaddr_len, .dir = dir};
+	pthread_t th;
+	int r = pthread_create(&th, NULL, bind_thread, &j);
+
+	if (r)
+		return cr_err_set(err, CR_ERR_KERNEL, r, "a thread to bind a unix socket");
+	pthread_join(th, NULL);
+	if (j.error)
+		return cr_err_set(err, CR_ERR_KERNEL, j.error, "binding unix socket %.*s: %s",
+				  (int)(f->sockaddr_len - NAME_OFF), un->sun_path,
+				  strerror(j.error));
+	return 0;
+}
+
 static void unreserve(struct held *h)
 {
 	if (h->reserved_dir && !h->reserved_stays)
-		nftw(h->reserved_dir, remove_one, 4, FTW_DEPTH | FTW_PHYS);
+		unix_remove_below(h->reserved_dir);
 	free(h->reserved_dir);
 	free(h->reserved_path);
 	h->reserved_dir = h->reserved_path = NULL;
@@ -327,15 +301,13 @@ static int settle_reserved(struct held *h, int fd, const char *root, const struc
 	if (rename(link, h->reserved_path) || chown(h->reserved_path, f->uid, f->gid) ||
 	    chmod(h->reserved_path, f->mode & 07777))
 		return cr_err_sys(err, "owner of %s", h->reserved_path);
-	nftw(root, remove_one, 4, FTW_DEPTH | FTW_PHYS);
+	unix_remove_below(root);
 	return 0;
 }
 
 static int bind_reserved(struct held *h, int fd, const struct file *f, struct cr_err *err)
 {
-	const struct sockaddr_un *un = (const void *)f->sockaddr;
 	char dir[PATH_MAX], root[PATH_MAX + 8];
-	pthread_t th;
 
 	const char *slash = strrchr(f->path, '/');
 	int n = snprintf(dir, sizeof(dir), "%.*s/.cr-XXXXXX", slash ? (int)(slash - f->path) : 0,
@@ -350,15 +322,8 @@ static int bind_reserved(struct held *h, int fd, const struct file *f, struct cr
 	snprintf(root, sizeof(root), "%s/root", dir);
 	if (mkdir(root, 0700))
 		return cr_err_sys(err, "%s", root);
-	struct bind_job j = {.fd = fd, .un = un, .len = f->sockaddr_len, .dir = root};
-	int r = pthread_create(&th, NULL, bind_thread, &j);
-	if (r)
-		return cr_err_set(err, CR_ERR_KERNEL, r, "a thread to bind %s", f->path);
-	pthread_join(th, NULL);
-	if (j.error)
-		return cr_err_set(err, CR_ERR_KERNEL, j.error, "binding %s: %s", f->path,
-				  strerror(j.error));
-	return settle_reserved(h, fd, root, f, err);
+	int r = unix_bind_below(root, fd, f, err);
+	return r ? r : settle_reserved(h, fd, root, f, err);
 }
 
 static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
@@ -402,36 +367,6 @@ static bool is_the_one(const struct shell_fds *sh, uint32_t file)
 	return true;
 }
 
-/* A change of effective ids resets dumpable and the parent-death signal, prctl(2). */
-static int listen_as(struct shell_fds *sh, int fd, const struct file *f, struct cr_err *err)
-{
-	uint64_t va;
-	int *deathsig = rtask_scratch(sh->rt, sizeof(*deathsig), &va);
-
-	if (!deathsig) {
-		int r = rtask_run(sh->rt, err);
-		if (r < 0)
-			return r;
-		rtask_scratch_reset(sh->rt);
-		deathsig = rtask_scratch(sh->rt, sizeof(*deathsig), &va);
-	}
-	if (!deathsig)
-		return cr_err_set(err, CR_ERR_BUG, E2BIG, "no scratch memory");
-	rqueue(sh->rt, "prctl", SYS_prctl, PR_GET_PDEATHSIG, va);
-	int r = rtask_run(sh->rt, err);
-	if (r < 0)
-		return r;
-	int signal = *deathsig;
-	rqueue(sh->rt, "setresgid", SYS_setresgid, -1, f->cred_gid, -1);
-	rqueue(sh->rt, "setresuid", SYS_setresuid, -1, f->cred_uid, -1);
-	rqueue(sh->rt, "listen", SYS_listen, fd, f->backlog);
-	rqueue(sh->rt, "setresuid", SYS_setresuid, -1, geteuid(), -1);
-	rqueue(sh->rt, "setresgid", SYS_setresgid, -1, getegid(), -1);
-	rqueue(sh->rt, "prctl", SYS_prctl, PR_SET_PDEATHSIG, signal);
-	rqueue(sh->rt, "prctl", SYS_prctl, PR_SET_DUMPABLE, 1);
-	return 0;
-}
-
 int fileset_unix_install(struct shell_fds *sh, struct cr_err *err)
 {
 	int r = 0;
@@ -443,10 +378,8 @@ int fileset_unix_install(struct shell_fds *sh, struct cr_err *err)
 
 		if (f->kind != FILE_UNIX_LISTEN || h->listening || !is_the_one(sh, file))
 			continue;
-		if (f->cred_uid != geteuid() || f->cred_gid != getegid()) /* ours: the shell's */
-			r = listen_as(sh, sh->p->fds[i].fd, f, err);
-		else
-			rqueue(sh->rt, "listen", SYS_listen, sh->p->fds[i].fd, f->backlog);
+		r = rtask_queue_as(sh->rt, f->cred_uid, f->cred_gid, "listen", SYS_listen,
+				   (uint64_t[]){sh->p->fds[i].fd, f->backlog, 0, 0}, err);
 		h->listening = true;
 	}
 	return r;

@@ -29,6 +29,7 @@ static void ctx_done(struct files_ctx *x)
 	vec_done(&x->magics);
 	vec_done(&x->references);
 	vec_done(&x->watches);
+	vec_done(&x->undecided);
 	free(x->proc_first);
 	free(x->text.v);
 }

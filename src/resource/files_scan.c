@@ -92,9 +92,11 @@ static void say_held(struct files_ctx *x, const struct fd_watch *w, pid_t pid)
 		files_refuse(x, files_holder_pid(x, w->file), h->fd,
 			     "%s is also held by process %d (%s), which is outside the tree; "
 			     "close it there, or move that process as well",
-			     f->kind == FILE_PIPE      ? "pipe"
-			     : f->kind == FILE_EVENTFD ? "eventfd"
-						       : "memory file",
+			     f->kind == FILE_PIPE        ? "pipe"
+			     : f->kind == FILE_EVENTFD   ? "eventfd"
+			     : f->kind == FILE_UNIX_CONN ? "unix socket"
+			     : f->kind == FILE_UNLINKED  ? "unlinked file"
+							 : "memory file",
 			     pid, comm);
 }
 

@@ -63,13 +63,18 @@ int file_identity_cmp(const struct file *a, const struct file *b)
 	CMP(sock_type);
 	CMP(sock_protocol);
 	CMP(backlog);
+	CMP(peer_ino);
 	CMP(cred_pid);
 	CMP(cred_uid);
 	CMP(cred_gid);
 	int r = strcmp(a->path ? a->path : "", b->path ? b->path : "");
 	if (!r)
 		r = cmp_bytes(a->sockaddr, a->sockaddr_len, b->sockaddr, b->sockaddr_len);
-	return r ? r : sockopts_cmp(a, b);
+	if (!r)
+		r = cmp_bytes(a->peeraddr, a->peeraddr_len, b->peeraddr, b->peeraddr_len);
+	if (r || a->kind == FILE_TCP_CONN)
+		return r; /* its options are set at the stop, with the rest of it */
+	return sockopts_cmp(a, b);
 }
 
 static void identity_done(struct file *id)
@@ -79,6 +84,7 @@ static void identity_done(struct file *id)
 	free(id->opts);
 	free((void *)id->path);
 	free((void *)id->sockaddr);
+	free((void *)id->peeraddr);
 	memset(id, 0, sizeof(*id));
 }
 
@@ -97,11 +103,14 @@ static int identity_copy(struct file *id, const struct file *f)
 	*id = *f;
 	id->data = NULL;
 	id->targets = NULL;
+	id->tcp = NULL;
 	id->n_targets = id->data_len = id->n_opts = 0;
 	id->path = f->path ? strdup(f->path) : NULL;
 	id->sockaddr = dup_bytes(f->sockaddr, f->sockaddr_len);
+	id->peeraddr = dup_bytes(f->peeraddr, f->peeraddr_len);
 	id->opts = calloc(f->n_opts + 1, sizeof(*id->opts));
-	if ((f->path && !id->path) || (f->sockaddr_len && !id->sockaddr) || !id->opts)
+	if ((f->path && !id->path) || (f->sockaddr_len && !id->sockaddr) ||
+	    (f->peeraddr_len && !id->peeraddr) || !id->opts)
 		return -1;
 	for (size_t i = 0; i < f->n_opts; i++) {
 		id->opts[i] = f->opts[i];
@@ -130,6 +139,11 @@ void fileset_set_clocks(struct fileset *fs, int64_t monotonic_ns, int64_t bootti
 	fs->boottime_off_ns = boottime_ns;
 }
 
+void fileset_set_tasks(struct fileset *fs, const struct fileset_tasks *tasks)
+{
+	fs->tasks = *tasks;
+}
+
 static void held_done(struct held *h)
 {
 	const struct file_ops *ops = file_ops_of(h->id.kind);
@@ -137,6 +151,7 @@ static void held_done(struct held *h)
 	if (h->fd >= 0 && ops && ops->drop)
 		ops->drop(h);
 	close_fdp(&h->fd);
+	close_fdp(&h->peer_fd);
 	vec_done(&h->items.list);
 	identity_done(&h->id);
 }
@@ -205,7 +220,7 @@ static int take_over(struct fileset *fs, const struct tree *t, struct held *next
 			/* old[].f points into *from: not looked at again */
 			next[new[n++].index] = *from;
 			memset(from, 0, sizeof(*from));
-			from->fd = -1;
+			from->fd = from->peer_fd = -1;
 		} else if (r < 0) {
 			o++;
 		} else {
@@ -283,7 +298,7 @@ int fileset_build(struct fileset *fs, const struct tree *t, const int *object_fd
 	if (!next)
 		return cr_err_oom(err);
 	for (size_t i = 0; i < t->n_files; i++)
-		next[i].fd = -1;
+		next[i].fd = next[i].peer_fd = -1;
 	r = raise_limit(t, err);
 	if (!r)
 		r = take_over(fs, t, next, err);

@@ -3,6 +3,7 @@
 
 /* In the order in which they are asked whether a description is theirs. */
 #define KINDS(KIND)                                                                                \
+	KIND(unlinked)                                                                             \
 	KIND(regular)                                                                              \
 	KIND(chardev)                                                                              \
 	KIND(pipe)                                                                                 \
@@ -13,8 +14,11 @@
 	KIND(memfd)                                                                                \
 	KIND(tcp_listen)                                                                           \
 	KIND(tcp_idle)                                                                             \
+	KIND(tcp_conn)                                                                             \
 	KIND(tcp_closed)                                                                           \
 	KIND(unix_listen)                                                                          \
+	KIND(udp)                                                                                  \
+	KIND(unix_conn)                                                                            \
 	KIND(refused) /* last: takes what is left */
 
 #define DECLARE(name) extern const struct file_ops file_ops_##name;

@@ -22,13 +22,21 @@ struct capture_proc {
 	int pidfd;                  /* owned by the caller */
 };
 
+/* What becomes of connected TCP sockets. */
+enum tcp_mode {
+	TCP_MODE_AUTO,        /* those that can go on do; the others as with CLOSE */
+	TCP_MODE_ESTABLISHED, /* they go on; what cannot is refused by name */
+	TCP_MODE_CLOSE,       /* the move closes them, the tasks see a reset */
+	TCP_MODE_REFUSE,      /* refused by name */
+};
+
 struct capture {
 	struct tree *tree;        /* being filled; allocate from tree->arena */
 	const struct tree *prev;  /* the previous capture, or NULL */
 	struct refusals *refused; /* what cannot move; never NULL */
 	bool exact;               /* the tasks are stopped: everything must be as of now */
-	bool tcp_close; /* connected TCP sockets: true: the move closes them, the tasks see a reset
-			 * (callers set it for now); false: they are refused by name */
+	enum tcp_mode tcp;
+	uint64_t flags_cost; /* so far, of reading what madvise(2) has set; see memory/capture.c */
 	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
 };
 
@@ -63,15 +71,31 @@ int attrs_capture(struct capture *c, struct cr_err *err) must_check;
 struct attrs_query {
 	void *out;            /* in the scratch area */
 	struct rcall *ret[6]; /* calls that tell by return value */
+	bool signals_stale;   /* set by collect: run attrs_pending_again once all are collected */
+};
+enum attrs_ask {
+	ATTRS_ASK_THREAD,
+	ATTRS_ASK_PROCESS, /* the leader */
+	/* the leader, before the rounds: timers and clocks are left alone; attrs_query_expect first
+	 */
+	ATTRS_ASK_AHEAD,
 };
 int attrs_query_queue(struct rtask *rt, struct attrs_query *q, const struct process *p,
-		      const struct thread *th, bool first, struct cr_err *err) must_check;
-int attrs_query_collect(struct rtask *rt, const struct attrs_query *q, struct tree *t,
-			struct process *p, struct thread *th, bool first,
+		      const struct thread *th, enum attrs_ask what, struct cr_err *err) must_check;
+int attrs_query_collect(struct rtask *rt, struct attrs_query *q, struct tree *t, struct process *p,
+			struct thread *th, enum attrs_ask what, struct cr_err *err) must_check;
+/* Which signals have actions that only the task can tell, as of now: in place of what attrs_capture
+ * said ahead. */
+int attrs_query_expect(struct process *p, struct cr_err *err) must_check;
+/* The pending signals of p once more, since a timer went off between attrs_capture and the query.
+ * The threads run the executor, traced by this thread, and are interrupted for it. */
+int attrs_pending_again(struct tree *t, struct process *p, struct refusals *refused,
 			struct cr_err *err) must_check;
 /* Where no query is made (ahead): what only the query tells is taken over from the previous
  * capture. prev NULL: defaults. */
 void attrs_copy_inside(struct tree *t, struct process *p, const struct process *prev);
+/* What a thread that was not asked would most likely say, judged by the leader, who was. */
+void attrs_guess_inside(const struct process *p, struct thread *th);
 
 /* Destination preflight: scheduling, limits, credentials, clocks, cpu features that cannot be had
  * here. */
@@ -118,9 +142,8 @@ int attrs_launch_queue(struct rtask *rt, const struct tree *t, const struct proc
 		       struct cr_err *err) must_check;
 
 /* A breakpoint trap resets an ignored or blocked SIGTRAP to default: true if p's action is another,
- * and attrs_sigtrap_queue must be run after the last trap. */
+ * and the park has to do without one. */
 bool attrs_sigtrap_fragile(const struct process *p);
-int attrs_sigtrap_queue(struct rtask *rt, const struct process *p, struct cr_err *err) must_check;
 
 /* ---- open files, cwd, root, umask (resource/files*.c, fileset*.c and one file per kind) ---- */
 
@@ -153,6 +176,14 @@ void fileset_free(struct fileset *fs);
 void fileset_undo(struct fileset *fs);
 /* The tasks' CLOCK_MONOTONIC and CLOCK_BOOTTIME less ours, for timerfds. Not called: 0. */
 void fileset_set_clocks(struct fileset *fs, int64_t monotonic_ns, int64_t boottime_ns);
+/* The way into the shells, for what has to be made by the very process: *slot is where the shell
+ * holds a pidfd of ours, as for fileset_install. Negative: there is no such shell. Not set: all is
+ * made by the agent. Used during fileset_build. */
+struct fileset_tasks {
+	int (*enter)(void *arg, pid_t pid, struct rtask **rt, int *slot);
+	void *arg;
+};
+void fileset_set_tasks(struct fileset *fs, const struct fileset_tasks *tasks);
 /* Open what t lists. Called again with a later tree, it opens only what is new and closes what is
  * gone; then every process needs fileset_install again (which likewise does only what differs).
  * object_fds[i]: descriptor for tree->objects[i], stays the caller's. The shells exist already,
@@ -185,3 +216,34 @@ int fileset_renames(const struct fileset *fs, const struct tree *t,
 		    int (*fn)(const char *from, const char *to, void *arg), void *arg);
 /* At the point of no return, before the tasks run: unix sockets take over their paths. */
 int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
+
+/* ---- what fileset_launch needs of the network, and who does it elsewhere (resource/net_*.c) ----
+ */
+
+/* Destination preflight: can these addresses be taken over? */
+void net_check(const struct tree *t, struct refusals *refused);
+/* True if fileset_launch has more to do than what fileset_renames tells. */
+bool net_needs_launch(const struct tree *t);
+/* The addresses of t come to this host, and neighbours hear of it. */
+int net_take_addresses(const struct tree *t, struct cr_err *err) must_check;
+/* In place of a process that got lost between fileset_prepare and the end of fileset_launch: the
+ * connections of the tasks, which are frozen, talk to their peers. What fails is logged: the tasks
+ * run in any case. */
+int net_finish_launch(const struct tree *t, struct cr_err *err) must_check;
+
+/* The source's sockets out of the network while their state is taken. */
+struct net_lock;
+struct net_lock *net_lock_new(void); /* NULL when memory is out */
+/* Nothing reaches the connections of the tasks, which are stopped, and, if asked for, their
+ * listeners; the state of the connections is added to t. -EAGAIN: connections wait to be accepted;
+ * later perhaps none does. After a failure: net_lock_undo(). */
+int net_lock_take(struct net_lock *l, struct tree *t, bool listeners,
+		  struct cr_err *err) must_check;
+/* Nothing has come in since? */
+int net_lock_verify(const struct net_lock *l, struct cr_err *err) must_check;
+/* As they were. */
+int net_lock_undo(struct net_lock *l, struct cr_err *err) must_check;
+/* Closes our references: that of a task that has ended is then silent. Takes NULL. */
+void net_lock_free(struct net_lock *l);
+/* The same for a process that got lost with a lock taken: the sockets of pid. */
+int net_unlock_process(pid_t pid, struct cr_err *err) must_check;

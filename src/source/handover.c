@@ -7,10 +7,18 @@
 #include <sys/wait.h>
 #include <time.h>
 #include "base/clock.h"
+#include "base/heap.h"
 #include "memory/digest.h"
 #include "base/fault.h"
+#include "kernel/sysv_shm.h"
+#include "source/serve.h"
 
-enum { COMMIT_TIMEOUT_MS = 30000, SWITCH_PRIORITY = 40 };
+enum {
+	COMMIT_TIMEOUT_MS = 30000,
+	SWITCH_PRIORITY = 40,
+	HEAP_BYTES = 256 * 1024, /* what a switch-over allocates, about */
+	HEAP_BYTES_PER_THREAD = 16 * 1024,
+};
 
 int source_journal(struct source *s, enum journal_state state, struct cr_err *err)
 {
@@ -24,6 +32,23 @@ int source_journal(struct source *s, enum journal_state state, struct cr_err *er
 		*p = (struct journal_pid){(*spp)->pid, (*spp)->starttime};
 	}
 	return journal_write(s->env->state_dir, &s->journal, err);
+}
+
+/* What is to go with the source's tasks. */
+static int note_segments(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	s->journal.shms.n = 0;
+	for (size_t i = 0; i < t->n_objects; i++) {
+		const struct shared_object *so = &t->objects[i];
+		struct journal_shm *seg =
+		    so->kind == OBJ_SYSV_SHM ? vec_push(&s->journal.shms) : NULL;
+
+		if (so->kind == OBJ_SYSV_SHM && !seg)
+			return cr_err_oom(err);
+		if (seg)
+			*seg = (struct journal_shm){so->ipc_id, so->ipc_cpid};
+	}
+	return 0;
 }
 
 /* ---- the last of the memory ---- */
@@ -103,6 +128,13 @@ static int send_rest(struct source *s, struct tree *t, struct cr_err *err)
 		r = source_send_memory(s, t, true, err);
 	if (!r)
 		r = take_guards(s, t, err);
+	/* there the tasks' memory is closed to us with the final tree */
+	if (!r && s->lazy)
+		r = last_look(s, t, err);
+	if (!r && s->lazy)
+		r = page_tx_flush(s->tx, NULL, err);
+	if (!r && s->lazy)
+		r = source_tell_left(s, err);
 	/* what is sealed there at the last step takes no more pages */
 	for (size_t i = 0; i < t->n_objects && !r; i++)
 		if (t->objects[i].seals)
@@ -181,13 +213,8 @@ static int prepare(struct source *s, const struct tree *t, struct cr_err *err)
 
 	s->asked_to_prepare = true;
 	int r = link_send(s->peer, &m, err);
-	/* Meanwhile: from here on the tasks do not run on by themselves, whatever becomes of this
-	 * process. */
-	if (!r)
-		r = seizure_hold(s->seizure, err);
-	s->held = true;
-	if (!r)
-		r = source_journal(s, JOURNAL_PREPARED, err);
+	if (!r) /* meanwhile */
+		r = source_hold(s, err);
 	fault_point("source-held");
 	if (!r)
 		r = wait_prepared(s, source_patience_ms(s, source_work_ms(t)), &reply, err);
@@ -195,6 +222,33 @@ static int prepare(struct source *s, const struct tree *t, struct cr_err *err)
 	if (!r)
 		msg_free(&reply);
 	return r;
+}
+
+/* Does the destination itself say that it does not have the tasks, and never will? So it does if
+ * what would fetch their pages died before they ran. */
+static bool gave_up_there(struct source *s)
+{
+	struct msg_hello hello = {.version = MSG_VERSION,
+				  .role = MSG_ROLE_PEER,
+				  .id = s->rq->id,
+				  .token = s->rq->token,
+				  .host = s->env->host};
+	_cleanup_(link_freep) struct link *l = NULL;
+	struct msg m = msg_of(MSG_QUERY), reply;
+	struct cr_err ignored = {0};
+
+	m.query.id = s->rq->id;
+	int r = link_connect(&l, s->rq->peer_address, 1000, &ignored);
+	if (!r)
+		r = link_hello(l, &hello, 2000, &reply, &ignored);
+	if (r)
+		return false;
+	msg_free(&reply);
+	if (link_call(l, &m, MSG_STATE, 2000, &reply, &ignored))
+		return false;
+	bool gave_up = reply.state.state == MSG_STATE_ABORTED;
+	msg_free(&reply);
+	return gave_up;
 }
 
 /* The link broke after the decision: it stands. Try to tell the destination again, for as long as
@@ -224,6 +278,8 @@ static int settle_commit(struct source *s, struct cr_err *err)
 			msg_free(&reply);
 			return 0;
 		}
+		if (s->lazy && gave_up_there(s))
+			return -ECANCELED;
 		nanosleep(&pause, NULL);
 	}
 	return cr_err_ctx(err,
@@ -244,23 +300,72 @@ static void kill_source(struct source *s)
 		}
 	seizure_forget(s->seizure);
 	s->seizure = NULL;
+	vec_foreach (seg, &s->journal.shms)
+		sysv_shm_remove(seg->id, seg->cpid);
+	/* the last references: what is in repair mode closes without a word */
+	net_lock_free(s->net_lock);
+	s->net_lock = NULL;
 }
 
 static int commit(struct source *s, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_COMMIT), reply;
+
+	s->journal.lazy = s->lazy;
 	int r = source_journal(s, JOURNAL_COMMIT, err);
 
 	if (r)
 		return r;
 	fault_point("source-commit");
 	s->committed = true; /* the decision: one place, this one */
+	/* before any socket that has it is closed: nothing can be answered by a reset then; and
+	 * before the destination has it */
+	source_leave_addresses(s);
 	r = link_call(s->peer, &m, MSG_RUNNING, COMMIT_TIMEOUT_MS, &reply, err);
 	if (!r)
 		msg_free(&reply);
 	else
 		r = settle_commit(s, err);
+	if (r == -ECANCELED) /* undecided by the destination itself, before anything ran there */
+		s->committed = false;
 	return r;
+}
+
+/* ---- after the commit ---- */
+
+static void say_served(void *arg, uint64_t left)
+{
+	struct source *s = arg;
+	char text[80];
+
+	snprintf(text, sizeof(text), "%llu pages left to be fetched", (unsigned long long)left);
+	source_event(s, "post-copy", text);
+}
+
+static int serve_destination(struct source *s, struct cr_err *err)
+{
+	_cleanup_free_ pid_t *pids = calloc(s->seizure->procs.n + 1, sizeof(*pids));
+	struct serve sv = {.peer_address = s->rq->peer_address,
+			   .id = s->rq->id,
+			   .token = s->rq->token,
+			   .host = s->env->host,
+			   .pids = pids,
+			   .max_bandwidth = s->rq->opts.max_bandwidth,
+			   .timeout_ms = s->rq->opts.postcopy_timeout_ms,
+			   .progress = say_served,
+			   .arg = s};
+
+	if (!pids)
+		return cr_err_oom(err);
+	vec_foreach (q, &s->seizure->procs)
+		if (!q->zombie)
+			pids[sv.n_pids++] = q->pid;
+	source_event(s, "post-copy", "the tasks run at the destination, and fetch what they need");
+	fault_point("source-serving");
+	int r = serve_run(&sv, err);
+	s->done.postcopied = !r;
+	s->done.postcopy = sv.result;
+	return r ? cr_err_ctx(err, "serving the pages that are missing there") : 0;
 }
 
 /* ---- the switch-over ---- */
@@ -274,18 +379,52 @@ static void real_time(bool on)
 		return;
 }
 
+/* A task that does not run on as it was is worse than whatever came before: never passed over. */
+static int undo_failed(int r, const struct cr_err *undo, struct cr_err *err)
+{
+	struct cr_err before = *err;
+
+	*err = *undo;
+	cr_err_ctx(err, "the tasks could not be let go cleanly");
+	return r ? cr_err_ctx(err, "%s; then", before.msg) : -undo->code;
+}
+
 static int undo_switch(struct source *s, struct tree *t, int r, struct cr_err *err)
 {
 	struct cr_err undo = {0};
 
 	tree_free(t);
 	real_time(false);
+	if (source_unlock_network(s, &undo))
+		r = undo_failed(r, &undo, err);
 	if (s->held && seizure_unhold(s->seizure, &undo))
-		cr_err_ctx(err, "%s; then", undo.msg);
+		r = undo_failed(r, &undo, err);
 	s->held = false;
 	if (source_resume(s, &undo))
-		cr_err_ctx(err, "and the tasks could not be let go cleanly: %s", undo.msg);
+		r = undo_failed(r, &undo, err);
 	return r;
+}
+
+/* Once the tasks are about to go on here; too late for a failure to change anything. */
+static void unlock_network(struct source *s, bool locked)
+{
+	struct cr_err err = {0};
+
+	if (locked && source_hook(s, "network-unlock", &err))
+		source_event(s, "warning", err.msg);
+}
+
+/* They stay, in a group stop: each has the SIGSTOP pending as it leaves, before it runs anything.
+ */
+static int leave_stopped(struct source *s, struct cr_err *err)
+{
+	struct cr_err undo = {0};
+
+	if (!source_unlock_network(s, &undo) && !seizure_unhold(s->seizure, &undo) &&
+	    !source_resume(s, &undo))
+		return 0;
+	*err = undo;
+	return cr_err_ctx(err, "leaving the tasks stopped");
 }
 
 /* The destination gets ready too: its priority rises before it is needed. */
@@ -304,15 +443,17 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	struct msg_phases *ph = &s->done.phases;
 	struct stop_times times;
 	struct tree *t = NULL;
+	bool locked;
 
 	source_event(s, MSG_EVENT_SWITCH_OVER, "stopping the tasks");
 	struct seize_request rq;
 	source_request(s, &rq);
+	heap_warm(HEAP_BYTES + tree_count_threads(s->tree) * HEAP_BYTES_PER_THREAD);
 	page_tx_set_bandwidth(s->tx, 0); /* the limit is for what runs beside the tasks */
 	real_time(true);
 	int r = announce(s, err);
 	if (!r)
-		r = source_stop(s, &rq, &t, true, &times, err);
+		r = source_stop(s, &rq, &t, &times, err);
 	if (r) {
 		real_time(false);
 		return r;
@@ -325,14 +466,19 @@ int source_switch_over(struct source *s, struct cr_err *err)
 			       s->notes.list.v[0].what, s->notes.list.v[0].pid,
 			       s->notes.list.v[0].why);
 	if (!r)
+		r = source_hook(s, "network-lock", err);
+	locked = !r;
+	if (!r)
 		r = source_check_hole(s, t, err);
 	if (!r)
 		r = send_rest(s, t, err);
 	ph->last_pages = now_us() - times.captured_us;
 	uint64_t t1 = now_us();
+	if (!r) /* as late as can be: what comes in from here on has to be sent again */
+		r = source_lock_network(s, t, err);
 	if (!r)
 		r = source_tell_tree(s, MSG_STAGE_FINAL, t, err);
-	if (!r) /* while the destination works on that */
+	if (!r && !s->lazy) /* while the destination works on that */
 		r = last_look(s, t, err);
 	if (!r)
 		r = page_tx_flush(s->tx, NULL, err);
@@ -344,32 +490,50 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		r = verify_full(s, t, err);
 	ph->last_pages += now_us() - t1;
 	t1 = now_us();
+	if (!r && !s->rq->opts.leave_running)
+		r = note_segments(s, t, err);
 	if (!r)
 		r = prepare(s, t, err);
+	if (!r)
+		r = source_verify_network(s, err);
 	ph->launch = now_us() - t1;
 	fault_point("source-prepared");
+	if (!r)
+		r = source_hook(s, "post-dump", err);
 	if (!r)
 		r = source_check_abort(s, err);
 	if (r || s->rq->opts.rehearse) {
 		s->done.downtime_us = now_us() - times.start_us;
+		unlock_network(s, locked);
 		return undo_switch(s, t, r, err);
 	}
 	t1 = now_us();
 	r = commit(s, err);
 	ph->commit = now_us() - t1;
 	s->done.downtime_us = now_us() - times.start_us;
-	if (r && !s->committed)
+	if (r && !s->committed) {
+		unlock_network(s, locked);
 		return undo_switch(s, t, r, err);
+	}
 	real_time(false);
 	tree_free(t);
+	if (!r && s->lazy)
+		r = serve_destination(s, err);
 	if (r) /* decided, but not confirmed: stopped, and held, until somebody settles it */
 		return r;
+	if (s->image && s->image->leave_stopped) {
+		unlock_network(s, locked);
+		return leave_stopped(s, err);
+	}
 	if (s->rq->opts.leave_running) {
+		unlock_network(s, locked);
 		struct cr_err undo = {0};
 
-		if (seizure_unhold(s->seizure, &undo) || source_resume(s, &undo))
-			return cr_err_ctx(err, "letting the source run on: %s", undo.msg);
-		return 0;
+		if (!source_unlock_network(s, &undo) && !seizure_unhold(s->seizure, &undo) &&
+		    !source_resume(s, &undo))
+			return 0;
+		*err = undo;
+		return cr_err_ctx(err, "letting the source run on");
 	}
 	kill_source(s);
 	fault_point("source-killed");

@@ -9,6 +9,8 @@
 #include "kernel/procfs.h"
 #include "kernel/timens.h"
 #include "kernel/vdso.h"
+#include "remote/detour.h"
+#include "remote/sigframe.h"
 #include "resource/resource.h"
 
 void source_request(const struct source *s, struct seize_request *rq)
@@ -44,10 +46,13 @@ static void proc_free(struct source_proc *sp)
 static int find_vdso(struct source_proc *sp, struct cr_err *err)
 {
 	uint8_t digest[16];
+	struct parasite_entry *e = &sp->entry;
 	uint64_t end;
-	int r = vdso_describe(sp->pid, &sp->vdso_start, &end, digest, err);
+	int r = vdso_describe(sp->pid, &e->string_va, &end, digest, err);
 
-	return r ? r : vdso_syscall_insn(sp->pid, sp->vdso_start, end, &sp->syscall_insn, err);
+	if (!r)
+		r = vdso_syscall_insn(sp->pid, e->string_va, end, &e->insn_va, err);
+	return r ? r : detour_find(sp->pid, e->string_va, end, &e->detour_va, err);
 }
 
 /* Known process, or one more. A pid that was reused is another process. */
@@ -145,6 +150,7 @@ static int describe_host(struct tree *t, const struct tree *before, struct cr_er
 	snprintf(t->hostname, sizeof(t->hostname), "%s", u.nodename);
 	__asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
 	t->xcr0 = (uint64_t)edx << 32 | eax;
+	xstate_used_bytes(t->xcr0); /* slow the first time: not at a stop */
 	/* tile data belongs to who asked for it; those are told at the stop */
 	t->xfeatures = t->xcr0 & ~(3ull << 17);
 	return vdso_describe(getpid(), &start, &end, t->vdso_digest, err);
@@ -226,8 +232,10 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 			    .refused = &s->notes,
 			    .exact = exact,
 			    .procs = cp,
-			    .tcp_close = true};
+			    .tcp = source_tcp_mode(s)};
 	int r = describe_host(t, before, err);
+	if (!r)
+		r = source_list_addresses(s, t, err);
 	if (!r)
 		r = list_processes(s, who, exact, t, cp, err);
 	if (!r && s->tree) { /* fixed for as long as a process lives */
@@ -261,6 +269,15 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 	return 0;
 }
 
+/* Of mappings that are the same otherwise. */
+static bool flags_differ(const struct mm *a, const struct mm *b)
+{
+	for (size_t i = 0; i < a->n_vmas && i < b->n_vmas; i++)
+		if (a->vmas[i].flags != b->vmas[i].flags)
+			return true;
+	return a->n_vmas != b->n_vmas;
+}
+
 static bool process_differs(const struct process *a, const struct process *b)
 {
 	if (a->zombie != b->zombie || a->n_threads != b->n_threads || a->ppid != b->ppid ||
@@ -273,7 +290,7 @@ static bool process_differs(const struct process *a, const struct process *b)
 		    attrs_thread_differs(&a->threads[i], &b->threads[i]))
 			return true;
 	return a->mm.layout_digest != b->mm.layout_digest || a->mm.brk != b->mm.brk ||
-	       attrs_process_differs(a, b);
+	       flags_differ(&a->mm, &b->mm) || attrs_process_differs(a, b);
 }
 
 bool source_structure_differs(const struct tree *a, const struct tree *b)

@@ -2,7 +2,12 @@
  *
  * infect: every thread's registers are saved, a memfd with the blob is mapped in each address
  * space, and the threads wait in the executor for batches. cure: parked at rt_sigreturn, memory
- * unmapped, registers as they were. Nothing stays in the tasks. */
+ * unmapped, registers as they were. Nothing stays in the tasks.
+ *
+ * Should this process die, at whatever moment, the tasks go back by themselves: from the executor
+ * within a second by a signal frame, from an injected call by the detour. So in each task the way
+ * back is laid before anything is changed, and of mask and registers those are written first that
+ * leave it on that way. What then stays is a mapping that nobody uses. */
 #pragma once
 #include <stdbool.h>
 #include <sys/user.h>
@@ -16,24 +21,38 @@ struct parasite_thread {
 	pid_t tid;
 	struct user_regs_struct gp; /* as stopped */
 	uint64_t sigmask;
+	uint64_t rseq_va; /* rseq(2); 0: none */
+	uint32_t rseq_len, rseq_sig, rseq_flags;
+	uint8_t *xstate; /* as far as it is not in its initial state */
+	size_t xstate_len;
 	struct rtask rt;
 	bool running; /* in the executor; else stopped with its own registers */
+};
+
+struct parasite_entry {     /* where system calls can be injected; addresses in the process */
+	uint64_t insn_va;   /* a `syscall` instruction */
+	uint64_t detour_va; /* remote/detour.h; 0: no room for one: an injected call that is cut
+			       short by our death then takes the process along */
+	uint64_t string_va; /* a short string (any: the start of the vdso does) */
 };
 
 struct parasite { /* of one process */
 	pid_t pid;
 	int pidfd; /* borrowed */
+	struct parasite_entry entry;
 	struct rarea area;
 	struct parasite_thread *threads;
 	size_t n_threads;
 	bool mapped;
+	bool detour; /* it is laid */
 };
 
-/* All threads tids[] are in PTRACE_EVENT_STOP. insn_va: a `syscall` instruction in the process;
- * string_va: a short string in it (any: the start of the vdso does). On failure everything has been
+/* The threads then stand ready for the executor, and calls can be queued and started; they run from
+ * parasite_start() on. All threads tids[] are in PTRACE_EVENT_STOP. On failure everything has been
  * put back, unless the process died. */
 int parasite_infect(struct parasite *p, pid_t pid, int pidfd, const pid_t *tids, size_t n,
-		    uint64_t insn_va, uint64_t string_va, struct cr_err *err) must_check;
+		    const struct parasite_entry *entry, struct cr_err *err) must_check;
+int parasite_start(struct parasite *p, struct parasite_thread *th, struct cr_err *err) must_check;
 /* Put everything back; the threads are stopped again, with their own registers. */
 int parasite_cure(struct parasite *p, enum park_how how, enum leave_how leave,
 		  struct cr_err *err) must_check;

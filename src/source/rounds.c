@@ -123,6 +123,21 @@ int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *
 
 /* ---- sending memory ---- */
 
+/* The destination cuts pages at the end of the object as it knew it: of a page that lies across
+ * that end, it may have less than was sent. What it has cut off is gone. */
+static void follow_size(struct source_object *o, uint64_t size)
+{
+	uint64_t edge = o->size < size ? o->size : size;
+
+	if (o->size == size)
+		return;
+	sentmap_doubt(&o->sent, edge & ~(CR_PAGE_SIZE - 1));
+	if (size < o->size)
+		sentmap_forget(&o->sent, ALIGN_UP(size, CR_PAGE_SIZE),
+			       ALIGN_UP(o->size, CR_PAGE_SIZE));
+	o->size = size;
+}
+
 /* Shared memory is compared whole: another mapper's writes, or write(2), leave no mark here. */
 static int send_object(struct source *s, size_t i, uint64_t size, struct cr_err *err)
 {
@@ -131,6 +146,8 @@ static int send_object(struct source *s, size_t i, uint64_t size, struct cr_err 
 	int r = reader_target(s->reader, o->target, &o->sent, READ_FILE, 0, fd, err);
 	uint64_t end = ALIGN_UP(size, CR_PAGE_SIZE);
 
+	if (!r)
+		follow_size(o, size);
 	for (uint64_t at = 0; at < end && !r;) {
 		off_t data = lseek(fd, (off_t)at, SEEK_DATA);
 		uint64_t next = data < 0 ? end : (uint64_t)data & ~(CR_PAGE_SIZE - 1);
@@ -171,9 +188,12 @@ int source_send_memory(struct source *s, const struct tree *t, bool final, struc
 
 		if (t->procs[i].zombie || !sp || !sp->has_tracker)
 			continue;
+		if (s->lazy)
+			r = source_leave_behind(sp, &t->procs[i], err);
 		sp->tracker.always_full |=
 		    direct; /* for good: what came in then may not be known */
-		r = tracker_round(&sp->tracker, &t->procs[i].mm, s->reader, final, err);
+		if (!r)
+			r = tracker_round(&sp->tracker, &t->procs[i].mm, s->reader, final, err);
 		if (r == -ESRCH && !final)
 			r = 0; /* it died: the next look at the tree will tell */
 		if (!r && !final)
@@ -240,7 +260,7 @@ static void keep_armed(struct source *s, struct seizure *who)
 }
 
 /* What changed beside the pages goes first: pages are placed into the mappings that it makes. */
-static int follow_structure(struct source *s, struct cr_err *err)
+int source_follow_structure(struct source *s, struct cr_err *err)
 {
 	struct seize_request rq;
 	struct seizure *who = NULL;
@@ -373,24 +393,70 @@ static void warn_downtime(struct source *s, const struct round_result *res)
 	refusals_done(&notes);
 }
 
+int source_one_round(struct source *s, uint32_t n, struct cr_err *err)
+{
+	struct round_result res = {0};
+	int r = one_round(s, &res, err);
+
+	if (!r)
+		report_round(s, n, &res);
+	return r;
+}
+
+static int abort_for_rates(const struct round_result *res, struct cr_err *err)
+{
+	return cr_err_set(err, CR_ERR_INPUT, ECANCELED,
+			  "pre-copy does not converge: %llu MB/s are written, %llu MB/s are sent "
+			  "(--on-no-convergence abort)",
+			  (unsigned long long)(res->us ? res->written * CR_PAGE_SIZE / res->us : 0),
+			  (unsigned long long)(res->us ? res->sent * CR_PAGE_SIZE / res->us : 0));
+}
+
+/* What else there is to do once more rounds would not help. */
+static int not_converged(struct source *s, uint32_t n, const struct round_result *res,
+			 struct cr_err *err)
+{
+	if (s->rq->opts.mode == MSG_MODE_HYBRID)
+		return source_drop_rounds(s, n + 1, err);
+	if (predict(res) <= s->rq->opts.downtime_limit_us)
+		return 0;
+	warn_downtime(s, res);
+	switch (s->rq->opts.no_convergence) {
+	case MSG_NO_CONVERGENCE_POSTCOPY:
+		return source_drop_rounds(s, n + 1, err);
+	case MSG_NO_CONVERGENCE_ABORT:
+		return abort_for_rates(res, err);
+	default:
+		return 0;
+	}
+}
+
+/* In hybrid mode a round that does not shrink what is left has shown all that rounds can. */
+static bool hybrid_enough(const struct source *s, uint32_t n, const struct round_result *last,
+			  const struct round_result *res)
+{
+	return s->rq->opts.mode == MSG_MODE_HYBRID && n >= 2 &&
+	       res->written * SHRINK_DEN >= last->written * SHRINK_NUM;
+}
+
 int source_rounds(struct source *s, struct cr_err *err)
 {
 	struct round_result last = {0}, res = {0};
 
+	if (s->rq->opts.mode == MSG_MODE_POSTCOPY)
+		return source_drop_rounds(s, 1, err);
 	for (uint32_t n = 1;; n++) {
 		int r = source_check_abort(s, err);
 
 		if (!r && n > 1)
-			r = follow_structure(s, err);
+			r = source_follow_structure(s, err);
 		if (!r)
 			r = one_round(s, &res, err);
 		if (r)
 			return cr_err_ctx(err, "round %u", n);
 		report_round(s, n, &res);
-		if (converged(s, n, &last, &res)) {
-			warn_downtime(s, &res);
-			return 0;
-		}
+		if (converged(s, n, &last, &res) || hybrid_enough(s, n, &last, &res))
+			return not_converged(s, n, &res, err);
 		last = res;
 	}
 }

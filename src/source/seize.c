@@ -167,16 +167,6 @@ static int take_running(struct attempt *a, uint64_t budget_us, struct cr_err *er
 
 /* ---- the result ---- */
 
-static int leader_gone(const struct walk_proc *w, struct cr_err *err)
-{
-	char who[128];
-
-	task_describe(w->pid, w->pid, who, sizeof(who));
-	err->pid = w->pid;
-	return cr_err_set(err, CR_ERR_UNSUPPORTED, EBUSY,
-			  "%s: its first thread has exited while others run: not supported", who);
-}
-
 /* From the last walk and what is held of it. A task that is held but was not found any more (its
  * pid was reused before it was seized, or it left the tree by its parent's death) is let go. */
 static int build(struct attempt *a, struct cr_err *err)
@@ -191,7 +181,7 @@ static int build(struct attempt *a, struct cr_err *err)
 				const struct held *h =
 				    held_find(&a->held, a->walk.tids.v[w->first_tid + i]);
 				if (h && h->state == HELD_STOPPED)
-					return leader_gone(w, err);
+					return seizure_leader_gone(w->pid, err);
 			}
 			continue;
 		}
@@ -290,7 +280,7 @@ static void undo(struct attempt *a, bool again, struct cr_err *err)
 static int take_once(struct seizure *s, const struct seize_request *rq, unsigned int n, bool last,
 		     struct refusals *refused, struct cr_err *err)
 {
-	struct attempt a = {.rq = rq, .s = s, .refused = refused};
+	struct attempt a = {.rq = rq, .s = s, .refused = refused, .walk.alone = rq->alone};
 	int r = try_take(&a, n, err);
 
 	if (r == 0)
@@ -315,6 +305,9 @@ static int take_attempts(struct seizure *s, const struct seize_request *rq,
 		if (r != -EAGAIN)
 			return r;
 	}
+	/* it was given time to end, and did not */
+	if (err->kind == CR_ERR_UNSUPPORTED)
+		err->code = EBUSY;
 	return cr_err_ctx(err, "not after %u attempts", rq->attempts);
 }
 

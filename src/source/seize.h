@@ -13,7 +13,8 @@
 
 struct seized_task {
 	pid_t tid;
-	bool dead; /* died since */
+	bool dead;         /* died since */
+	bool held_running; /* seizure_hold found it running, in an executor */
 };
 struct seized_proc {
 	pid_t pid, ppid;
@@ -37,6 +38,7 @@ struct seize_request {
 	/* Cgroup to freeze: a directory below a v1 freezer or v2 mount, given as the path inside
 	 * the hierarchy ("/web") or as the whole path; NULL: none. */
 	const char *cgroup;
+	bool alone;        /* the process root and none below it */
 	bool whole_cgroup; /* tasks in the cgroup but outside the tree are taken, not refused */
 	unsigned int
 	    attempts;       /* 0: default (8); the tasks run 1 ms to 200 ms between two of them */
@@ -66,13 +68,17 @@ int seizure_preview(struct seizure **ret, const struct seize_request *rq, struct
 		    struct cr_err *err) must_check;
 
 /* From here on the tasks must not run by accident: if this process dies they enter a group stop (as
- * by SIGSTOP; SIGCONT lets them go on) instead of running. All tasks must be in PTRACE_EVENT_STOP,
- * as after seizure_take. A SIGCONT that is pending is lost (signal(7): a stop signal discards it).
- */
+ * by SIGSTOP; SIGCONT lets them go on) instead of running. Tasks are in PTRACE_EVENT_STOP, as after
+ * seizure_take, or wait in an executor with all signals blocked: these take no calls meanwhile. A
+ * SIGCONT that is pending is lost (signal(7): a stop signal discards it). */
 int seizure_hold(struct seizure *s, struct cr_err *err) must_check;
-/* Takes that back; the tasks do not notice and are in PTRACE_EVENT_STOP again. seizure_free does it
- * too. */
+/* Takes that back; the tasks do not notice, and are in PTRACE_EVENT_STOP or run as before.
+ * seizure_free does it too. */
 int seizure_unhold(struct seizure *s, struct cr_err *err) must_check;
+
+/* When they are let go, by seizure_free(), they enter a group stop, as by SIGSTOP, before they run
+ * anything. */
+int seizure_leave_stopped(struct seizure *s, struct cr_err *err) must_check;
 
 /* Detach all, in the state they are in, and reap those that died, so that their parents can. A task
  * that is running (resumed and not waited for) is stopped first. NULL is fine. */

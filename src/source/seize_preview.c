@@ -1,11 +1,16 @@
 #include "source/seize_private.h"
 
+#include "base/clock.h"
 #include "kernel/cgroup.h"
 #include "kernel/procfs.h"
 #include "source/seize_tasks.h"
 #include "source/seize_walk.h"
 
-enum { PREVIEW_WALKS = 10, PF_KTHREAD = 0x00200000 };
+enum {
+	PREVIEW_WALKS = 10,
+	PF_KTHREAD = 0x00200000,
+	EXIT_US = 200000, /* for a process whose first thread has exited to end altogether */
+};
 
 /* Two walks that agree, or the last of a few: the tasks run. */
 static int walk_settled(struct walk *w, const struct seizure *s, const struct seize_request *rq,
@@ -47,6 +52,20 @@ static int look_at_thread(pid_t pid, pid_t tid, struct refusals *refused, struct
 	return 1;
 }
 
+/* The first thread of a process that exits is often a zombie before the others are. */
+static bool ends_soon(pid_t pid)
+{
+	uint64_t deadline = now_us() + EXIT_US;
+	struct backoff backoff = {0};
+
+	while (seizure_has_thread_alive(pid)) {
+		if (now_us() > deadline)
+			return false;
+		backoff_sleep(&backoff);
+	}
+	return true;
+}
+
 static int look_at_process(struct seizure *s, const struct walk *w, const struct walk_proc *wp,
 			   struct refusals *refused, struct cr_err *err)
 {
@@ -78,7 +97,7 @@ static int look_at_process(struct seizure *s, const struct walk *w, const struct
 		if (r < 0)
 			return r;
 	}
-	if (alive)
+	if (alive && !ends_soon(wp->pid))
 		refuse(refused, wp->pid, who,
 		       "its first thread has exited while others run: not supported");
 	return 0;

@@ -91,29 +91,40 @@ static struct held *insert(struct held_set *s, pid_t pid, pid_t tid, struct cr_e
 	return &s->list.v[i];
 }
 
-/* A zombie is alone in its process, or a leader that has exited before its threads. */
-static int take_zombie(struct held *h, struct cr_err *err)
+/* A process that exits looks like that for a moment: worth another attempt. */
+int seizure_leader_gone(pid_t pid, struct cr_err *err)
+{
+	char who[128];
+
+	task_describe(pid, pid, who, sizeof(who));
+	err->pid = pid;
+	return cr_err_set(err, CR_ERR_UNSUPPORTED, EAGAIN,
+			  "%s: its first thread has exited while others run: not supported", who);
+}
+
+bool seizure_has_thread_alive(pid_t pid)
 {
 	_cleanup_free_ pid_t *tids = NULL;
-	ssize_t n;
+	struct cr_err ignored = {0};
+	ssize_t n = proc_threads(pid, &tids, &ignored);
 
-	if (h->tid != h->pid) /* a thread on its way out */
-		return 0;
-	n = proc_threads(h->pid, &tids, err);
 	for (ssize_t i = 0; i < n; i++) {
 		struct proc_stat st;
 
-		if (tids[i] == h->pid || proc_stat_read(h->pid, tids[i], &st, err) < 0 ||
-		    st.state == 'Z' || st.state == 'X')
-			continue;
-		char who[128];
-		task_describe(h->pid, h->pid, who, sizeof(who));
-		err->pid = h->pid;
-		return cr_err_set(err, CR_ERR_UNSUPPORTED, EBUSY,
-				  "%s: its first thread has exited while others run (thread %d): "
-				  "not supported",
-				  who, tids[i]);
+		if (proc_stat_read(pid, tids[i], &st, &ignored) == 0 && st.state != 'Z' &&
+		    st.state != 'X')
+			return true;
 	}
+	return false;
+}
+
+/* A zombie is alone in its process, or a leader that has exited before its threads. */
+static int take_zombie(struct held *h, struct cr_err *err)
+{
+	if (h->tid != h->pid) /* a thread on its way out */
+		return 0;
+	if (seizure_has_thread_alive(h->pid))
+		return seizure_leader_gone(h->pid, err);
 	int was = h->state;
 	h->state = HELD_ZOMBIE;
 	return was != HELD_ZOMBIE;

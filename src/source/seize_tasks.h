@@ -44,6 +44,11 @@ int held_wait(struct held_set *s, uint64_t deadline_us, size_t *died,
 size_t held_release(struct held_set *s, uint64_t deadline_us, pid_t *ret_tid);
 void held_done(struct held_set *s);
 
+/* A process whose leader has exited while others of it run: -EAGAIN, as it may be one that exits.
+ */
+int seizure_leader_gone(pid_t pid, struct cr_err *err) must_check;
+bool seizure_has_thread_alive(pid_t pid);
+
 /* One task that is not known to be stopped: interrupt it if it runs, then detach. False: not by
  * then. */
 bool task_let_go(pid_t tid, uint64_t deadline_us);

@@ -55,6 +55,8 @@ static int visit(struct walk *w, size_t i, bool quick, struct cr_err *err)
 			return cr_err_oom(err);
 		*slot = tids[k];
 	}
+	if (w->alone)
+		return 0;
 	ssize_t n_children =
 	    proc_children_of(pid, tids, quick && n > FEW_THREADS ? 1 : (size_t)n, &children, err);
 	if (n_children < 0)

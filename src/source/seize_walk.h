@@ -17,6 +17,7 @@ struct walk {
 	VEC(pid_t) tids;
 	pid_t *in_cgroup; /* the cgroup's processes, ascending; NULL without a cgroup */
 	size_t n_in_cgroup;
+	bool alone; /* set by the caller: the root has no children */
 };
 
 /* The tree below root (0: none) and, if whole, every process of cg and what is below it. cg may be

@@ -6,14 +6,15 @@
 #include <string.h>
 #include <time.h>
 #include "base/clock.h"
-#include "base/fault.h"
 #include "base/log.h"
+#include "resource/resource.h"
 
 enum {
 	CONNECT_TIMEOUT_MS = 5000,
 	ABORT_TIMEOUT_MS = 5000,
 	ANSWER_TIMEOUT_MS = 30000,
-	STOP_TIMEOUT_MS = 5000, /* the same while the tasks stand still */
+	STOP_TIMEOUT_MS = 5000,   /* the same while the tasks stand still */
+	DISK_TIMEOUT_MS = 120000, /* more than that for a receiver that writes to disk */
 	WORK_MS_PER_TASK = 5,
 	LOOK_ATTEMPTS = 10,
 	DIGEST_BYTES = 12 * 1024 * 1024, /* for telling unchanged pages: 3 GiB of rewritten pages */
@@ -48,6 +49,7 @@ void source_done(struct source *s)
 	reader_free(s->reader);
 	page_tx_free(s->tx);
 	link_free(s->peer);
+	net_lock_free(s->net_lock);
 	tree_free(s->tree);
 	tree_free(s->checked);
 	vec_foreach (t, &s->newcomers)
@@ -99,18 +101,15 @@ static bool stopped_undecided(const struct source *s)
 
 int source_patience_ms(const struct source *s, uint64_t work_ms)
 {
-	uint64_t ms = (stopped_undecided(s) ? STOP_TIMEOUT_MS : ANSWER_TIMEOUT_MS) + work_ms;
+	uint64_t ms = (stopped_undecided(s) && !s->image ? STOP_TIMEOUT_MS : ANSWER_TIMEOUT_MS) +
+		      (s->image ? DISK_TIMEOUT_MS : 0) + work_ms;
 
 	return ms < INT32_MAX ? (int)ms : INT32_MAX;
 }
 
 uint64_t source_work_ms(const struct tree *t)
 {
-	uint64_t n = t->n_procs;
-
-	for (size_t i = 0; i < t->n_procs; i++)
-		n += t->procs[i].n_threads;
-	return n * WORK_MS_PER_TASK;
+	return (t->n_procs + tree_count_threads(t)) * WORK_MS_PER_TASK;
 }
 
 /* At the stop, pages have to move: many may take their time, a destination that takes none may not.
@@ -126,7 +125,7 @@ static bool pages_stall(struct source *s)
 		s->moved_us = now;
 	s->moved_bytes = st.wire_bytes;
 	s->looked_us = now;
-	s->stalled = now - s->moved_us > STOP_TIMEOUT_MS * 1000ull;
+	s->stalled = now - s->moved_us > (s->image ? DISK_TIMEOUT_MS : STOP_TIMEOUT_MS) * 1000ull;
 	return s->stalled;
 }
 
@@ -179,7 +178,7 @@ static int connect_peer(struct source *s, struct cr_err *err)
 				  s->rq->peer_address);
 	msg_free(&reply);
 	link_set_send_timeout(s->peer, STOP_TIMEOUT_MS);
-	return 0;
+	return s->image ? source_image_begin(s, err) : 0;
 }
 
 static int connect_pages(struct source *s, struct cr_err *err)
@@ -222,6 +221,9 @@ static int look(struct source *s, struct tree **ret, struct cr_err *err)
 	int r = -EAGAIN;
 
 	for (int i = 0; i < LOOK_ATTEMPTS && (r == -EAGAIN || r == -ESRCH); i++) {
+		const struct timespec pause = {.tv_nsec = i * 1000000l};
+
+		nanosleep(&pause, NULL);
 		struct seize_request rq;
 		struct seizure *who = NULL;
 
@@ -268,6 +270,8 @@ static int check(struct source *s, struct cr_err *err)
 	source_event(s, "check", "looking at the tasks and at the destination");
 	int r = look(s, &t, err);
 	if (!r)
+		r = source_check_addresses(s, err);
+	if (!r)
 		r = check_there(s, t, err);
 	if (r) {
 		tree_free(t);
@@ -281,36 +285,12 @@ static int check(struct source *s, struct cr_err *err)
 /* The only stop before the switch-over: a tracker for every process. */
 static int arm(struct source *s, struct cr_err *err)
 {
-	struct stop_times times;
-	struct tree *t = NULL;
-
 	source_event(s, "arm", "one short stop to start tracking writes");
-	struct seize_request rq;
-	source_request(s, &rq);
-	int r = source_stop(s, &rq, &t, false, &times, err);
-	if (r)
-		return r;
-	fault_point("source-arm");
-	r = source_arm(s, err);
-	struct cr_err undo = {0};
-	int e = source_resume(s, &undo);
-	uint64_t us = now_us() - times.start_us;
-	s->stops++;
-	if (us > s->longest_stop_us)
-		s->longest_stop_us = us;
-	if (!r && e) {
-		*err = undo;
-		r = e;
-	}
-	if (r) {
-		tree_free(t);
-		return cr_err_ctx(err, "starting to track writes");
-	}
-	s->tree = t;
-	bool many = t->n_procs > 1;
-	vec_foreach (spp, &s->procs)
-		(*spp)->tracker.shares_cow = many;
-	return 0;
+	int r = source_arm(s, s->checked, err);
+
+	if (!r)
+		s->tree = take_ptr(s->checked);
+	return r;
 }
 
 /* 0: the destination has heard it, or there is nobody who has promised anything. */
@@ -350,6 +330,18 @@ static int refuse_late(struct source *s, int r, struct cr_err *err)
 	return refuse_notes(s, err);
 }
 
+int source_hook(struct source *s, const char *stage, struct cr_err *err)
+{
+	return s->image && s->image->hook ? s->image->hook(s->image->hook_arg, stage, err) : 0;
+}
+
+static int end_pre_dump(struct source *s, struct cr_err *err)
+{
+	int r = source_image_keep(s, err);
+
+	return r ? r : source_hook(s, "post-dump", err);
+}
+
 static int run(struct source *s, struct cr_err *err)
 {
 	int r = source_journal(s, JOURNAL_PREPARING, err);
@@ -361,21 +353,28 @@ static int run(struct source *s, struct cr_err *err)
 	if (!r)
 		r = connect_pages(s, err);
 	if (!r)
+		r = source_hook(s, "pre-dump", err);
+	if (!r)
 		r = arm(s, err);
 	if (!r) /* some things show only from inside the tasks */
 		r = refuse_notes(s, err);
 	if (!r) {
-		source_event(s, "prepare", "building the shells at the destination");
+		source_event(s, "prepare",
+			     s->image ? "telling the receiver what there is"
+				      : "building the shells at the destination");
 		r = source_send_tree(s, MSG_STAGE_PREPARE, s->tree, err);
 	}
 	if (!r)
 		r = refuse_notes(s, err);
+	if (!r && s->image)
+		r = source_image_learn(s, err);
 	if (!r) {
 		source_event(s, "pre-copy", "copying memory beside the running tasks");
 		r = source_rounds(s, err);
 	}
 	if (!r)
-		r = source_switch_over(s, err);
+		r = s->image && s->image->pre_dump ? end_pre_dump(s, err)
+						   : source_switch_over(s, err);
 	if (r && s->stalled)
 		r = cr_err_set(err, CR_ERR_PEER, ETIMEDOUT,
 			       "the destination took no pages for %d s while "

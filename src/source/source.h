@@ -2,9 +2,14 @@
  *
  *   source.c    the flow: check, arm, rounds, switch over; undo on every way out
  *   observe.c   captures of the tree: who is in it, what they have
- *   stop.c      a stop: seize, infect, ask inside, cure
+ *   arm.c       the short stop that starts the tracking
+ *   stop.c      the switch-over's stop: seize, infect, ask inside, cure
  *   rounds.c    pre-copy rounds, and when to switch over
+ *   residual.c  what is left behind, to be fetched by the destination
  *   handover.c  the two-phase commit
+ *   image.c     what is different if the other side is an image
+ *   serve.c     pages out of the stopped tasks, until the destination has all
+ *   netmove.c   addresses that move along, connections that go on
  *
  * All of it runs in one thread: ptrace(2) wants that. */
 #pragma once
@@ -36,8 +41,7 @@ struct source_proc { /* a process as long as the migration knows it */
 	bool has_tracker;
 	struct tracker tracker;
 	uint64_t brk; /* as the task itself last told */
-	uint64_t syscall_insn, vdso_start;
-	bool sigtrap_fragile;
+	struct parasite_entry entry;
 	struct parasite parasite;
 	bool infected;
 };
@@ -45,10 +49,21 @@ struct source_proc { /* a process as long as the migration knows it */
 struct source_object { /* a shared memory object's pages */
 	struct sentmap sent;
 	uint32_t target;
+	uint64_t size; /* bytes, as the destination had it when pages were sent last */
+};
+
+struct source_image { /* a migration into an image */
+	const char *name;
+	bool pre_dump;      /* rounds only: the tasks run on */
+	bool leave_stopped; /* once the image is sealed, the tasks stay, stopped by SIGSTOP */
+	/* Around what the user is to be told of: stage is the name of a hook. May be NULL. */
+	int (*hook)(void *arg, const char *stage, struct cr_err *err);
+	void *hook_arg;
 };
 
 struct source {
 	const struct source_env *env;
+	const struct source_image *image; /* NULL: into another host */
 	const struct msg_migrate *rq;
 	struct link *client; /* cr-migrate */
 	struct link *peer;   /* the destination's agent */
@@ -56,7 +71,7 @@ struct source {
 	struct reader *reader;
 	struct refusals notes;
 	struct tree *tree;    /* as the destination was last told; NULL before */
-	struct tree *checked; /* what the preflight saw: the first stop reads only what changed */
+	struct tree *checked; /* what the preflight saw, until the tasks have told the rest */
 	VEC(struct tree *) newcomers; /* what processes forked since have told, not yet in tree */
 	VEC(struct source_proc *) procs;
 	struct object_fds object_fds;
@@ -65,12 +80,14 @@ struct source {
 	uint64_t young_start;
 	size_t digest_budget;
 	uint64_t hole_start, hole_end;
-	struct seizure *seizure; /* while the tasks are stopped */
+	struct seizure *seizure;   /* while the tasks are stopped */
+	struct net_lock *net_lock; /* while the tasks' sockets are out of the network */
 	struct journal journal;
 	bool aborted;          /* the user said so, or cr-migrate went away */
 	bool asked_to_prepare; /* the destination may have promised to wait for our word */
 	bool held;             /* stopped for good if this process dies */
 	bool committed;        /* the point of no return is behind us */
+	bool lazy;             /* pages are left behind */
 	/* of the page streams at the stop: what has been sent, when that last grew, when we looked
 	 */
 	uint64_t moved_bytes, moved_us, looked_us;
@@ -120,15 +137,19 @@ struct stop_times {
 };
 /* Stop all, and know everything about them: on success the tasks are stopped and infected, *ret is
  * exact. */
-int source_stop(struct source *s, const struct seize_request *rq, struct tree **ret, bool registers,
+int source_stop(struct source *s, const struct seize_request *rq, struct tree **ret,
 		struct stop_times *times, struct cr_err *err) must_check;
-/* The same for processes that were forked since, to arm them too: rq names their root. What they
- * told is kept until the next capture of the whole tree. */
-int source_arm_newcomer(struct source *s, pid_t pid, struct cr_err *err) must_check;
-/* A userfaultfd in every address space that has none yet. While stopped and infected. */
-int source_arm(struct source *s, struct cr_err *err) must_check;
 /* Cure and let go: as they were. */
 int source_resume(struct source *s, struct cr_err *err) must_check;
+
+/* ---- arm.c ---- */
+
+/* A userfaultfd in every address space of t that has none yet, and what only the tasks themselves
+ * can tell, into t, which was captured ahead. Processes that end meanwhile are left out. */
+int source_arm(struct source *s, struct tree *t, struct cr_err *err) must_check;
+/* The same for a process that was forked since, and what it has forked. What they told is kept
+ * until the next capture of the whole tree. */
+int source_arm_newcomer(struct source *s, pid_t pid, struct cr_err *err) must_check;
 
 /* ---- rounds.c ---- */
 
@@ -145,8 +166,49 @@ int source_rounds(struct source *s, struct cr_err *err) must_check;
 int source_send_memory(struct source *s, const struct tree *t, bool final,
 		       struct cr_err *err) must_check;
 
+/* For residual.c: what changed beside the pages; a round, reported as number n. */
+int source_follow_structure(struct source *s, struct cr_err *err) must_check;
+int source_one_round(struct source *s, uint32_t n, struct cr_err *err) must_check;
+
 /* Has a task mapped something where the destination has the restorer? Before t is sent. */
 int source_check_hole(const struct source *s, const struct tree *t, struct cr_err *err) must_check;
+
+/* ---- image.c ---- */
+
+int source_image_begin(struct source *s, struct cr_err *err) must_check;
+/* Fill the sent maps with what the image has from earlier rounds. */
+int source_image_learn(struct source *s, struct cr_err *err) must_check;
+/* What was sent is kept as it is, to go on from. */
+int source_image_keep(struct source *s, struct cr_err *err) must_check;
+/* Runs the hook of that stage, if there is one. */
+int source_hook(struct source *s, const char *stage, struct cr_err *err) must_check;
+/* ---- residual.c ---- */
+
+/* From here on what this process writes is noted, not sent. */
+int source_leave_behind(struct source_proc *sp, const struct process *p,
+			struct cr_err *err) must_check;
+/* Tell the destination what was noted since. */
+int source_tell_left(struct source *s, struct cr_err *err) must_check;
+uint64_t source_pages_left(const struct source *s);
+/* Rounds beside the running tasks, numbered from first, until little is new. */
+int source_drop_rounds(struct source *s, uint32_t first, struct cr_err *err) must_check;
+/* ---- netmove.c ---- */
+
+enum tcp_mode source_tcp_mode(const struct source *s);
+/* --move-address into t. */
+int source_list_addresses(struct source *s, struct tree *t, struct cr_err *err) must_check;
+/* Does this host have them, can they go? Refusals to s->notes; notes them in the journal. */
+int source_check_addresses(struct source *s, struct cr_err *err) must_check;
+/* The tasks do not run on by themselves from here on, whatever becomes of this process. */
+int source_hold(struct source *s, struct cr_err *err) must_check;
+/* While stopped: connections out of the network, their state into t. -EAGAIN: connections wait to
+ * be accepted. */
+int source_lock_network(struct source *s, struct tree *t, struct cr_err *err) must_check;
+/* Nothing has come in since? */
+int source_verify_network(struct source *s, struct cr_err *err) must_check;
+int source_unlock_network(struct source *s, struct cr_err *err) must_check;
+/* After the decision. */
+void source_leave_addresses(struct source *s);
 
 /* ---- handover.c ---- */
 

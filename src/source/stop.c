@@ -1,36 +1,29 @@
 #include "source/source.h"
 
 #include <string.h>
-#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include "base/clock.h"
-#include "kernel/task.h"
-#include "kernel/uffd.h"
+#include "remote/sigframe.h"
 #include "resource/resource.h"
 
 #define XFEATURES_AMX_DATA (1ull << 18)
-enum { XFEATURES_OFFSET = 512 };
 
-/* What ptrace tells of a stopped thread, before the executor runs in it. */
-static int read_thread(struct tree *t, struct thread *th, bool registers, struct cr_err *err)
+/* What ptrace told of a stopped thread before it was infected. */
+static int take_thread(struct tree *t, struct thread *th, const struct parasite_thread *pt,
+		       struct cr_err *err)
 {
-	uint8_t buf[TASK_XSTATE_MAX];
-	size_t len = sizeof(buf);
-	int r = task_get_rseq(th->tid, &th->rseq_va, &th->rseq_len, &th->rseq_sig, &th->rseq_flags,
-			      err);
-
-	if (r || !registers)
-		return r;
-	r = task_get_xstate(th->tid, buf, &len, err);
-	if (r)
-		return r;
-	th->xstate = arena_memdup(t->arena, buf, len);
-	th->xstate_len = len;
-	if (!th->xstate)
+	th->sigmask = pt->sigmask;
+	th->rseq_va = pt->rseq_va;
+	th->rseq_len = pt->rseq_len;
+	th->rseq_sig = pt->rseq_sig;
+	th->rseq_flags = pt->rseq_flags;
+	th->gpregs = arena_memdup(t->arena, &pt->gp, sizeof(pt->gp));
+	th->gpregs_len = sizeof(pt->gp);
+	th->xstate = arena_memdup(t->arena, pt->xstate, pt->xstate_len);
+	th->xstate_len = pt->xstate_len;
+	if (!th->gpregs || !th->xstate)
 		return cr_err_oom(err);
-	uint64_t used;
-	memcpy(&used, buf + XFEATURES_OFFSET, sizeof(used));
-	if (used & XFEATURES_AMX_DATA)
+	if (xstate_features(pt->xstate) & XFEATURES_AMX_DATA)
 		return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP,
 				  "task %d holds AMX tile data: not supported yet", th->tid);
 	return 0;
@@ -49,8 +42,7 @@ static int infect_proc(struct source *s, const struct seized_proc *q, struct cr_
 	vec_foreach (task, &q->tasks)
 		if (!task->dead)
 			tids[n++] = task->tid;
-	int r = parasite_infect(&sp->parasite, q->pid, sp->pidfd, tids, n, sp->syscall_insn,
-				sp->vdso_start, err);
+	int r = parasite_infect(&sp->parasite, q->pid, sp->pidfd, tids, n, &sp->entry, err);
 	sp->infected = !r;
 	return r;
 }
@@ -60,37 +52,56 @@ static int infect_proc(struct source *s, const struct seized_proc *q, struct cr_
 struct ask {
 	struct process *p;
 	struct thread *th;
-	struct rtask *rt;
+	struct parasite *pa;
+	struct parasite_thread *pt;
 	struct attrs_query q;
-	struct rcall *brk;
-	bool first;
+	struct rcall *brk; /* of the leader */
 };
+
+static enum attrs_ask what_of(const struct ask *a)
+{
+	return a->brk ? ATTRS_ASK_PROCESS : ATTRS_ASK_THREAD;
+}
+
+/* A thread finds its questions when it enters the executor: no further wake-up. The leader's may
+ * not fit into one batch, so it runs before they are queued. */
+static int ask(struct ask *a, struct cr_err *err)
+{
+	struct rtask *rt = &a->pt->rt;
+	bool leader = a->th == &a->p->threads[0];
+	int r = leader ? parasite_start(a->pa, a->pt, err) : 0;
+
+	if (!r)
+		r = attrs_query_queue(rt, &a->q, a->p, a->th,
+				      leader ? ATTRS_ASK_PROCESS : ATTRS_ASK_THREAD, err);
+	if (!r && leader) /* brk(0) tells the exact end of the heap, brk(2) */
+		a->brk = rqueue(rt, NULL, SYS_brk, 0);
+	rtask_start(rt);
+	return r || leader ? r : parasite_start(a->pa, a->pt, err);
+}
+
+static int hear(struct source *s, struct tree *t, struct ask *a, struct cr_err *err)
+{
+	int r = rtask_wait(&a->pt->rt, err);
+
+	if (r)
+		return r;
+	if (a->brk && a->brk->ret > 0)
+		source_find(s, a->p->pid)->brk = a->p->mm.brk = (uint64_t)a->brk->ret;
+	return attrs_query_collect(&a->pt->rt, &a->q, t, a->p, a->th, what_of(a), err);
+}
 
 static int ask_all(struct source *s, struct tree *t, struct ask *asks, size_t n, struct cr_err *err)
 {
 	int r = 0;
 
-	for (size_t i = 0; i < n && !r; i++) {
-		struct ask *a = &asks[i];
-
-		rtask_scratch_reset(a->rt);
-		r = attrs_query_queue(a->rt, &a->q, a->p, a->th, a->first, err);
-		rtask_start(a->rt);
-	}
-	for (size_t i = 0; i < n && !r; i++) {
-		struct ask *a = &asks[i];
-
-		r = rtask_wait(a->rt, err);
-		if (!r)
-			r = attrs_query_collect(a->rt, &a->q, t, a->p, a->th, a->first, err);
-		if (r || !a->first)
-			continue;
-		/* brk(0) tells the exact end of the heap, brk(2) */
-		long brk = rcall_now(a->rt, SYS_brk, 0);
-		struct source_proc *sp = source_find(s, a->p->pid);
-		if (sp && brk > 0)
-			sp->brk = a->p->mm.brk = (uint64_t)brk;
-	}
+	for (size_t i = 0; i < n && !r; i++)
+		r = ask(&asks[i], err);
+	for (size_t i = 0; i < n && !r; i++)
+		r = hear(s, t, &asks[i], err);
+	for (size_t i = 0; i < n && !r; i++)
+		if (asks[i].q.signals_stale)
+			r = attrs_pending_again(t, asks[i].p, &s->notes, err);
 	return r;
 }
 
@@ -115,20 +126,14 @@ static int ask_inside(struct source *s, struct tree *t, struct cr_err *err)
 				return cr_err_set(err, CR_ERR_BUG, ESRCH,
 						  "thread %d is not infected", p->threads[k].tid);
 			asks[n++] = (struct ask){
-			    .p = p, .th = &p->threads[k], .rt = &pt->rt, .first = k == 0};
-			p->threads[k].sigmask = pt->sigmask;
-			p->threads[k].gpregs = arena_memdup(t->arena, &pt->gp, sizeof(pt->gp));
-			p->threads[k].gpregs_len = sizeof(pt->gp);
-			if (!p->threads[k].gpregs)
-				return cr_err_oom(err);
+			    .p = p, .th = &p->threads[k], .pa = &sp->parasite, .pt = pt};
+			int r = take_thread(t, &p->threads[k], pt, err);
+
+			if (r)
+				return r;
 		}
 	}
-	int r = ask_all(s, t, asks, n, err);
-	for (size_t i = 0; i < t->n_procs; i++)
-		if (!t->procs[i].zombie)
-			source_find(s, t->procs[i].pid)->sigtrap_fragile =
-			    r || attrs_sigtrap_fragile(&t->procs[i]);
-	return r;
+	return ask_all(s, t, asks, n, err);
 }
 
 static int release(struct source *s)
@@ -138,7 +143,7 @@ static int release(struct source *s)
 	return 0;
 }
 
-int source_stop(struct source *s, const struct seize_request *rq, struct tree **ret, bool registers,
+int source_stop(struct source *s, const struct seize_request *rq, struct tree **ret,
 		struct stop_times *times, struct cr_err *err)
 {
 	struct tree *t = NULL;
@@ -149,9 +154,6 @@ int source_stop(struct source *s, const struct seize_request *rq, struct tree **
 		return cr_err_ctx(err, "stopping the tasks");
 	times->frozen_us = now_us();
 	r = source_capture(s, s->seizure, true, &t, err);
-	for (size_t i = 0; i < (t ? t->n_procs : 0) && !r; i++)
-		for (size_t k = 0; k < t->procs[i].n_threads && !r; k++)
-			r = read_thread(t, &t->procs[i].threads[k], registers, err);
 	vec_foreach (q, &s->seizure->procs)
 		if (!r && !q->zombie)
 			r = infect_proc(s, q, err);
@@ -170,46 +172,6 @@ int source_stop(struct source *s, const struct seize_request *rq, struct tree **
 	return 0;
 }
 
-int source_arm(struct source *s, struct cr_err *err)
-{
-	bool forked = false;
-
-	vec_foreach (spp, &s->procs) {
-		struct source_proc *sp = *spp;
-
-		if (!sp->infected || sp->has_tracker)
-			continue;
-		struct rtask *rt = &sp->parasite.threads[0].rt;
-		long fd = rcall_now(rt, SYS_userfaultfd, uffd_create_flags());
-		int uffd = -1;
-		if (fd >= 0) {
-			uffd = (int)syscall(SYS_pidfd_getfd, sp->pidfd, (int)fd, 0);
-			if (uffd < 0)
-				return cr_err_sys(err, "fetching the userfaultfd of %d", sp->pid);
-			rqueue(rt, "close", SYS_close, fd);
-			int r = rtask_run(rt, err);
-			if (!r)
-				r = uffd_enable_wp_async(uffd, err);
-			if (r) {
-				close(uffd);
-				return r;
-			}
-		} else if (fd != -EMFILE && fd != -ENOSYS && fd != -EPERM) {
-			return cr_err_set(err, CR_ERR_KERNEL, (int)-fd, "userfaultfd inside %d: %s",
-					  sp->pid, strerror((int)-fd));
-		}
-		sp->armed = uffd >= 0;
-		sp->has_tracker = true;
-		int r = tracker_init(&sp->tracker, sp->pid, 0, uffd, &s->digest_budget, err);
-		if (r)
-			return r;
-		forked |= s->tree != NULL;
-	}
-	vec_foreach (spp, &s->procs) /* a fork shares its pages with its parent */
-		(*spp)->tracker.shares_cow |= forked;
-	return 0;
-}
-
 int source_resume(struct source *s, struct cr_err *err)
 {
 	int r = 0;
@@ -219,48 +181,20 @@ int source_resume(struct source *s, struct cr_err *err)
 	vec_foreach (spp, &s->procs) {
 		struct source_proc *sp = *spp;
 		struct cr_err e = {0};
-		enum park_how how = s->rq->opts.no_hw_breakpoints || sp->sigtrap_fragile
-					? PARK_SYSCALL_TRACE
-					: PARK_BREAKPOINT;
 
 		if (!sp->infected)
 			continue;
 		sp->infected = false;
-		/* the source always leaves by registers: the kernel then restarts what it
-		 * interrupted */
-		if (parasite_cure(&sp->parasite, how, LEAVE_REGSETS, &e) && !r) {
+		/* The source always leaves by registers: the kernel then restarts what it
+		 * interrupted. And never over a breakpoint: were this process killed while it is
+		 * set, the trap would end the task. */
+		if (parasite_cure(&sp->parasite, PARK_SYSCALL_TRACE, LEAVE_REGSETS, &e) && !r) {
 			*err = e;
 			r = -e.code;
 		}
 	}
+	if (!r && s->committed && s->image && s->image->leave_stopped)
+		r = seizure_leave_stopped(s->seizure, err);
 	release(s);
 	return r;
-}
-
-int source_arm_newcomer(struct source *s, pid_t pid, struct cr_err *err)
-{
-	const struct seize_request rq = {.root = pid};
-	struct stop_times times;
-	struct cr_err undo = {0};
-	struct tree *t = NULL;
-	int r = source_stop(s, &rq, &t, false, &times, err);
-
-	if (!r)
-		r = source_arm(s, err);
-	int e = source_resume(s, &undo);
-	uint64_t us = now_us() - times.start_us;
-	s->stops++;
-	if (us > s->longest_stop_us)
-		s->longest_stop_us = us;
-	if (!r && e) {
-		*err = undo;
-		r = e;
-	}
-	struct tree **slot = r ? NULL : vec_push(&s->newcomers);
-	if (!slot) {
-		tree_free(t);
-		return r ? r : cr_err_oom(err);
-	}
-	*slot = t;
-	return 0;
 }

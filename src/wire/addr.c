@@ -198,3 +198,11 @@ void addr_format(const struct addr *a, char buf[ADDR_TEXT])
 		snprintf(buf, ADDR_TEXT, "?");
 	}
 }
+
+bool addr_is_loopback(const struct addr *a)
+{
+	if (a->sa.sa_family == AF_INET)
+		return ntohl(a->v4.sin_addr.s_addr) >> 24 == 127;
+	return a->sa.sa_family == AF_UNIX ||
+	       (a->sa.sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&a->v6.sin6_addr));
+}

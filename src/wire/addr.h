@@ -1,6 +1,7 @@
 /* Where a party is: endpoints as a user writes them, and socket addresses as the parties tell each
  * other. */
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -42,4 +43,5 @@ enum { ADDR_TEXT = 128 };
 /* Errors: INPUT. */
 int addr_parse(const char *text, struct addr *ret, struct cr_err *err) must_check;
 /* The same notation back; "?" for families that are none of ours. */
+bool addr_is_loopback(const struct addr *a);
 void addr_format(const struct addr *a, char buf[ADDR_TEXT]);

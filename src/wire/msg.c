@@ -50,6 +50,12 @@ static const struct msg_codec codecs[MSG_TYPE_END] = {
     CODEC(STATE, state, state),
     CODEC(PING, nothing, nothing),
     CODEC(PONG, nothing, nothing),
+    CODEC(LAZY, lazy, lazy),
+    CODEC(IMAGE, image, image),
+    CODEC(IMAGE_OK, image_ok, image_ok),
+    CODEC(KNOWN, known, known),
+    CODEC(KNOWN_OK, known_ok, known_ok),
+    CODEC(KEEP, nothing, nothing),
 };
 
 const struct msg_codec *msg_codec_of(enum msg_type t)
@@ -166,7 +172,10 @@ const char *msg_outcome_name(enum msg_outcome o)
 
 void msg_opts_default(struct msg_opts *o)
 {
-	*o = (struct msg_opts){.downtime_limit_us = 20000, .max_rounds = 16, .streams = 2};
+	*o = (struct msg_opts){.downtime_limit_us = 20000,
+			       .max_rounds = 16,
+			       .streams = 2,
+			       .postcopy_timeout_ms = 60000};
 }
 
 const char *msg_text(char *s)

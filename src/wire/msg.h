@@ -9,6 +9,8 @@
  *   src -> dest (peer)  TREE -> TREE_OK, RESET -> OK, CLOCK -> CLOCK_REPLY, VERIFY -> VERIFY_OK,
  *                       PREPARE_COMMIT -> PREPARED, COMMIT -> RUNNING, ABORT -> ABORTED,
  *                       QUERY -> STATE, PING -> PONG; each may be answered by ERROR instead
+ *   src -> dest (lazy)  LAZY -> OK; then wire/lazy_stream.h
+ *   src -> page-server  in dir mode, besides: IMAGE -> IMAGE_OK, KNOWN -> KNOWN_OK, KEEP -> OK
  *
  * Ownership: a message to be sent borrows all that it points to, and needs no msg_free(). A message
  * that was received owns all that it points to, until msg_free(). Strings are never NULL in a
@@ -20,13 +22,14 @@
 #include <sys/types.h>
 #include "base/arena.h"
 #include "base/err.h"
+#include "base/devaddr.h"
 #include "model/refusal.h"
 #include "wire/ident.h"
 
 enum {
 	MSG_VERSION = 1, /* a party talks to its own version and to the one before and after it */
-	MSG_BYTES = 1 << 20,       /* longest frame of any message … */
-	MSG_TREE_BYTES = 64 << 20, /* … but TREE */
+	MSG_BYTES = 1 << 20,        /* longest frame of any message … */
+	MSG_TREE_BYTES = 512 << 20, /* … but TREE, which carries what is queued in connections */
 };
 
 enum msg_type { /* the field numbers of Envelope's body in control.proto */
@@ -62,6 +65,12 @@ enum msg_type { /* the field numbers of Envelope's body in control.proto */
 		MSG_STATE,
 		MSG_PING,
 		MSG_PONG,
+		MSG_LAZY,
+		MSG_IMAGE = 40,
+		MSG_IMAGE_OK,
+		MSG_KNOWN,
+		MSG_KNOWN_OK,
+		MSG_KEEP,
 		MSG_TYPE_END,
 };
 
@@ -70,7 +79,22 @@ enum msg_type { /* the field numbers of Envelope's body in control.proto */
 enum msg_compress { MSG_COMPRESS_AUTO, MSG_COMPRESS_LZ4, MSG_COMPRESS_NONE };
 enum msg_verify { MSG_VERIFY_STREAM, MSG_VERIFY_FULL };
 enum msg_launch { MSG_LAUNCH_REGSETS, MSG_LAUNCH_SIGRETURN };
-enum msg_freeze { MSG_FREEZE_AUTO, MSG_FREEZE_V1, MSG_FREEZE_V2, MSG_FREEZE_NONE };
+
+enum msg_mode {
+	MSG_MODE_PRECOPY,
+	MSG_MODE_HYBRID,   /* rounds first, then what is left after the switch-over */
+	MSG_MODE_POSTCOPY, /* all of it after the switch-over */
+};
+enum msg_no_convergence { /* the tasks write as fast as is sent */
+			  MSG_NO_CONVERGENCE_SWITCH,
+			  MSG_NO_CONVERGENCE_THROTTLE,
+			  MSG_NO_CONVERGENCE_POSTCOPY,
+			  MSG_NO_CONVERGENCE_ABORT,
+};
+/* Connections: AUTO keeps those that can go on and closes the others; ESTABLISHED refuses what
+ * cannot. */
+enum msg_tcp { MSG_TCP_AUTO, MSG_TCP_ESTABLISHED, MSG_TCP_CLOSE, MSG_TCP_REFUSE };
+enum { MSG_MOVES_MAX = 16 };
 
 struct msg_opts {
 	uint64_t downtime_limit_us;
@@ -80,10 +104,15 @@ struct msg_opts {
 	enum msg_compress compress;
 	enum msg_verify verify;
 	enum msg_launch launch;
-	enum msg_freeze freeze;
 	bool leave_running; /* the source goes on as well: a copy, for tests */
 	bool rehearse;      /* up to PREPARED, then undone */
 	bool no_hw_breakpoints;
+	enum msg_mode mode;
+	enum msg_no_convergence no_convergence;
+	uint32_t postcopy_timeout_ms; /* how long a lost source is waited for */
+	enum msg_tcp tcp;
+	uint32_t n_move; /* addresses that move along, "ADDR/LEN%DEV" */
+	char move[MSG_MOVES_MAX][DEVADDR_TEXT];
 };
 void msg_opts_default(struct msg_opts *o);
 
@@ -158,6 +187,18 @@ enum msg_outcome {
 struct msg_phases { /* of the downtime, microseconds */
 	uint64_t freeze, last_pages, capture, rebuild, launch, commit;
 };
+/* Of the time after the switch-over, in which the destination fetched pages. */
+struct msg_postcopy {
+	uint64_t pages_lazy;             /* that were missing at the switch-over */
+	uint64_t faults;                 /* of these, those that a task waited for */
+	uint64_t p50_us, p99_us, max_us; /* from the fault to the page */
+	uint64_t duration_us, reconnects;
+	uint64_t asked_again; /* requests for pages that had been delivered: 0 */
+	uint64_t pushed;      /* pages that came without being asked for */
+	uint64_t lost;        /* pages that never came: SIGBUS for who touches them */
+};
+enum { MSG_HISTOGRAM = 32 }; /* by power of two of microseconds */
+
 struct msg_done {
 	enum msg_outcome outcome;
 	uint64_t downtime_us, total_us;
@@ -166,6 +207,8 @@ struct msg_done {
 	struct cr_err error;   /* kind NONE if there is none */
 	uint32_t stops;        /* of the tasks before the switch-over … */
 	uint64_t longest_stop_us;
+	bool postcopied; /* postcopy says something */
+	struct msg_postcopy postcopy;
 };
 
 struct msg_status { /* one migration that an agent knows */
@@ -176,6 +219,10 @@ struct msg_status { /* one migration that an agent knows */
 	size_t n_pids;
 	const char *peer;   /* the other host */
 	uint64_t since_sec; /* CLOCK_REALTIME */
+	bool postcopying;   /* the rest says something */
+	struct msg_postcopy postcopy;
+	uint64_t pages_left;
+	const uint64_t *histogram; /* MSG_HISTOGRAM of them, or NULL */
 };
 struct msg_status_list {
 	struct msg_status *v;
@@ -212,7 +259,6 @@ struct msg_tree {
 	enum msg_stage stage;
 	const uint8_t *tree; /* of tree_encode() */
 	size_t tree_len;
-	struct msg_digests digests; /* FINAL, may be empty */
 };
 struct msg_target {      /* where on the page streams the pages of something go */
 	pid_t pid;       /* process; 0: an object … */
@@ -260,9 +306,31 @@ enum msg_peer_state {
 struct msg_query {
 	struct mig_id id;
 };
+enum msg_lazy_kind { MSG_LAZY_URGENT = 1, MSG_LAZY_BULK };
+struct msg_lazy {
+	enum msg_lazy_kind kind;
+};
 struct msg_state {
 	enum msg_peer_state state;
 	const char *text; /* for the user, may be "" */
+};
+
+/* ---- source agent and a page-server that keeps images ---- */
+
+struct msg_image {
+	const char *name;
+};
+struct msg_image_ok {
+	uint32_t rounds; /* that it had before */
+};
+struct msg_known { /* which pages are there already? */
+	uint32_t target;
+	uint64_t from;
+};
+struct msg_known_ok {
+	const uint8_t *chunks; /* payload of an index, image/pages.h */
+	size_t len;
+	uint64_t next; /* to ask from; 0: that was all */
 };
 
 struct msg {
@@ -290,8 +358,13 @@ struct msg {
 		struct msg_running running;
 		struct msg_query query;
 		struct msg_state state;
-		/* OK, STATUS, ABORT, ABORTED, CLOCK, VERIFY_OK, PREPARE_COMMIT, COMMIT, PING, PONG
-		 * say all by their type */
+		struct msg_lazy lazy;
+		struct msg_image image;
+		struct msg_image_ok image_ok;
+		struct msg_known known;
+		struct msg_known_ok known_ok;
+		/* OK, STATUS, ABORT, ABORTED, CLOCK, VERIFY_OK, PREPARE_COMMIT, COMMIT, PING, PONG,
+		 * KEEP say all by their type */
 	};
 	struct arena *arena; /* of a received message; NULL otherwise */
 };

@@ -62,7 +62,8 @@ static int check_opts(const struct msg *m, const struct msg_opts *o, struct cr_e
 	CHECK(in_range(o->compress, 0, MSG_COMPRESS_NONE), "compression");
 	CHECK(in_range(o->verify, 0, MSG_VERIFY_FULL), "verification");
 	CHECK(in_range(o->launch, 0, MSG_LAUNCH_SIGRETURN), "launch");
-	CHECK(in_range(o->freeze, 0, MSG_FREEZE_NONE), "freezer");
+	CHECK(in_range(o->mode, 0, MSG_MODE_POSTCOPY), "mode");
+	CHECK(in_range(o->no_convergence, 0, MSG_NO_CONVERGENCE_ABORT), "on-no-convergence");
 	return 0;
 }
 
@@ -147,7 +148,7 @@ static int check_tree(const struct msg *m, struct cr_err *err)
 {
 	CHECK(in_range(m->tree.stage, MSG_STAGE_CHECK, MSG_STAGE_FINAL), "stage");
 	CHECK(m->tree.tree_len > 0, "tree");
-	return check_digests(m, &m->tree.digests, err);
+	return 0;
 }
 
 static int check_tree_ok(const struct msg *m, struct cr_err *err)
@@ -223,6 +224,15 @@ int msg_check(const struct msg *m, struct cr_err *err)
 		return 0;
 	case MSG_STATE:
 		CHECK(in_range(m->state.state, MSG_STATE_UNKNOWN, MSG_STATE_ABORTED), "state");
+		return 0;
+	case MSG_IMAGE:
+		CHECK(given(m->image.name), "name");
+		return 0;
+	case MSG_KNOWN:
+		CHECK(!(m->known.from % CR_PAGE_SIZE), "address");
+		return 0;
+	case MSG_LAZY:
+		CHECK(in_range(m->lazy.kind, MSG_LAZY_URGENT, MSG_LAZY_BULK), "kind");
 		return 0;
 	default: /* nothing to be wrong */
 		return 0;

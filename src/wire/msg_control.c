@@ -43,7 +43,7 @@ static int get_token(const ProtobufCBinaryData *pb, struct mig_token *t, struct 
 /* clang-format off */
 #define OPTS_NUMBERS(X) \
 	X(downtime_limit_us) X(max_rounds) X(max_bandwidth) X(streams) X(leave_running) \
-	X(rehearse) X(no_hw_breakpoints)
+	X(rehearse) X(no_hw_breakpoints) X(postcopy_timeout_ms)
 /* clang-format on */
 
 static Wire__Opts *put_opts(struct arena *a, const struct msg_opts *in)
@@ -56,7 +56,14 @@ static Wire__Opts *put_opts(struct arena *a, const struct msg_opts *in)
 	pb->compress = (Wire__Compress)in->compress;
 	pb->verify = (Wire__VerifyMode)in->verify;
 	pb->launch = (Wire__LaunchMode)in->launch;
-	pb->freeze = (Wire__FreezeMode)in->freeze;
+	pb->mode = (Wire__Mode)in->mode;
+	pb->no_convergence = (Wire__NoConvergence)in->no_convergence;
+	pb->tcp = (Wire__TcpMode)in->tcp;
+	pb->move_address = arena_array(a, char *, in->n_move);
+	if (!pb->move_address)
+		return NULL;
+	for (uint32_t i = 0; i < in->n_move; i++)
+		pb->move_address[pb->n_move_address++] = (char *)in->move[i];
 	return pb;
 }
 
@@ -68,7 +75,18 @@ static int get_opts(const Wire__Opts *pb, struct msg_opts *out, struct cr_err *e
 	out->compress = (enum msg_compress)pb->compress;
 	out->verify = (enum msg_verify)pb->verify;
 	out->launch = (enum msg_launch)pb->launch;
-	out->freeze = (enum msg_freeze)pb->freeze;
+	out->mode = (enum msg_mode)pb->mode;
+	out->no_convergence = (enum msg_no_convergence)pb->no_convergence;
+	out->tcp = (enum msg_tcp)pb->tcp;
+	if (pb->n_move_address > MSG_MOVES_MAX)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "%zu addresses to move",
+				  pb->n_move_address);
+	for (size_t i = 0; i < pb->n_move_address; i++) {
+		if (strlen(pb->move_address[i]) >= sizeof(out->move[i]))
+			return cr_err_set(err, CR_ERR_PEER, EPROTO, "an address is too long");
+		strcpy(out->move[i], pb->move_address[i]);
+		out->n_move++;
+	}
 	return 0;
 }
 
@@ -315,6 +333,30 @@ static void get_phases(const Wire__Phases *pb, struct msg_phases *out)
 	}
 }
 
+/* clang-format off */
+#define POSTCOPY_NUMBERS(X) \
+	X(pages_lazy) X(faults) X(p50_us) X(p99_us) X(max_us) X(duration_us) X(reconnects) \
+	X(asked_again) X(pushed) X(lost)
+/* clang-format on */
+
+static Wire__Postcopy *put_postcopy(struct arena *a, const struct msg_postcopy *in)
+{
+	Wire__Postcopy *pb = pb_new(a, &wire__postcopy__descriptor);
+
+	if (pb) {
+		POSTCOPY_NUMBERS(PUT)
+	}
+	return pb;
+}
+
+static bool get_postcopy(const Wire__Postcopy *pb, struct msg_postcopy *out)
+{
+	if (!pb)
+		return false;
+	POSTCOPY_NUMBERS(GET)
+	return true;
+}
+
 int msg_put_done(struct arena *a, const struct msg *m, void *p)
 {
 	const struct msg_done *in = &m->done;
@@ -327,6 +369,11 @@ int msg_put_done(struct arena *a, const struct msg *m, void *p)
 		if (!pb->error)
 			return -ENOMEM;
 		put_err(&in->error, pb->error);
+	}
+	if (in->postcopied) {
+		pb->postcopy = put_postcopy(a, &in->postcopy);
+		if (!pb->postcopy)
+			return -ENOMEM;
 	}
 	pb->phases = put_phases(a, &in->phases);
 	return pb->phases ? 0 : -ENOMEM;
@@ -343,6 +390,7 @@ int msg_get_done(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	if (pb->error)
 		get_err(pb->error, &out->error);
 	get_phases(pb->phases, &out->phases);
+	out->postcopied = get_postcopy(pb->postcopy, &out->postcopy);
 	return 0;
 }
 
@@ -358,6 +406,19 @@ static Wire__Status *put_status(struct arena *a, const struct msg_status *in)
 	for (size_t i = 0; i < in->n_pids; i++)
 		pb->pids[pb->n_pids++] = (uint32_t)in->pids[i];
 	PUT(since_sec)
+	PUT(pages_left)
+	if (in->postcopying) {
+		pb->postcopy = put_postcopy(a, &in->postcopy);
+		if (!pb->postcopy)
+			return NULL;
+	}
+	if (in->histogram) {
+		pb->fault_histogram =
+		    arena_memdup(a, in->histogram, MSG_HISTOGRAM * sizeof(*in->histogram));
+		if (!pb->fault_histogram)
+			return NULL;
+		pb->n_fault_histogram = MSG_HISTOGRAM;
+	}
 	pb->role = pb_string(in->role);
 	pb->state = pb_string(in->state);
 	pb->peer = pb_string(in->peer);
@@ -376,6 +437,14 @@ static int get_status(struct arena *a, const Wire__Status *pb, struct msg_status
 	out->pids = pids;
 	out->n_pids = pb->n_pids;
 	GET(since_sec)
+	GET(pages_left)
+	out->postcopying = get_postcopy(pb->postcopy, &out->postcopy);
+	if (pb->n_fault_histogram == MSG_HISTOGRAM) {
+		out->histogram =
+		    arena_memdup(a, pb->fault_histogram, MSG_HISTOGRAM * sizeof(uint64_t));
+		if (!out->histogram)
+			return cr_err_oom(err);
+	}
 	out->role = msg_text(pb->role);
 	out->state = msg_text(pb->state);
 	out->peer = msg_text(pb->peer);

@@ -54,3 +54,8 @@ MSG_CODEC(prepared);
 MSG_CODEC(running);
 MSG_CODEC(query);
 MSG_CODEC(state);
+MSG_CODEC(lazy);
+MSG_CODEC(image);
+MSG_CODEC(image_ok);
+MSG_CODEC(known);
+MSG_CODEC(known_ok);

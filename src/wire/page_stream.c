@@ -21,6 +21,11 @@ static int bad(struct cr_err *err, const char *fmt, ...)
 	return cr_err_set(err, CR_ERR_PEER, EPROTO, "page stream: %s", text);
 }
 
+bool page_stream_begins(const uint8_t p[4])
+{
+	return !memcmp(p, magic, sizeof(magic));
+}
+
 /* ---- header ---- */
 
 void page_frame_encode(uint8_t out[PAGE_HDR_BYTES], const struct page_frame *f)

@@ -103,6 +103,9 @@ struct page_error {
 	char text[PAGE_ERROR_TEXT_BYTES + 1];
 };
 
+/* Do these four bytes begin a page stream? */
+bool page_stream_begins(const uint8_t p[4]);
+
 /* Header. `len` is how much is there; PAGE_HDR_BYTES are needed. */
 void page_frame_encode(uint8_t out[PAGE_HDR_BYTES], const struct page_frame *f);
 int page_frame_decode(struct page_frame *ret, const void *p, size_t len,

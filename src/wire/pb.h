@@ -1,4 +1,4 @@
-/* protobuf-c on an arena: private to the codecs of this directory. */
+/* protobuf-c on an arena: for the codecs of this directory and of image/. */
 #pragma once
 #include <protobuf-c/protobuf-c.h>
 #include "base/arena.h"

@@ -26,6 +26,8 @@ struct ps_stats {
 	struct cr_err last_error; /* why a stream last failed; kind CR_ERR_NONE if none did */
 };
 
+/* A client that is NULL is one without a page-server: its targets are told to nobody. */
+
 /* path: of the page-server's --control socket. Errors: CR_ERR_IO when nothing listens there. */
 int ps_connect(struct ps_client **ret, const char *path, struct cr_err *err) must_check;
 
@@ -41,6 +43,13 @@ int ps_session(struct ps_client *ps, const uint8_t id[PAGE_ID_BYTES],
  * process, else its pid might become another's. */
 int ps_target_process(struct ps_client *ps, uint32_t index, pid_t pid, uint64_t forbid_start,
 		      uint64_t forbid_end, struct cr_err *err) must_check;
+
+/* Pages of target `index`, a process, that are not there yet may be placed through uffd, a
+ * userfaultfd of its memory that the caller keeps. What cannot be, for instance where nothing is
+ * registered, is written. */
+int ps_target_uffd(struct ps_client *ps, uint32_t index, int uffd, struct cr_err *err) must_check;
+/* The page-server closes those of all targets, and only writes from then on. */
+int ps_close_uffds(struct ps_client *ps, struct cr_err *err) must_check;
 
 /* Pages of target `index` go into the file fd (a memfd or such, open for reading and writing), addr
  * being the offset. The page-server gets a duplicate; fd remains the caller's. Pages beyond the end

@@ -12,6 +12,8 @@ enum ps_request_type {
 	PS_TARGET_OBJECT = 3,  /* index; descriptor: the object */
 	PS_TARGET_DEL = 4,     /* index */
 	PS_STATS = 5,
+	PS_TARGET_UFFD = 6, /* index; descriptor: a userfaultfd of the process */
+	PS_CLOSE_UFFDS = 7,
 };
 
 struct ps_request {

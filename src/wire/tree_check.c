@@ -75,6 +75,10 @@ static bool file_kind_known(enum file_kind k)
 	case FILE_UNIX_LISTEN:
 	case FILE_TCP_CLOSED:
 	case FILE_TCP_IDLE:
+	case FILE_UNIX_CONN:
+	case FILE_UDP:
+	case FILE_UNLINKED:
+	case FILE_TCP_CONN:
 		return true;
 	}
 	return false;
@@ -255,18 +259,48 @@ static int check_ids(const struct tree *t, struct cr_err *err)
 
 /* ---- open files ---- */
 
+static int check_tcp(const struct tcp_conn *c, size_t i, struct cr_err *err)
+{
+	/* TCP_ESTABLISHED to TCP_CLOSING */
+	CHECK(c->state >= 1 && c->state <= 11, "file %zu: TCP state %u", i, c->state);
+	CHECK(c->unsent <= c->out_len, "file %zu: %u bytes not sent of %zu", i, c->unsent,
+	      c->out_len);
+	/* RFC 7323, 2.3 */
+	CHECK(c->snd_wscale <= 14 && c->rcv_wscale <= 14, "file %zu: window scale %u, %u", i,
+	      c->snd_wscale, c->rcv_wscale);
+	CHECK(c->mss <= UINT16_MAX, "file %zu: MSS %u", i, c->mss);
+	CHECK(c->sndbuf <= INT32_MAX && c->rcvbuf <= INT32_MAX, "file %zu: buffers of %u, %u bytes",
+	      i, c->sndbuf, c->rcvbuf);
+	return 0;
+}
+
 static int check_file(const struct tree *t, const struct file *f, size_t i, struct cr_err *err)
 {
 	CHECK(file_kind_known(f->kind), "file %zu: unknown kind %u", i, f->kind);
 	if (f->kind == FILE_REGULAR || f->kind == FILE_CHARDEV)
 		CHECK(absolute(f->path), "file %zu: no path", i);
-	if (f->kind == FILE_MEMFD)
+	if (f->kind == FILE_MEMFD || f->kind == FILE_UNLINKED)
 		CHECK(f->object < t->n_objects, "file %zu: there is no shared object %u", i,
 		      f->object);
 	if (f->kind == FILE_TCP_LISTEN || f->kind == FILE_UNIX_LISTEN)
 		CHECK(f->sockaddr_len >= 2, "file %zu: no address", i);
+	if (f->kind == FILE_UNIX_CONN && f->peer != UINT32_MAX)
+		CHECK(f->peer < t->n_files && f->peer != i &&
+			  t->files[f->peer].kind == FILE_UNIX_CONN && t->files[f->peer].peer == i &&
+			  t->files[f->peer].sock_type == f->sock_type,
+		      "file %zu: file %u is no peer of it", i, f->peer);
 	CHECK(f->sockaddr_len <= SOCKADDR_BYTES_MAX, "file %zu: address of %u bytes", i,
 	      f->sockaddr_len);
+	CHECK(f->peeraddr_len <= SOCKADDR_BYTES_MAX, "file %zu: peer's address of %u bytes", i,
+	      f->peeraddr_len);
+	if (f->kind == FILE_TCP_CONN)
+		CHECK(f->sockaddr_len >= 2 && f->peeraddr_len >= 2, "file %zu: no address", i);
+	if (f->tcp) {
+		int r = check_tcp(f->tcp, i, err);
+
+		if (r < 0)
+			return r;
+	}
 	for (size_t j = 0; j < f->n_targets; j++)
 		CHECK(f->targets[j].fd >= 0 && f->targets[j].file < t->n_files,
 		      "file %zu: target %d: there is no file %u", i, f->targets[j].fd,
@@ -287,9 +321,13 @@ static int check_tables(const struct tree *t, struct cr_err *err)
 	for (size_t i = 0; i < t->n_objects; i++) {
 		const struct shared_object *o = &t->objects[i];
 
-		CHECK(o->kind == OBJ_SHARED_ANON || o->kind == OBJ_MEMFD,
+		CHECK(o->kind == OBJ_SHARED_ANON || o->kind == OBJ_MEMFD ||
+			  o->kind == OBJ_SYSV_SHM || o->kind == OBJ_UNLINKED,
 		      "shared object %zu: unknown kind %u", i, o->kind);
 		CHECK(o->size <= INT64_MAX, "shared object %zu: size", i);
+		CHECK(o->ipc_id >= 0 && o->mode <= 07777, "shared object %zu: id or mode", i);
+		CHECK(o->kind != OBJ_UNLINKED || absolute(o->name), "shared object %zu: no path",
+		      i);
 		CHECK(o->kind != OBJ_MEMFD || o->name, "shared object %zu: no name", i);
 	}
 	for (size_t i = 0; i < t->n_files; i++) {

@@ -15,8 +15,9 @@
 #include <string.h>
 
 enum {
-	TREE_BYTES_MAX = 63 << 20, /* leaves room for the rest of a TREE message */
-	PROCS_MAX = 32768,         /* a few bytes there are 3 KiB here */
+	TREE_BYTES_MAX = 511 << 20, /* leaves room for the rest of a TREE message */
+	PROCS_MAX = 32768,          /* a few bytes there are 3 KiB here */
+	MOVED_MAX = 64,
 };
 
 static void arena_freep(struct arena **a)
@@ -65,7 +66,11 @@ int tree_get_string(struct arena *a, const char *pb, const char **ret, struct cr
 #define MAPPED_FILE_NUMBERS(X) \
 	X(size) X(ino) X(dev) X(mtime_ns) X(writable)
 /* clang-format on */
-#define OBJECT_NUMBERS(X) X(size) X(seals) X(ino) X(dev)
+/* clang-format off */
+#define OBJECT_NUMBERS(X) \
+	X(size) X(seals) X(ino) X(dev) X(ipc_id) X(ipc_key) X(uid) X(gid) X(mode) \
+	X(ipc_removed) X(ipc_cpid)
+/* clang-format on */
 
 static Tree__MappedFile *put_mapped_file(struct arena *a, const struct mapped_file *in)
 {
@@ -108,10 +113,41 @@ static int get_object(struct arena *a, const Tree__SharedObject *pb, struct shar
 {
 	OBJECT_NUMBERS(TREE_GET)
 	out->kind = (enum object_kind)pb->kind;
-	if (out->kind != OBJ_MEMFD)
+	if (out->kind != OBJ_MEMFD && out->kind != OBJ_UNLINKED)
 		return 0;
 	out->name = arena_strdup(a, pb->name); /* may be empty, but is there */
 	return out->name ? 0 : cr_err_oom(err);
+}
+
+static bool put_moved(struct arena *a, const struct tree *in, Tree__Tree *pb)
+{
+	pb->moved = arena_array(a, char *, in->n_moved);
+	for (size_t i = 0; pb->moved && i < in->n_moved; i++) {
+		char text[DEVADDR_TEXT];
+
+		pb->moved[i] = arena_strdup(a, devaddr_text(&in->moved[i], text));
+		if (!pb->moved[i])
+			return false;
+		pb->n_moved++;
+	}
+	return pb->moved;
+}
+
+static int get_moved(const Tree__Tree *pb, struct tree *out, struct cr_err *err)
+{
+	if (pb->n_moved > MOVED_MAX)
+		return tree_bad(err, "%zu addresses", pb->n_moved);
+	out->moved = arena_array(out->arena, struct devaddr, pb->n_moved);
+	if (!out->moved)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < pb->n_moved; i++) {
+		struct cr_err why = {0};
+
+		if (devaddr_parse(pb->moved[i], &out->moved[i], &why))
+			return tree_bad(err, "%s", why.msg);
+		out->n_moved++;
+	}
+	return 0;
 }
 
 /* A table is an array of structs here, an array of pointers to messages there. */
@@ -165,6 +201,8 @@ static Tree__Tree *put_tree(struct arena *a, const struct tree *in)
 	PUT_TABLE(files, tree_put_file);
 	PUT_TABLE(mapped_files, put_mapped_file);
 	PUT_TABLE(objects, put_object);
+	if (!put_moved(a, in, pb))
+		return NULL;
 	pb->complete = true;
 	return pb;
 }
@@ -192,7 +230,7 @@ static int get_tree(struct arena *a, const Tree__Tree *pb, struct tree *out, str
 	GET_TABLE(files, tree_get_file);
 	GET_TABLE(mapped_files, get_mapped_file);
 	GET_TABLE(objects, get_object);
-	return 0;
+	return get_moved(pb, out, err);
 }
 
 int tree_encode(const struct tree *t, uint8_t **ret, size_t *ret_len, struct cr_err *err)

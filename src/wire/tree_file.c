@@ -7,8 +7,41 @@
 	X(mtime_ns) X(rdev) X(mode) X(pipe_ino) X(pipe_has_data) X(pipe_capacity) \
 	X(pipe_packet) X(counter) X(semaphore) X(clockid) X(settime_flags) X(value_ns) \
 	X(interval_ns) X(ticks) X(sigmask) X(sock_family) X(sock_type) X(sock_protocol) \
-	X(backlog) X(uid) X(gid) X(cred_pid) X(cred_uid) X(cred_gid)
+	X(backlog) X(uid) X(gid) X(cred_pid) X(cred_uid) X(cred_gid) \
+	X(peer_ino) X(connected) X(sock_shutdown)
 /* clang-format on */
+
+/* clang-format off */
+#define TCP_NUMBERS(X) \
+	X(state) X(options) X(snd_wscale) X(rcv_wscale) X(mss) X(rcv_seq) X(snd_seq) X(unsent) \
+	X(timestamp) X(timestamp_ns) X(has_window) X(snd_wl1) X(snd_wnd) X(max_window) X(rcv_wnd) \
+	X(rcv_wup) X(sndbuf) X(rcvbuf) X(buf_lock)
+/* clang-format on */
+
+static Tree__TcpConn *put_tcp(struct arena *a, const struct tcp_conn *in)
+{
+	Tree__TcpConn *pb = pb_new(a, &tree__tcp_conn__descriptor);
+
+	if (!pb)
+		return NULL;
+	TCP_NUMBERS(TREE_PUT)
+	pb->in = pb_bytes(in->in, in->in_len);
+	pb->out = pb_bytes(in->out, in->out_len);
+	return pb;
+}
+
+static int get_tcp(struct arena *a, const Tree__TcpConn *pb, struct tcp_conn **ret,
+		   struct cr_err *err)
+{
+	struct tcp_conn *out = arena_array(a, struct tcp_conn, 1);
+
+	if (!out)
+		return cr_err_oom(err);
+	TCP_NUMBERS(TREE_GET)
+	*ret = out;
+	int r = tree_get_bytes(a, &pb->in, &out->in, &out->in_len, err);
+	return r < 0 ? r : tree_get_bytes(a, &pb->out, &out->out, &out->out_len, err);
+}
 
 static bool put_targets(struct arena *a, const struct file *in, Tree__File *pb)
 {
@@ -88,28 +121,38 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in)
 
 	if (!pb || !put_targets(a, in, pb) || !put_opts(a, in, pb))
 		return NULL;
+	if (in->tcp && !(pb->tcp = put_tcp(a, in->tcp)))
+		return NULL;
 	FILE_NUMBERS(TREE_PUT)
 	pb->kind = in->kind;
 	pb->path = pb_string(in->path);
 	pb->data = pb_bytes(in->data, in->data_len);
 	pb->object = tree_put_index(in->object);
+	pb->peer = tree_put_index(in->kind == FILE_UNIX_CONN ? in->peer : UINT32_MAX);
 	pb->sockaddr = pb_bytes(in->sockaddr, in->sockaddr_len);
+	pb->peeraddr = pb_bytes(in->peeraddr, in->peeraddr_len);
 	return pb;
 }
 
 int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out, struct cr_err *err)
 {
-	size_t sockaddr_len = 0;
+	size_t sockaddr_len = 0, peeraddr_len = 0;
 	int r;
 
 	FILE_NUMBERS(TREE_GET)
 	out->kind = (enum file_kind)pb->kind;
-	out->object = out->kind == FILE_MEMFD ? tree_get_index(pb->object) : UINT32_MAX;
+	out->object = out->kind == FILE_MEMFD || out->kind == FILE_UNLINKED
+			  ? tree_get_index(pb->object)
+			  : UINT32_MAX;
+	out->peer = out->kind == FILE_UNIX_CONN ? tree_get_index(pb->peer) : UINT32_MAX;
 	if ((r = tree_get_string(a, pb->path, &out->path, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->data, &out->data, &out->data_len, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->sockaddr, &out->sockaddr, &sockaddr_len, err)) < 0 ||
+	    (r = tree_get_bytes(a, &pb->peeraddr, &out->peeraddr, &peeraddr_len, err)) < 0 ||
+	    (pb->tcp && (r = get_tcp(a, pb->tcp, &out->tcp, err)) < 0) ||
 	    (r = get_targets(a, pb, out, err)) < 0 || (r = get_opts(a, pb, out, err)) < 0)
 		return r;
 	out->sockaddr_len = (uint32_t)sockaddr_len;
+	out->peeraddr_len = (uint32_t)peeraddr_len;
 	return 0;
 }

@@ -15,6 +15,7 @@ event("done") as $done
   }
 | if $iperf != [] then
     .iperf_bytes_s = $iperf
+    | .warm_bytes_s = ($warm[0] | . * 1e9) # touching what the destination then used
     | .first_round_bytes_s = ($rounds[0] | .bytes_wire / .duration_us * 1e6)
     | .first_round_ratio = .first_round_bytes_s / ($iperf | max)
   else . end

@@ -97,7 +97,7 @@ ok "with the pid free" move_workload beta
 ok "well" finish_workload
 
 # Both spellings, several refusals in one list, and in words for people.
-start_workload alpha refused --what udp
+start_workload alpha refused --what raw
 st=0
 "$build/cr-migrate" --hosts "$hosts_file" alpha beta --pid "$wl_pid" >"$work/out" 2>&1 </dev/null || st=$?
 is $st 4 "two endpoints as two words"

@@ -218,7 +218,12 @@ migrate() {
 	shift 2
 	note_logs
 	mig_status=0
-	timeout -k 5 "${MIGRATE_TIMEOUT:-60}" "$build/cr-migrate" --hosts "$hosts_file" --json --verify full \
+	# where pages come after the switch-over there is nothing to be compared at it
+	local -a verify=(--verify full)
+	case " $* " in
+	*' --mode hybrid '* | *' --mode postcopy '* | *' --on-no-convergence postcopy '*) verify=() ;;
+	esac
+	timeout -k 5 "${MIGRATE_TIMEOUT:-60}" "$build/cr-migrate" --hosts "$hosts_file" --json "${verify[@]}" \
 		"$from->$to" "$@" </dev/null >"$work/events" 2>"$work/errors" || mig_status=$?
 	# shellcheck disable=SC2034 # for the tests
 	mig_done=$(tail -n 1 "$work/events")

@@ -8,7 +8,7 @@ start_testbed
 
 # Hardware breakpoints and registers are the default: move.t moves everything by them.
 few=(regs "regs --rseq" "signals --sigtrap ignored --once-ms 2000" "threads --threads 8" "forktree --procs 12")
-all=("${few[@]}" "signals --once-ms 2000 --sigtrap handled" memory files sockets "creds --variant user" churn
+all=("${few[@]}" "signals --once-ms 2000 --sigtrap handled" memory files sockets unlinked unixsock sysvshm "creds --variant user" churn
 	"dirty --mib 32 --rate 40")
 
 # shellcheck disable=SC2086

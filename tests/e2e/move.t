@@ -30,7 +30,9 @@ moves forktree --procs 12 --fan 1 --zombies 12
 for trap in default ignored blocked handled; do
 	moves signals --sigtrap $trap --once-ms 2000
 done
+moves signals --hold-alarm --once-ms 2000
 moves memory
+moves memory --advise
 moves memory --quiet
 moves memory --vmas 10000
 moves files
@@ -40,6 +42,26 @@ for variant in root user mixed; do
 done
 moves dirty --mib 64 --rate 100 --threads 4
 moves dirty --mib 64 --rate 50 --incompressible
+
+# looks HOST: its writable anonymous mappings, and flags of userfaultfd wherever they are.
+looks() {
+	on "$1" grep -E '^[0-9a-f]+-[0-9a-f]+ rw-p 00000000 00:00 0 |^VmFlags:.* u[wmi]( |$)' "/proc/$wl_pid/smaps"
+}
+
+# No mapping is split or keeps a flag of the move.
+same_looks_case() {
+	local before after
+	start_workload alpha "$@" && runs_on || return 1
+	before=$(looks alpha)
+	move_workload beta || return 1
+	after=$(looks beta)
+	[ "$after" = "$before" ] || { diag "before: $before" "after: $after"; return 1; }
+	finish_workload
+}
+ok "mappings look as before: dirty" same_looks_case dirty --mib 64 --threads 4 --rate 20
+kill_workload
+ok "mappings look as before: memory" same_looks_case memory --quiet
+kill_workload
 
 # Many rounds, so that the layout changes under way.
 for seed in 1 2 3; do
@@ -70,8 +92,17 @@ ask() {
 }
 ok "moved: sockets on an address that both hosts have" sockets_case
 moves sockets
-moves sockets --connected
+moves sockets --connected -- --tcp close
 ok "a broken connection is warned of" grep -q '"event":"warning".*TCP' "$work/events"
+moves sysvshm
+segments() {
+	on "$1" ipcs -m | grep -c "^0x"
+}
+is "$(segments alpha) $(segments beta)" "0 0" "no System V segment is left behind"
+moves unlinked
+moves unlinked -- --streams 3 --max-bandwidth 30M
+moves unixsock
+moves unixsock --uid 65534
 
 # Running in alpha again afterwards, then in beta once more.
 back_case() {

@@ -36,14 +36,12 @@ done <<'LIST'
 io_uring io_uring
 inotify inotify
 fanotify fanotify
-udp udp|datagram|socket
-unixpair unix|socket
+udplite datagram socket
+unixpeer unix stream socket
 unixdgram unix|socket
 netlink netlink|socket
 packet packet|socket
 raw raw|socket
-deleted deleted|unlinked|removed
-replaced deleted|unlinked|removed|another file|replaced
 deletedmap deleted|unlinked|removed
 deletedexe deleted|unlinked|removed
 pty pty|ptmx|tty|terminal|device
@@ -62,7 +60,7 @@ flock lock
 posixlock lock
 ofdlock lock
 lease lease|lock
-sysvshm sysv|system v|shm
+sysvpart System V shared memory
 aio aio
 hugetlb huge
 droppable droppable

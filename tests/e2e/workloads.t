@@ -70,6 +70,9 @@ alone churn
 alone dirty --mib 32 --rate 50 --threads 4
 alone files --chroot
 alone sockets
+alone unixsock
+alone unlinked
+alone sysvshm
 for variant in root user mixed; do
 	alone creds --variant $variant
 done

@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 #include "base/clock.h"
+#include "kernel/procfs.h"
 #include "kernel/task.h"
 #include "remote/area.h"
 #include "resource/resource.h"
@@ -151,6 +152,9 @@ static inline void kid_stop(struct kid *k)
 {
 	if (k->pid > 0) {
 		kill(k->pid, SIGKILL);
+		for (size_t i = k->n; i-- > 1;) /* those that are traced, before their leader */
+			while (waitpid(k->tids[i], NULL, __WALL) > 0)
+				;
 		waitpid(k->pid, NULL, 0);
 	}
 	rarea_done(&k->area);
@@ -210,7 +214,8 @@ static inline void kid_thaw(const struct kid *k)
 		assert_int_equal(ptrace(PTRACE_DETACH, k->tids[i], 0, 0), 0);
 }
 
-static inline void kid_query(struct kid *k, struct tree *t)
+/* True if the signals have to be looked at again. */
+static inline bool kid_query(struct kid *k, struct tree *t)
 {
 	struct attrs_query q[KID_THREADS];
 	struct process *p = &t->procs[0];
@@ -228,6 +233,7 @@ static inline void kid_query(struct kid *k, struct tree *t)
 			  &err);
 		rtask_scratch_reset(&k->rt[i]);
 	}
+	return q[0].signals_stale;
 }
 
 static inline void print_refusals(struct refusals *r)

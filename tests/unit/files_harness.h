@@ -328,7 +328,7 @@ static inline void capture_pids(struct captured *out, const pid_t *pids, int n,
 			    .prev = prev,
 			    .refused = &out->refused,
 			    .exact = exact,
-			    .tcp_close = true,
+			    .tcp = TCP_MODE_CLOSE,
 			    .procs = procs};
 
 	memset(out, 0, sizeof(*out));
@@ -478,9 +478,15 @@ static inline void compare_file(const struct file *a, const struct file *b, int 
 	if (a->value_ns - b->value_ns + 1000000 > 2000000)
 		fail_msg("timer of fd %d: %lu became %lu", fd, a->value_ns, b->value_ns);
 	assert_int_equal(a->backlog, b->backlog);
+	assert_int_equal(a->peer, b->peer);
+	assert_int_equal(a->connected, b->connected);
+	assert_int_equal(a->sock_shutdown, b->sock_shutdown);
 	assert_int_equal(a->sockaddr_len, b->sockaddr_len);
 	if (a->sockaddr_len)
 		assert_memory_equal(a->sockaddr, b->sockaddr, a->sockaddr_len);
+	assert_int_equal(a->peeraddr_len, b->peeraddr_len);
+	if (a->peeraddr_len)
+		assert_memory_equal(a->peeraddr, b->peeraddr, a->peeraddr_len);
 	compare_opts(a, b, fd);
 	assert_int_equal(a->n_targets, b->n_targets);
 	for (size_t i = 0; i < a->n_targets; i++) {

@@ -39,10 +39,15 @@ static const struct msg_opts some_opts = {.downtime_limit_us = 5000,
 					  .compress = MSG_COMPRESS_NONE,
 					  .verify = MSG_VERIFY_FULL,
 					  .launch = MSG_LAUNCH_SIGRETURN,
-					  .freeze = MSG_FREEZE_V2,
 					  .leave_running = true,
 					  .rehearse = true,
-					  .no_hw_breakpoints = true};
+					  .no_hw_breakpoints = true,
+					  .mode = MSG_MODE_HYBRID,
+					  .no_convergence = MSG_NO_CONVERGENCE_ABORT,
+					  .postcopy_timeout_ms = 700,
+					  .tcp = MSG_TCP_CLOSE,
+					  .n_move = 2,
+					  .move = {"192.0.2.7/24%eth0", "2001:db8::1/64%bond0"}};
 
 static struct msg_note some_notes[] = {{"alpha", 4242, "fd 7 (redis-server)", "io_uring instance"},
 				       {"beta", 0, "the host", "no userfaultfd"}};
@@ -52,12 +57,17 @@ static struct msg_target some_targets[] = {{4242, UINT32_MAX, 0}, {0, 3, 1}};
 static struct msg_range some_ranges[] = {{0x7f0000000000, 0x7f0000002000}, {0x1000, 0x3000}};
 static struct msg_part some_parts[] = {{"files", 120}, {"registers", 80}};
 static const pid_t some_pids[] = {4242, 4243};
+static const uint64_t some_histogram[MSG_HISTOGRAM] = {1, 2, [MSG_HISTOGRAM - 1] = 3};
 static struct msg_status some_status = {.role = "source",
 					.state = "in doubt",
 					.pids = some_pids,
 					.n_pids = 2,
 					.peer = "beta",
-					.since_sec = 1700000000};
+					.since_sec = 1700000000,
+					.postcopying = true,
+					.postcopy = {10, 9, 8, 7, 6, 5, 4, 3, 2, 1},
+					.pages_left = 77,
+					.histogram = some_histogram};
 static const struct cr_err some_err = {.code = ENOSPC,
 				       .kind = CR_ERR_KERNEL,
 				       .pid = 4242,
@@ -101,8 +111,16 @@ static inline struct msg example(enum msg_type type)
 		m.warning = (struct msg_notes){some_notes, 1};
 		break;
 	case MSG_DONE:
-		m.done = (struct msg_done){MSG_OUTCOME_FAILED, 1,  2, {3, 4, 5, 6, 7, 8}, 9,
-					   some_err,           10, 11};
+		m.done = (struct msg_done){MSG_OUTCOME_FAILED,
+					   1,
+					   2,
+					   {3, 4, 5, 6, 7, 8},
+					   9,
+					   some_err,
+					   10,
+					   11,
+					   true,
+					   {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}};
 		break;
 	case MSG_STATUS_LIST:
 		some_status.id = an_id();
@@ -115,8 +133,7 @@ static inline struct msg example(enum msg_type type)
 		m.resolved.text = "the tasks run here";
 		break;
 	case MSG_TREE:
-		m.tree = (struct msg_tree){
-		    MSG_STAGE_FINAL, (const uint8_t *)"\0tree", 5, {some_digests, 2}};
+		m.tree = (struct msg_tree){MSG_STAGE_FINAL, (const uint8_t *)"\0tree", 5};
 		break;
 	case MSG_TREE_OK:
 		m.tree_ok = (struct msg_tree_ok){{some_notes, 1}, {some_notes + 1, 1}, 0x10000,
@@ -143,6 +160,21 @@ static inline struct msg example(enum msg_type type)
 	case MSG_STATE:
 		m.state = (struct msg_state){MSG_STATE_PREPARED, "waiting for alpha"};
 		break;
+	case MSG_IMAGE:
+		m.image.name = "web";
+		break;
+	case MSG_IMAGE_OK:
+		m.image_ok.rounds = 3;
+		break;
+	case MSG_KNOWN:
+		m.known = (struct msg_known){7, 0x7f0000001000};
+		break;
+	case MSG_KNOWN_OK:
+		m.known_ok = (struct msg_known_ok){(const uint8_t *)"chunks", 6, 0x7f0000200000};
+		break;
+	case MSG_LAZY:
+		m.lazy.kind = MSG_LAZY_BULK;
+		break;
 	default: /* says all by its type */
 		break;
 	}
@@ -164,8 +196,12 @@ static inline void same_err(const struct cr_err *a, const struct cr_err *b)
 static inline void same_opts(const struct msg_opts *a, const struct msg_opts *b)
 {
 	SAME(downtime_limit_us), SAME(max_rounds), SAME(max_bandwidth), SAME(streams);
-	SAME(compress), SAME(verify), SAME(launch), SAME(freeze), SAME(leave_running);
-	SAME(rehearse), SAME(no_hw_breakpoints);
+	SAME(compress), SAME(verify), SAME(launch), SAME(leave_running);
+	SAME(rehearse), SAME(no_hw_breakpoints), SAME(mode), SAME(no_convergence);
+	SAME(postcopy_timeout_ms);
+	SAME(tcp), SAME(n_move);
+	for (uint32_t i = 0; i < a->n_move; i++)
+		assert_string_equal(a->move[i], b->move[i]);
 }
 
 static inline void same_notes(const struct msg_notes *x, const struct msg_notes *y)
@@ -191,7 +227,9 @@ static inline void same_digests(const struct msg_digests *x, const struct msg_di
 static inline void same_status(const struct msg_status *a, const struct msg_status *b)
 {
 	SAME_ID(id), SAME_STR(role), SAME_STR(state), SAME_STR(peer);
-	SAME(since_sec), SAME(n_pids);
+	SAME(since_sec), SAME(n_pids), SAME(postcopying), SAME(pages_left);
+	SAME_ID(postcopy);
+	assert_memory_equal(a->histogram, b->histogram, sizeof(some_histogram));
 	assert_memory_equal(a->pids, b->pids, a->n_pids * sizeof(pid_t));
 }
 
@@ -236,7 +274,7 @@ static inline void same_control(const struct msg *a, const struct msg *b)
 	case MSG_DONE:
 		SAME(done.outcome), SAME(done.downtime_us), SAME(done.total_us);
 		SAME(done.memory_bytes), SAME(done.stops), SAME(done.longest_stop_us);
-		SAME_ID(done.phases);
+		SAME_ID(done.phases), SAME(done.postcopied), SAME_ID(done.postcopy);
 		same_err(&a->done.error, &b->done.error);
 		break;
 	case MSG_STATUS_LIST:
@@ -260,7 +298,6 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 	case MSG_TREE:
 		SAME(tree.stage), SAME(tree.tree_len);
 		assert_memory_equal(a->tree.tree, b->tree.tree, a->tree.tree_len);
-		same_digests(&a->tree.digests, &b->tree.digests);
 		break;
 	case MSG_TREE_OK:
 		same_notes(&a->tree_ok.refusals, &b->tree_ok.refusals);
@@ -293,6 +330,22 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 		break;
 	case MSG_STATE:
 		SAME(state.state), SAME_STR(state.text);
+		break;
+	case MSG_IMAGE:
+		SAME_STR(image.name);
+		break;
+	case MSG_IMAGE_OK:
+		SAME(image_ok.rounds);
+		break;
+	case MSG_KNOWN:
+		SAME(known.target), SAME(known.from);
+		break;
+	case MSG_KNOWN_OK:
+		SAME(known_ok.len), SAME(known_ok.next);
+		assert_memory_equal(a->known_ok.chunks, b->known_ok.chunks, a->known_ok.len);
+		break;
+	case MSG_LAZY:
+		SAME(lazy.kind);
 		break;
 	default:
 		break;

@@ -190,10 +190,9 @@ static void lists_below(void **state)
 	struct fixture *f = fixture_or_skip(state);
 	struct child a = spawn(), b = spawn();
 	struct cr_err err = {0};
-	struct cgroup *sub, *own;
+	struct cgroup *sub;
 	char want[100];
 	pid_t *ids;
-	bool only;
 
 	assert_int_equal(cgroup_procs(f->cg, &ids, &err), 0);
 	free(ids);
@@ -208,18 +207,6 @@ static void lists_below(void **state)
 	assert_int_equal(cgroup_procs(sub, &ids, &err), 1);
 	assert_int_equal(ids[0], b.pid);
 	free(ids);
-
-	pid_t both[2] = {a.pid, b.pid};
-	assert_int_equal(cgroup_contains_only(f->cg, both, 2, &only, &err), 0);
-	assert_true(only);
-	assert_int_equal(cgroup_contains_only(f->cg, both, 1, &only, &err), 0);
-	assert_false(only);
-	assert_int_equal(cgroup_find_own(&own, both, 2, &err), 0);
-	assert_non_null(own);
-	assert_string_equal(cgroup_fs_path(own), cgroup_fs_path(f->cg));
-	cgroup_close(own);
-	assert_int_equal(cgroup_find_own(&own, both, 1, &err), 0);
-	assert_null(own);
 
 	char *path;
 	snprintf(want, sizeof(want), "/%s/sub", f->name);

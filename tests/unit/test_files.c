@@ -43,6 +43,23 @@ enum { /* descriptor numbers in the source */
        FD_ABSTRACT,
        FD_UNIX,
        FD_UNIX_REL,
+       FD_PAIR_A = 80,
+       FD_PAIR_B,
+       FD_PACKETS_A,
+       FD_PACKETS_B,
+       FD_DATAGRAMS_A,
+       FD_DATAGRAMS_B,
+       FD_HALF_A, /* shut down in one direction */
+       FD_HALF_B,
+       FD_LONELY, /* its peer is closed */
+       FD_UNIX_IDLE,
+       FD_NAMED_CLIENT,
+       FD_NAMED_SERVED,
+       FD_ABSTRACT_CLIENT,
+       FD_ABSTRACT_SERVED,
+       FD_UDP,
+       FD_UDP6,
+       FD_UDP_FRESH,
        FD_FAR = 500,
 };
 
@@ -209,6 +226,93 @@ static void open_sockets(void)
 		_exit(21);
 }
 
+static void pair(int type, int n)
+{
+	int p[2];
+
+	if (socketpair(AF_UNIX, type, 0, p))
+		_exit(30);
+	put_at(p[0], n, 0);
+	put_at(p[1], n + 1, O_CLOEXEC);
+}
+
+static void say(int fd, const char *text)
+{
+	if (send(fd, text, strlen(text), 0) != (ssize_t)strlen(text))
+		_exit(31);
+}
+
+static void open_pairs(void)
+{
+	char big[70000];
+	int two = 2, p[2];
+
+	memset(big, 'b', sizeof(big));
+	pair(SOCK_STREAM, FD_PAIR_A);
+	say(FD_PAIR_A, "for b");
+	say(FD_PAIR_A, ", more");
+	say(FD_PAIR_B, "for a");
+	/* the task looks from its own place on */
+	if (setsockopt(FD_PAIR_B, SOL_SOCKET, SO_PEEK_OFF, &two, sizeof(two)) ||
+	    fcntl(FD_PAIR_B, F_SETFL, O_NONBLOCK))
+		_exit(32);
+	pair(SOCK_SEQPACKET, FD_PACKETS_A);
+	say(FD_PACKETS_A, "one");
+	say(FD_PACKETS_A, "");
+	if (send(FD_PACKETS_A, big, sizeof(big), 0) != sizeof(big))
+		_exit(33);
+	say(FD_PACKETS_A, "last");
+	pair(SOCK_DGRAM, FD_DATAGRAMS_A);
+	say(FD_DATAGRAMS_B, "datagram");
+	say(FD_DATAGRAMS_B, "two");
+	pair(SOCK_STREAM, FD_HALF_A);
+	say(FD_HALF_A, "before the end");
+	if (shutdown(FD_HALF_A, SHUT_WR))
+		_exit(34);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, p))
+		_exit(35);
+	say(p[1], "farewell");
+	say(p[1], ""); /* and then the end, which looks the same */
+	put_at(p[0], FD_LONELY, 0);
+	close(p[1]);
+	put_at(socket(AF_UNIX, SOCK_STREAM, 0), FD_UNIX_IDLE, 0);
+}
+
+static void open_udp(void)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_addr = in6addr_loopback};
+	int ttl = 7;
+
+	put_at(socket(AF_INET, SOCK_DGRAM, 0), FD_UDP, 0);
+	setsockopt(FD_UDP, IPPROTO_IP, IP_TTL, &ttl, sizeof(ttl));
+	if (bind(FD_UDP, (void *)&in, sizeof(in)))
+		_exit(38);
+	put_at(socket(AF_INET6, SOCK_DGRAM, 0), FD_UDP6, O_CLOEXEC);
+	if (bind(FD_UDP6, (void *)&in6,
+		 sizeof(in6))) /* sets IPV6_V6ONLY: connect(2) alone does not */
+		_exit(40);
+	in6.sin6_port = htons(9);
+	if (connect(FD_UDP6, (void *)&in6, sizeof(in6)))
+		_exit(39);
+	put_at(socket(AF_INET, SOCK_DGRAM, 0), FD_UDP_FRESH, 0);
+}
+
+static void connection(int listener, int type, int n)
+{
+	struct sockaddr_un un;
+	socklen_t len = sizeof(un);
+
+	if (getsockname(listener, (void *)&un, &len))
+		_exit(36);
+	put_at(socket(AF_UNIX, type, 0), n, 0);
+	if (connect(n, (void *)&un, len))
+		_exit(37);
+	put_at(accept(listener, NULL, NULL), n + 1, 0);
+	say(n, "to the server");
+	say(n + 1, "to the client");
+}
+
 static void open_unix_paths(void)
 {
 	struct sockaddr_un un = {.sun_family = AF_UNIX};
@@ -235,8 +339,13 @@ static void prepare_all(struct source *s)
 	open_events();
 	open_epolls();
 	open_sockets();
-	if (geteuid() == 0)
+	open_pairs();
+	open_udp();
+	connection(FD_ABSTRACT, SOCK_STREAM, FD_ABSTRACT_CLIENT);
+	if (geteuid() == 0) {
 		open_unix_paths();
+		connection(FD_UNIX, SOCK_SEQPACKET, FD_NAMED_CLIENT);
+	}
 	source_fork(s);
 }
 
@@ -251,6 +360,29 @@ static int memfd_for(const struct tree *t)
 	assert_int_equal(t->objects[0].size, 5);
 	assert_int_equal(pwrite(fd, "hello", 5, 0), 5);
 	return fd;
+}
+
+/* Looking leaves the task's place as it was. */
+static void check_peek_offset(const struct source *s)
+{
+	_cleanup_fd_ int pidfd = (int)syscall(SYS_pidfd_open, s->pid[0], 0);
+	_cleanup_fd_ int fd = (int)syscall(SYS_pidfd_getfd, pidfd, FD_PAIR_B, 0);
+	int off = 0;
+	socklen_t len = sizeof(off);
+
+	assert_int_equal(getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &off, &len), 0);
+	assert_int_equal(off, 2);
+}
+
+static void check_pairs(const struct tree *t)
+{
+	assert_ptr_equal(&t->files[file_at(t, 0, FD_PAIR_A)->peer], file_at(t, 0, FD_PAIR_B));
+	assert_int_equal(file_at(t, 0, FD_PAIR_B)->data_len, strlen("for b, more"));
+	assert_int_equal(file_at(t, 0, FD_PACKETS_B)->data_len, 4 * 4 + 3 + 70000 + 4);
+	assert_int_equal(file_at(t, 0, FD_HALF_B)->sock_shutdown, 1);
+	assert_int_equal(file_at(t, 0, FD_LONELY)->data_len, 4 + 8 + 4);
+	assert_int_equal(file_at(t, 0, FD_LONELY)->sock_shutdown, 3);
+	assert_int_equal(file_at(t, 0, FD_UNIX_IDLE)->connected, false);
 }
 
 static void check_refusals(const struct tree *t)
@@ -292,6 +424,8 @@ static void all_kinds(void **state)
 	assert_clean(&exact);
 	assert_same_shape(ahead.t, exact.t);
 	check_grouping(exact.t);
+	check_pairs(exact.t);
+	check_peek_offset(s);
 	source_kill(s);
 	check_refusals(ahead.t);
 	shells_new(&b, 2);

@@ -9,33 +9,13 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
 enum { FD = 7 };
 
 /* ---- one source for each refusal ---- */
-
-static void unlinked(struct source *s)
-{
-	(void)s;
-	put_at(open(at_dir("gone"), O_RDWR | O_CREAT, 0600), FD, 0);
-	unlink(at_dir("gone"));
-}
-
-static void renamed_over(struct source *s)
-{
-	(void)s;
-	put_at(open(at_dir("old"), O_RDWR | O_CREAT, 0600), FD, 0);
-	close(open(at_dir("new"), O_RDWR | O_CREAT, 0600));
-	rename(at_dir("new"), at_dir("old"));
-}
-
-static void tmpfile_open(struct source *s)
-{
-	(void)s;
-	put_at(open(test_dir, O_RDWR | O_TMPFILE, 0600), FD, 0);
-}
 
 static void path_only(struct source *s)
 {
@@ -104,10 +84,10 @@ static void pseudo_terminal(struct source *s)
 	put_at(open("/dev/ptmx", O_RDWR | O_NOCTTY), FD, 0);
 }
 
-static void udp(struct source *s)
+static void raw(struct source *s)
 {
 	(void)s;
-	put_at(socket(AF_INET, SOCK_DGRAM, 0), FD, 0);
+	put_at(socket(AF_INET, SOCK_RAW, IPPROTO_ICMP), FD, 0);
 }
 
 static void netlink_socket(struct source *s)
@@ -116,21 +96,73 @@ static void netlink_socket(struct source *s)
 	put_at(socket(AF_NETLINK, SOCK_RAW, 0), FD, 0);
 }
 
-static void unix_pair(struct source *s)
+/* A descriptor waits to be received. */
+static void unix_rights(struct source *s)
 {
 	int p[2];
+	char c = 0;
+	union {
+		struct cmsghdr head;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = {.head = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+	struct iovec iov = {&c, 1};
+	struct msghdr m = {.msg_iov = &iov,
+			   .msg_iovlen = 1,
+			   .msg_control = &control,
+			   .msg_controllen = sizeof(control.bytes)};
 
 	(void)s;
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, p))
 		_exit(50);
+	memcpy(CMSG_DATA(&control.head), &p[0], sizeof(int));
+	if (sendmsg(p[1], &m, 0) != 1)
+		_exit(51);
 	put_at(p[0], FD, 0);
 	put_at(p[1], FD + 1, 0);
+}
+
+/* The other end lives on in nobody's table, only in a message of another socket: as good as
+ * outside. */
+static void unix_peer_outside(struct source *s)
+{
+	const struct sockaddr_un un = {.sun_family = AF_UNIX};
+	struct sockaddr_un name;
+	socklen_t len = sizeof(name);
+	int listener = socket(AF_UNIX, SOCK_STREAM, 0), c = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	(void)s;
+	if (bind(listener, (const void *)&un, sizeof(sa_family_t)) || listen(listener, 1) ||
+	    getsockname(listener, (void *)&name, &len) || connect(c, (void *)&name, len))
+		_exit(50);
+	pid_t child = fork();
+	if (child == 0) {
+		int accepted = accept(listener, NULL, NULL);
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(c);
+		close(listener);
+		setpgid(0, 0);
+		if (write(accepted, "x", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	char x;
+	if (read(c, &x, 1) != 1) /* it has accepted */
+		_exit(51);
+	close(listener);
+	put_at(c, FD, 0);
 }
 
 static void unix_datagram(struct source *s)
 {
 	(void)s;
-	put_at(socket(AF_UNIX, SOCK_DGRAM, 0), FD, 0);
+	const struct sockaddr_un un = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+	if (bind(fd, (const void *)&un, sizeof(sa_family_t)))
+		_exit(50);
+	put_at(fd, FD, 0);
 }
 
 static void namespace_open(struct source *s)
@@ -227,9 +259,6 @@ static const struct {
 	const char *what, *why;
 	bool root;
 } refusals[] = {
-    {unlinked, "fd 7 ", "unlinked while open"},
-    {renamed_over, "fd 7 ", "/old (deleted): has been unlinked"},
-    {tmpfile_open, "fd 7 ", "unlinked while open"},
     {path_only, "fd 7 ", "O_PATH"},
     {locked, "fd 7 ", "/lock: holds a file lock"},
     {posix_locked, "fd 7 ", "/lock: holds a file lock"},
@@ -238,10 +267,11 @@ static const struct {
     {pidfd, "fd 7 ", "pidfd: not supported"},
     {io_uring, "fd 7 ", "io_uring instance: not supported; close it first"},
     {pseudo_terminal, "fd 7 ", "pseudo-terminal master"},
-    {udp, "fd 7 ", "IPv4 datagram socket"},
+    {raw, "fd 7 ", "IPv4 raw socket", true},
     {netlink_socket, "fd 7 ", "netlink socket"},
-    {unix_pair, "fd 7 ", "unix stream socket that does not listen"},
-    {unix_datagram, "fd 7 ", "unix datagram socket"},
+    {unix_rights, "fd 7 ", "unix stream socket: descriptors wait in it to be received"},
+    {unix_peer_outside, "fd 7 ", "unix stream socket: its peer is outside the tree"},
+    {unix_datagram, "fd 7 ", "unix datagram socket with a name that does not listen"},
     {namespace_open, "fd 7 ", "namespace descriptor"},
     {proc_of_init, "fd 7 ", "/proc/1/status: is of a process outside the tree"},
     {proc_of_thread, "fd 7 ", "is of a single thread"},

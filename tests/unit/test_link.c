@@ -217,7 +217,7 @@ static void test_too_long_tree(void **state)
 	struct msg n;
 
 	link_accept_trees(p->b);
-	put_raw(p->a, "\x01\0\0\x04", 4); /* 64 MiB and a byte */
+	put_raw(p->a, "\x01\0\0\x20", 4); /* 512 MiB and a byte */
 	FAILS(link_recv(p->b, 1000, &n, err), EMSGSIZE, CR_ERR_PEER);
 }
 

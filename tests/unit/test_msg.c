@@ -19,6 +19,8 @@ static void test_round_trip(void **state)
 {
 	(void)state;
 	for (int t = MSG_HELLO; t < MSG_TYPE_END; t++) {
+		if (!strcmp(msg_type_name((enum msg_type)t), "?"))
+			continue; /* numbers that nobody has */
 		_cleanup_free_ uint8_t *data = NULL;
 		size_t len;
 		struct msg m = example((enum msg_type)t), n;
@@ -40,6 +42,8 @@ static void test_truncation(void **state)
 {
 	(void)state;
 	for (int t = MSG_HELLO; t < MSG_TYPE_END; t++) {
+		if (!strcmp(msg_type_name((enum msg_type)t), "?"))
+			continue; /* numbers that nobody has */
 		_cleanup_free_ uint8_t *data = NULL;
 		size_t len;
 		struct msg m = example((enum msg_type)t);
@@ -160,7 +164,6 @@ static void test_nonsense_is_not_sent(void **state)
 	REFUSED(MSG_MIGRATE, m.migrate.opts.compress = 3);
 	REFUSED(MSG_MIGRATE, m.migrate.opts.verify = 2);
 	REFUSED(MSG_MIGRATE, m.migrate.opts.launch = 2);
-	REFUSED(MSG_MIGRATE, m.migrate.opts.freeze = 4);
 	REFUSED(MSG_EVENT, m.event.name = "");
 	REFUSED(MSG_ROUND, m.round.round = 0);
 	REFUSED(MSG_REFUSED, m.refused.v = &note; m.refused.n = 1);
@@ -229,8 +232,8 @@ static void test_lies(void **state)
 	DISBELIEVED(MSG_MIGRATE, e->migrate->opts->streams = UINT32_MAX);
 	DISBELIEVED(MSG_STATUS_LIST, e->status_list->list[0]->pids[1] = 0);
 	DISBELIEVED(MSG_STATUS_LIST, e->status_list->list[0]->id.len = 0);
-	DISBELIEVED(MSG_TREE, e->tree->digests->list[0]->digest.len = 15);
-	DISBELIEVED(MSG_TREE, e->tree->digests->list[0]->pid = UINT32_MAX);
+	DISBELIEVED(MSG_VERIFY, e->verify->list[0]->digest.len = 15);
+	DISBELIEVED(MSG_VERIFY, e->verify->list[0]->pid = UINT32_MAX);
 	DISBELIEVED(MSG_TREE_OK, e->tree_ok->targets[1]->object = 0);
 	DISBELIEVED(MSG_RESET, e->reset->n_n_pages = 1);
 	DISBELIEVED(MSG_RESET, e->reset->n_pages[0] = UINT64_MAX);

@@ -5,15 +5,19 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <dirent.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include "base/clock.h"
@@ -32,6 +36,7 @@ enum {
 	NO_ACCESS_PAGES = 1,
 	FORBIDDEN_AT = 1150,
 	FORBIDDEN_PAGES = 2,
+	USER_MODE_ONLY = 1, /* UFFD_USER_MODE_ONLY, 5.11 */
 };
 
 struct fixture {
@@ -44,6 +49,7 @@ struct fixture {
 	uint8_t *map;     /* the child has its own copy at this address */
 	uint8_t *want[2]; /* what the child and the object should contain */
 	int memfd;
+	int child_uffd; /* the child's number of a userfaultfd; negative: it could have none */
 	uint8_t *buf;
 	uint64_t rnd;
 };
@@ -116,22 +122,23 @@ static void start_server(struct fixture *f)
 static void start_child(struct fixture *f)
 {
 	int p[2];
-	char c = 0;
 
 	f->map = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_ptr_not_equal(f->map, MAP_FAILED);
 	assert_int_equal(pipe(p), 0);
 	f->child = fork();
 	if (!f->child) {
+		int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | USER_MODE_ONLY);
+
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		mprotect(f->map + READ_ONLY_AT * 4096, READ_ONLY_PAGES * 4096, PROT_READ);
 		mprotect(f->map + NO_ACCESS_AT * 4096, NO_ACCESS_PAGES * 4096, PROT_NONE);
-		if (write(p[1], &c, 1) != 1)
+		if (write(p[1], &uffd, sizeof(uffd)) != sizeof(uffd))
 			_exit(1);
 		for (;;)
 			pause();
 	}
-	assert_int_equal(read(p[0], &c, 1), 1);
+	assert_int_equal(read(p[0], &f->child_uffd, sizeof(int)), sizeof(int));
 	close(p[0]);
 	close(p[1]);
 }
@@ -497,6 +504,103 @@ static void deleted_and_dead_targets_are_refused(void **state)
 	page_tx_free(tx);
 }
 
+/* A userfaultfd of the child's memory, its last quarter excepted. */
+static int child_uffd(struct fixture *f)
+{
+	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_register reg = {
+	    .range = {(uint64_t)f->map, BYTES / 4 * 3},
+	    .mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	int pidfd = (int)syscall(SYS_pidfd_open, f->child, 0);
+	int fd = (int)syscall(SYS_pidfd_getfd, pidfd, f->child_uffd, 0);
+
+	close(pidfd);
+	if (fd < 0)
+		return -1; /* the kernel has none, or gives us none */
+	assert_int_equal(ioctl(fd, UFFDIO_API, &api), 0);
+	if (ioctl(fd, UFFDIO_REGISTER, &reg)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static bool server_has_uffd(const struct fixture *f)
+{
+	char path[300], to[64];
+	bool found = false;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", f->server);
+	DIR *d = opendir(path);
+	assert_non_null(d);
+	for (struct dirent *e; (e = readdir(d));) {
+		snprintf(path, sizeof(path), "/proc/%d/fd/%s", f->server, e->d_name);
+		ssize_t n = readlink(path, to, sizeof(to) - 1);
+		to[n > 0 ? n : 0] = '\0';
+		found |= strstr(to, "userfaultfd") != NULL;
+	}
+	closedir(d);
+	return found;
+}
+
+/* The faults of writing into another process count for the writer. */
+static uint64_t server_faults(const struct fixture *f)
+{
+	char path[40], text[512];
+	unsigned long long n;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", f->server);
+	int fd = open(path, O_RDONLY);
+	ssize_t len = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	assert_true(len > 0);
+	text[len] = '\0';
+	/* minflt, after "PID (COMM) STATE" and six more */
+	assert_int_equal(sscanf(strrchr(text, ')'), ") %*c %*d %*d %*d %*d %*d %*u %llu", &n), 1);
+	return n;
+}
+
+static void places_absent_pages_without_faults(void **state)
+{
+	struct fixture *f = get(state);
+	struct cr_err err = {0};
+	struct page_tx *tx;
+	int fd = child_uffd(f);
+
+	if (fd < 0)
+		skip();
+	refused(ps_target_uffd(f->ps, CHILD, -1, &err), "without a descriptor");
+	refused(ps_target_uffd(f->ps, OBJECT, fd, &err), "is no process");
+	refused(ps_target_uffd(f->ps, CHILD + 7, fd, &err), "is no process");
+	ok(ps_target_uffd(f->ps, CHILD, fd, &err));
+	close(fd);
+	assert_true(server_has_uffd(f));
+	ok(open_tx(f, &tx, 2, PAGE_TX_COMPRESS_NONE, &err));
+	for (int i = 0; i < 8;
+	     i++) { /* its buffers have their pages afterwards; streams keep no order among them */
+		send_random(f, tx, OBJECT);
+		ok(page_tx_flush(tx, NULL, &err));
+	}
+	uint64_t before = server_faults(f);
+	send_random(f, tx, CHILD);
+	ok(page_tx_flush(tx, NULL, &err));
+	/* a fault a page is what writing takes; what reaches beyond one mapping is written */
+	assert_in_range(server_faults(f) - before, PAGES / 8, PAGES / 3 * 2);
+	verify(f);
+	for (int i = 0; i < 3; i++) { /* all of it is there now */
+		send_random(f, tx, CHILD);
+		ok(page_tx_flush(tx, NULL, &err));
+		verify(f);
+	}
+	ok(ps_close_uffds(f->ps, &err));
+	assert_false(server_has_uffd(f));
+	send_random(f, tx, CHILD);
+	ok(page_tx_flush(tx, NULL, &err));
+	verify(f);
+	page_tx_free(tx);
+}
+
 static void control_is_strict(void **state)
 {
 	struct fixture *f = get(state);
@@ -830,6 +934,7 @@ int main(void)
 	    TEST(wrong_token_and_id_are_refused),
 	    TEST(bad_places_are_refused),
 	    TEST(deleted_and_dead_targets_are_refused),
+	    TEST(places_absent_pages_without_faults),
 	    TEST(control_is_strict),
 	    TEST(session_end_ends_streams),
 	    TEST(targets_change_under_load),

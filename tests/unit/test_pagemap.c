@@ -62,7 +62,7 @@ static void test_every_page_once(void **state)
 		p[i * 4096] = 1;
 	uint64_t start = (uint64_t)p, end = start + PAGES * 4096ul;
 	struct seen s = {.start = start, .end = end};
-	assert_int_equal(uffd_track(uffd, start, end), 0);
+	assert_int_equal(uffd_register(uffd, start, end), 0);
 	int fd = pagemap_open(getpid(), &err);
 	assert_true(fd >= 0);
 	struct pagemap_query written = {.start = 4096,

@@ -127,6 +127,35 @@ static void smaps_golden(void **state)
 	assert_int_equal(proc_smaps_parse("VmFlags: rd\n", &m, &err), -EBADMSG);
 }
 
+/* What smaps leaves is what maps says, byte by byte: digests of both can be compared. */
+static void smaps_to_maps(void **state)
+{
+	_cleanup_free_ char *maps = NULL, *smaps = NULL;
+	char text[sizeof(smaps_text)];
+	struct cr_err err = {0};
+	pid_t pid = fork();
+
+	(void)state;
+	if (!pid)
+		for (;;)
+			pause();
+	ssize_t n = proc_read(pid, "maps", &maps, &err);
+	assert_true(n > 0);
+	assert_true(proc_read(pid, "smaps", &smaps, &err) > n);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	assert_int_equal(proc_smaps_to_maps(smaps), n);
+	assert_string_equal(smaps, maps);
+
+	memcpy(text, smaps_text, sizeof(text));
+	text[strlen(text) - 1] = 0; /* cut off */
+	size_t left = proc_smaps_to_maps(text);
+	assert_int_equal(left, strlen(text));
+	assert_null(strstr(text, "Vm"));
+	text[0] = 0;
+	assert_int_equal(proc_smaps_to_maps(text), 0);
+}
+
 static const char stat_text[] =
     "4242 (a) (b c) R) S 17 4240 4239 34816 4242 4194560 1 2 3 4 5 6 7 8 20 -5 3 0 123456 9 10 "
     "18446744073709551615 94000000000000 94000000000100 140736000000000 0 0 0 0 0 0 0 0 0 17 1 50 "
@@ -550,13 +579,13 @@ static void gone_and_zombie(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(maps_golden),     cmocka_unit_test(maps_rejects),
-	    cmocka_unit_test(smaps_golden),    cmocka_unit_test(stat_golden),
-	    cmocka_unit_test(status_golden),   cmocka_unit_test(limits_golden),
-	    cmocka_unit_test(timers_golden),   cmocka_unit_test(truncations),
-	    cmocka_unit_test(maps_fast),       cmocka_unit_test(own_files),
-	    cmocka_unit_test(own_timers),      cmocka_unit_test(lists),
-	    cmocka_unit_test(gone_and_zombie),
+	    cmocka_unit_test(maps_golden),   cmocka_unit_test(maps_rejects),
+	    cmocka_unit_test(smaps_golden),  cmocka_unit_test(stat_golden),
+	    cmocka_unit_test(smaps_to_maps), cmocka_unit_test(status_golden),
+	    cmocka_unit_test(limits_golden), cmocka_unit_test(timers_golden),
+	    cmocka_unit_test(truncations),   cmocka_unit_test(maps_fast),
+	    cmocka_unit_test(own_files),     cmocka_unit_test(own_timers),
+	    cmocka_unit_test(lists),         cmocka_unit_test(gone_and_zombie),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -827,6 +827,59 @@ static void dead_leader(void **state)
 	end(pid);
 }
 
+static void *exits_soon(void *arg)
+{
+	(void)arg;
+	nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	_exit(0);
+}
+
+/* Children that look leaderless for some milliseconds, and are on their way out. */
+static void run_exiting(int arg)
+{
+	unsigned int slot = take_slot();
+
+	(void)arg;
+	signal(SIGCHLD, SIG_IGN);
+	for (;;) {
+		if (!fork()) {
+			pthread_t th;
+
+			be_target();
+			pthread_create(&th, NULL, exits_soon, NULL);
+			pthread_exit(NULL);
+		}
+		board->count[slot]++;
+		nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+	}
+}
+
+static void exiting_children(void **state)
+{
+	struct fixture *f = fixture_or_skip(state);
+	pid_t pid = start_in(f, run_exiting, 0, 1);
+
+	for (int i = 0; i < 30; i++) {
+		struct seize_request rq = {.root = pid, .cgroup = f->path};
+		struct refusals refused = {0};
+		struct cr_err err = {0};
+		struct seizure *s;
+		int r = seizure_preview(&s, &rq, &refused, &err);
+
+		if (r || refused.list.n)
+			fail_msg("preview: %s", r ? err.msg : refused.list.v[0].why);
+		seizure_free(s);
+		r = seizure_take(&s, &rq, &refused, &err);
+		if (r)
+			fail_msg("take: %s", err.msg);
+		seizure_free(s);
+		refusals_done(&refused);
+		nap();
+	}
+	assert_running(1);
+	end(pid);
+}
+
 /* The parent in vfork waits uninterruptibly for its child, which sleeps before it calls exec. */
 static void run_vfork(int arg)
 {
@@ -931,6 +984,39 @@ static void hold_is_invisible(void **state)
 		assert_int_not_equal(state_of(pid, pid, NULL), 'T');
 	}
 	assert_int_equal(board->eintr, 0);
+	end(pid);
+}
+
+static bool is_traced_stop(void *arg)
+{
+	const struct seized_task *t = arg;
+
+	return state_of(t->tid, t->tid, NULL) == 't';
+}
+
+/* Tasks that run meanwhile, as those that wait in an executor do, stop at the hold and go on. */
+static void hold_of_running_tasks(void **state)
+{
+	struct fixture *f = fixture_or_skip(state);
+	struct cr_err err = {0};
+	pid_t pid = start_in(f, run_threads, 4, 4);
+
+	for (int i = 0; i < 10; i++) {
+		struct seizure *s = take(f, pid);
+
+		vec_foreach (t, &s->procs.v[0].tasks)
+			assert_int_equal(ptrace(PTRACE_CONT, t->tid, 0, 0), 0);
+		assert_int_equal(seizure_hold(s, &err), 0);
+		vec_foreach (t, &s->procs.v[0].tasks)
+			wait_for(is_traced_stop, t);
+		if (i % 2) {
+			assert_int_equal(seizure_unhold(s, &err), 0);
+			assert_running(4);
+		}
+		seizure_free(s);
+		wait_for(not_traced, &pid);
+		assert_running(4);
+	}
 	end(pid);
 }
 
@@ -1087,9 +1173,11 @@ int main(int argc, char **argv)
 	    EACH(group_stopped),
 	    EACH(traced_by_another),
 	    EACH(dead_leader),
+	    EACH(exiting_children),
 	    EACH(in_vfork),
 	    EACH(killed_while_held),
 	    EACH(hold_is_invisible),
+	    EACH(hold_of_running_tasks),
 	    EACH(seizer_is_killed),
 	    EACH(seizer_is_killed_any_time),
 	    EACH(nobody_there),

@@ -222,7 +222,11 @@ struct lie {
 	X(fd_columns, p->n_fd_file--) \
 	X(fd_flags_column, p->n_fd_cloexec = 0) \
 	X(fd_file_none, p->fd_file[1] = 0) \
-	X(fd_file_range, p->fd_file[1] = 1 + FILE_TCP_IDLE) \
+	X(fd_file_range, p->fd_file[1] = 1 + FILL_FILES) \
+	X(unix_peer_self, t->files[FILL_OTHER_END]->peer = FILL_OTHER_END + 1) \
+	X(unix_peer_other, t->files[FILL_OTHER_END]->peer = 1) \
+	X(unix_peer_one_sided, t->files[FILL_OTHER_END]->peer = 0) \
+	X(unix_peer_type, t->files[FILL_OTHER_END]->sock_type++) \
 	X(fd_huge, p->fd_gap[1] = UINT32_MAX) \
 	X(vma_columns, m->n_prot--) \
 	X(vma_columns_more, m->n_gap_pages--) \
@@ -251,18 +255,24 @@ struct lie {
 	X(object_kind, t->objects[0]->kind = 0) \
 	X(object_size, t->objects[0]->size = UINT64_MAX) \
 	X(file_kind_zero, t->files[0]->kind = 0) \
-	X(file_kind_unknown, t->files[0]->kind = FILE_TCP_IDLE + 1) \
+	X(file_kind_unknown, t->files[0]->kind = FILE_TCP_CONN + 1) \
 	X(file_no_path, t->files[0]->path = (char *)"") \
 	X(file_relative, t->files[1]->path = (char *)"dev/null") \
 	X(target_columns, t->files[4]->n_target_data--) \
 	X(target_none, t->files[4]->target_file[0] = 0) \
-	X(target_range, t->files[4]->target_file[0] = 1 + FILE_TCP_IDLE) \
+	X(target_range, t->files[4]->target_file[0] = 1 + FILL_FILES) \
 	X(target_fd, t->files[4]->target_fd[0] = -1) \
 	X(memfd_none, t->files[7]->object = 0) \
 	X(memfd_range, t->files[7]->object = 3) \
 	X(cred_pid_huge, t->files[9]->cred_pid = 1 << 30) \
 	X(boot_id_long, t->boot_id = (char *)"0123456789012345678901234567890123456") \
 	X(listen_no_address, t->files[8]->sockaddr.len = 0) \
+	X(conn_no_peer, t->files[FILE_TCP_CONN - 1]->peeraddr.len = 0) \
+	X(conn_state, t->files[FILE_TCP_CONN - 1]->tcp->state = 12) \
+	X(conn_unsent, t->files[FILE_TCP_CONN - 1]->tcp->unsent = 45) \
+	X(conn_wscale, t->files[FILE_TCP_CONN - 1]->tcp->rcv_wscale = 15) \
+	X(conn_sndbuf, t->files[FILE_TCP_CONN - 1]->tcp->sndbuf = 1u << 31) \
+	X(moved_nonsense, t->moved[1] = (char *)"192.0.2.7/33%eth0") \
 	X(sockaddr_long, t->files[8]->sockaddr = p->pending; t->files[8]->sockaddr.len = 129)
 /* clang-format on */
 LIES(LIE)
@@ -377,7 +387,8 @@ static void test_large(void **state)
 		t->files[i] = (struct file){.kind = FILE_REGULAR,
 					    .path = "/some/path/of/usual/length",
 					    .ino = 1000000 + i,
-					    .object = UINT32_MAX};
+					    .object = UINT32_MAX,
+					    .peer = UINT32_MAX};
 	}
 	uint64_t start = now_us();
 	encode(t, &data, &len);

@@ -13,7 +13,7 @@
 #define TREE_SIZES(X)                                                                              \
 	X(struct vma, 72)                                                                          \
 	X(struct mapped_file, 64)                                                                  \
-	X(struct shared_object, 48)                                                                \
+	X(struct shared_object, 80)                                                                \
 	X(struct mm, 160)                                                                          \
 	X(struct thread, 232)                                                                      \
 	X(struct creds, 96)                                                                        \
@@ -22,8 +22,9 @@
 	X(struct process, 2736)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
-	X(struct file, 280)                                                                        \
-	X(struct tree, 312)
+	X(struct file, 328)                                                                        \
+	X(struct tree, 328)                                                                        \
+	X(struct tcp_conn, 120)
 
 struct filler {
 	struct tree *t;
@@ -233,6 +234,35 @@ static inline void fill_file_owner(struct filler *f, struct file *e)
 	e->cred_pid = 4321;
 	e->cred_uid = fill_u32(f);
 	e->cred_gid = fill_u32(f);
+	e->peer = UINT32_MAX;
+	e->peer_ino = fill_u64(f);
+	e->connected = true;
+	e->sock_shutdown = fill_u32(f);
+}
+
+static inline void fill_tcp(struct filler *f, struct tcp_conn *c)
+{
+	c->state = 8;
+	c->options = fill_u32(f);
+	c->snd_wscale = 7;
+	c->rcv_wscale = 14;
+	c->mss = 1448;
+	c->rcv_seq = fill_u32(f);
+	c->snd_seq = fill_u32(f);
+	c->unsent = 33;
+	c->timestamp = fill_u32(f);
+	c->timestamp_ns = fill_u64(f);
+	c->has_window = fill_bool(f);
+	c->snd_wl1 = fill_u32(f);
+	c->snd_wnd = fill_u32(f);
+	c->max_window = fill_u32(f);
+	c->rcv_wnd = fill_u32(f);
+	c->rcv_wup = fill_u32(f);
+	c->sndbuf = fill_u32(f) >> 1;
+	c->rcvbuf = fill_u32(f) >> 1;
+	c->buf_lock = fill_u32(f);
+	FILL_BYTES(f, c->in, c->in_len, 77);
+	FILL_BYTES(f, c->out, c->out_len, 44);
 }
 
 static inline void fill_file(struct filler *f, struct file *e, enum file_kind kind)
@@ -270,7 +300,7 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 	e->interval_ns = fill_u64(f);
 	e->ticks = fill_u64(f);
 	e->sigmask = fill_u64(f);
-	e->object = kind == FILE_MEMFD ? 1 : UINT32_MAX;
+	e->object = kind == FILE_MEMFD || kind == FILE_UNLINKED ? 1 : UINT32_MAX;
 	e->sock_family = fill_s32(f);
 	e->sock_type = fill_s32(f);
 	e->sock_protocol = fill_s32(f);
@@ -284,6 +314,11 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 		FILL_BYTES(f, e->opts[i].value, e->opts[i].len, 4 + (uint32_t)i);
 	}
 	fill_file_owner(f, e);
+	FILL_BYTES(f, e->peeraddr, e->peeraddr_len, 27);
+	if (kind != FILE_TCP_CONN)
+		return;
+	e->tcp = arena_array(a, struct tcp_conn, 1);
+	fill_tcp(f, e->tcp);
 }
 
 static inline void fill_tables(struct filler *f)
@@ -315,8 +350,18 @@ static inline void fill_tables(struct filler *f)
 		o->seals = fill_u32(f);
 		o->ino = fill_u64(f);
 		o->dev = fill_u64(f);
+		o->ipc_id = 32768 + (int)i;
+		o->ipc_key = -7;
+		o->uid = fill_u32(f);
+		o->gid = fill_u32(f);
+		o->mode = 0640;
+		o->ipc_removed = true;
+		o->ipc_cpid = 1234;
 	}
 }
+
+/* One file of every kind, and the other end of the unix connection. */
+enum { FILL_OTHER_END = FILE_TCP_CONN, FILL_FILES };
 
 /* Three processes (one a zombie), a file of every kind, a mapping of every kind. */
 static inline struct tree *fill_tree(void)
@@ -336,11 +381,19 @@ static inline struct tree *fill_tree(void)
 				       .exit_status = 0x0b00,
 				       .exit_signal = 17};
 	fill_process(&f, &t->procs[2], 300, 4242);
-	t->n_files = FILE_TCP_IDLE;
+	t->n_files = FILL_FILES;
 	t->files = arena_array(t->arena, struct file, t->n_files);
 	for (size_t i = 0; i < t->n_files; i++)
-		fill_file(&f, &t->files[i], (enum file_kind)(i + 1));
+		fill_file(&f, &t->files[i],
+			  i < FILL_OTHER_END ? (enum file_kind)(i + 1) : FILE_UNIX_CONN);
+	t->files[FILL_OTHER_END].peer = FILE_UNIX_CONN - 1;
+	t->files[FILE_UNIX_CONN - 1].peer = FILL_OTHER_END;
+	t->files[FILL_OTHER_END].sock_type = t->files[FILE_UNIX_CONN - 1].sock_type;
 	fill_tables(&f);
+	t->n_moved = 2;
+	t->moved = arena_array(t->arena, struct devaddr, 2);
+	t->moved[0] = (struct devaddr){2, {192, 0, 2, 7}, 24, "eth0"};
+	t->moved[1] = (struct devaddr){10, {0x20, 1, 0xd, 0xb8, [15] = 1}, 64, "bond0.17"};
 	t->xfeatures = fill_u64(&f);
 	t->xcr0 = fill_u64(&f);
 	memcpy(t->vdso_digest, fill_bytes(&f, 16), 16);
@@ -456,6 +509,16 @@ static inline void same_opt(const struct sockopt_rec *a, const struct sockopt_re
 	SAME_BYTES(value, len);
 }
 
+static inline void same_tcp(const struct tcp_conn *a, const struct tcp_conn *b)
+{
+	SAME(state), SAME(options), SAME(snd_wscale), SAME(rcv_wscale), SAME(mss), SAME(rcv_seq);
+	SAME(snd_seq), SAME(unsent), SAME(timestamp), SAME(timestamp_ns), SAME(has_window);
+	SAME(snd_wl1), SAME(snd_wnd), SAME(max_window), SAME(rcv_wnd), SAME(rcv_wup);
+	SAME(sndbuf), SAME(rcvbuf), SAME(buf_lock);
+	SAME_BYTES(in, in_len);
+	SAME_BYTES(out, out_len);
+}
+
 static inline void same_file(const struct file *a, const struct file *b)
 {
 	SAME(kind), SAME(flags), SAME(pos), SAME(owner_type), SAME(owner_pid), SAME(owner_sig);
@@ -464,12 +527,17 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME(semaphore), SAME(clockid), SAME(settime_flags), SAME(value_ns), SAME(interval_ns);
 	SAME(ticks), SAME(sigmask), SAME(object), SAME(sock_family), SAME(sock_type);
 	SAME(sock_protocol), SAME(backlog), SAME(uid), SAME(gid), SAME(cred_pid);
-	SAME(cred_uid), SAME(cred_gid);
+	SAME(cred_uid), SAME(cred_gid), SAME(peer), SAME(peer_ino), SAME(connected);
+	SAME(sock_shutdown);
 	SAME_STR(path);
 	SAME_BYTES(data, data_len);
 	SAME_EACH(targets, n_targets, same_target);
 	SAME_BYTES(sockaddr, sockaddr_len);
+	SAME_BYTES(peeraddr, peeraddr_len);
 	SAME_EACH(opts, n_opts, same_opt);
+	assert_int_equal(!a->tcp, !b->tcp);
+	if (a->tcp)
+		same_tcp(a->tcp, b->tcp);
 }
 
 static inline void same_mapped_file(const struct mapped_file *a, const struct mapped_file *b)
@@ -481,7 +549,8 @@ static inline void same_mapped_file(const struct mapped_file *a, const struct ma
 
 static inline void same_object(const struct shared_object *a, const struct shared_object *b)
 {
-	SAME(kind), SAME(size), SAME(seals), SAME(ino), SAME(dev);
+	SAME(kind), SAME(size), SAME(seals), SAME(ino), SAME(dev), SAME(ipc_id), SAME(ipc_key);
+	SAME(uid), SAME(gid), SAME(mode), SAME(ipc_removed), SAME(ipc_cpid);
 	SAME_STR(name);
 }
 
@@ -493,6 +562,12 @@ static inline void same_tree(const struct tree *a, const struct tree *b)
 	SAME_EACH(files, n_files, same_file);
 	SAME_EACH(mapped_files, n_mapped_files, same_mapped_file);
 	SAME_EACH(objects, n_objects, same_object);
+	SAME(n_moved);
+	for (size_t i = 0; i < a->n_moved; i++) {
+		char x[DEVADDR_TEXT], y[DEVADDR_TEXT];
+
+		assert_string_equal(devaddr_text(&a->moved[i], x), devaddr_text(&b->moved[i], y));
+	}
 	assert_memory_equal(a->vdso_digest, b->vdso_digest, sizeof(a->vdso_digest));
 	assert_string_equal(a->kernel_release, b->kernel_release);
 	assert_string_equal(a->hostname, b->hostname);

@@ -19,12 +19,14 @@ struct maps_look {
 	size_t n;
 };
 
-/* ac: whether memory is accounted depends on the protection it was mapped with. sd: soft-dirty. gu:
+/* um: pages of it are still being fetched.
+ * ac: whether memory is accounted depends on the protection it was mapped with. sd: soft-dirty. gu:
  * that there may be guard pages, which is passed on when mappings merge and split; touching them
  * tells. */
 static inline bool maps_flag_ignored(const char *f)
 {
-	return !strncmp(f, "ac", 2) || !strncmp(f, "sd", 2) || !strncmp(f, "gu", 2);
+	return !strncmp(f, "ac", 2) || !strncmp(f, "sd", 2) || !strncmp(f, "gu", 2) ||
+	       !strncmp(f, "um", 2);
 }
 
 static inline void maps_add_flags(struct maps_entry *e, const char *p)

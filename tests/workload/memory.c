@@ -1,6 +1,7 @@
 /* Every kind of mapping, checked by content, protection, name and flags before and after a move.
  *
- * --vmas N: also N small mappings in a row (default 0); --quiet: write nothing after the set-up */
+ * --vmas N: also N small mappings in a row (default 0); --quiet: write nothing after the set-up
+ * --advise: change the advice of whole mappings up to the move, which no line of maps shows */
 #include "maps.h"
 #include <setjmp.h>
 #include <sys/prctl.h>
@@ -254,6 +255,28 @@ static void set_up_advice(void)
 	advise("read at random", MADV_RANDOM, 16);
 	advise("read in order", MADV_SEQUENTIAL, 16);
 	advise("mergeable", MADV_MERGEABLE, 16);
+}
+
+/* Each bit of n is the advice of one mapping. */
+static void advise_again(uint8_t *const at[3], unsigned int n)
+{
+	static const int advice[3][2] = {
+	    {MADV_DOFORK, MADV_DONTFORK}, {MADV_DODUMP, MADV_DONTDUMP}, {MADV_NORMAL, MADV_RANDOM}};
+
+	for (int i = 0; i < 3; i++)
+		wl_must(!madvise(at[i], 16 * WL_PAGE, advice[i][n >> i & 1]), "madvise");
+}
+
+/* Pages of no access between them, so that no two ever become one. */
+static void set_up_changing(uint8_t *at[3])
+{
+	for (int i = 0; i < 3; i++) {
+		uint8_t *p = map(NULL, 18, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		at[i] = p + WL_PAGE;
+		wl_must(!mprotect(at[i], 16 * WL_PAGE, PROT_READ | PROT_WRITE), "mprotect");
+		fill(add("with changing advice", at[i], 16));
+	}
 }
 
 static void set_up_guard(void)
@@ -516,16 +539,37 @@ static void check_maps(void)
 	maps_compare(&before, &after);
 }
 
+static bool is_elsewhere(void)
+{
+	struct utsname u;
+
+	uname(&u);
+	return strcmp(u.nodename, wl.host) != 0;
+}
+
+/* Is the advice what was given last? Then giving it once more changes nothing. */
+static void check_advice(uint8_t *const at[3], unsigned int n)
+{
+	maps_take(&after);
+	advise_again(at, n);
+	maps_take(&before);
+	maps_compare(&before, &after);
+}
+
 int main(int argc, char **argv)
 {
 	const uint8_t *many = NULL;
+	uint8_t *changing[3];
 	uint64_t rnd = 1;
+	unsigned int rounds = 0;
+	bool advising;
 	long n_many;
 
 	wl_init(argc, argv);
 	catch_faults();
 	set_up_anon();
 	set_up_advice();
+	set_up_changing(changing);
 	set_up_guard();
 	set_up_named();
 	set_up_locked();
@@ -544,15 +588,25 @@ int main(int argc, char **argv)
 	check_all();
 	check_maps();
 	wl_ready();
+	advising = wl_flag("advise");
 	while (!wl_stop()) {
+		if (advising && is_elsewhere()) {
+			advising = false;
+			check_advice(changing, rounds);
+		}
 		if (wl_tick())
 			check_maps();
 		if (!wl_flag("quiet"))
 			write_some(&rnd);
+		if (advising)
+			advise_again(changing, ++rounds);
 		check_all();
 		wl_sleep_us(5000);
 	}
+	if (advising)
+		check_advice(changing, rounds);
 	check_maps();
+	advise_again(changing, 0);
 	if (many)
 		check_many(many, n_many);
 	check_all();

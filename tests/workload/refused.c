@@ -23,6 +23,7 @@
 #include <sys/ptrace.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 
 #ifndef MAP_DROPPABLE
 #define MAP_DROPPABLE 0x08 /* 6.11 */
@@ -69,21 +70,39 @@ static int do_fanotify(void)
 	return fanotify_init(FAN_CLASS_NOTIF, O_RDONLY);
 }
 
-static int do_udp(void)
+static int do_udplite(void)
 {
-	return socket(AF_INET, SOCK_DGRAM, 0);
+	return socket(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE);
 }
 
-static int do_unixpair(void)
+/* The other end is in a process that is in no tree of ours: its parent is pid 1. */
+static int do_unixpeer(void)
 {
-	int p[2];
+	int p[2], status;
 
-	return socketpair(AF_UNIX, SOCK_STREAM, 0, p);
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, p))
+		return -1;
+	pid_t child = fork();
+	if (child == 0) {
+		if (fork())
+			_exit(0);
+		close(p[0]);
+		char c;
+		if (read(p[1], &c, 1) == 0) /* until the other end goes */
+			_exit(0);
+		_exit(1);
+	}
+	close(p[1]);
+	return waitpid(child, &status, 0) == child ? 0 : -1;
 }
 
 static int do_unixdgram(void)
 {
-	return socket(AF_UNIX, SOCK_DGRAM, 0);
+	const struct sockaddr_un un = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+	return bind(fd, (const void *)&un, sizeof(sa_family_t)) ? -1
+								: fd; /* a name of the kernel's */
 }
 
 static int do_netlink(void)
@@ -118,18 +137,6 @@ static int do_deletedmap(void)
 	char *p = mmap(NULL, WL_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	close(fd);
 	return p == MAP_FAILED ? -1 : 0;
-}
-
-static int do_replaced(void)
-{
-	char path[256];
-	const int fd = do_deleted();
-
-	if (fd < 0)
-		return fd;
-	close(open(wl_path(path, "file"), O_RDWR | O_CREAT,
-		   0644)); /* another file by the same name */
-	return fd;
 }
 
 static int do_pty(void)
@@ -223,14 +230,14 @@ static int do_lease(void)
 
 /* ---- memory ---- */
 
-static int do_sysvshm(void)
+/* Only its first page is mapped. */
+static int do_sysvpart(void)
 {
-	const int id = shmget(IPC_PRIVATE, WL_PAGE, IPC_CREAT | 0600);
-	void *p = id < 0 ? (void *)-1 : shmat(id, NULL, 0);
+	const int id = shmget(IPC_PRIVATE, 2 * WL_PAGE, IPC_CREAT | 0600);
+	char *p = shmat(id, NULL, 0);
 
-	if (id >= 0)
-		shmctl(id, IPC_RMID, NULL);
-	return p == (void *)-1 ? -1 : 0;
+	shmctl(id, IPC_RMID, NULL);
+	return p == (void *)-1 ? -1 : munmap(p + WL_PAGE, WL_PAGE);
 }
 
 static int do_aio(void)
@@ -476,14 +483,12 @@ static const struct {
     {"io_uring", do_io_uring},
     {"inotify", do_inotify},
     {"fanotify", do_fanotify},
-    {"udp", do_udp},
-    {"unixpair", do_unixpair},
+    {"udplite", do_udplite},
+    {"unixpeer", do_unixpeer},
     {"unixdgram", do_unixdgram},
     {"netlink", do_netlink},
     {"packet", do_packet},
     {"raw", do_raw},
-    {"deleted", do_deleted},
-    {"replaced", do_replaced},
     {"deletedmap", do_deletedmap},
     {"deletedexe", do_deletedexe},
     {"pty", do_pty},
@@ -502,7 +507,7 @@ static const struct {
     {"posixlock", do_posixlock},
     {"ofdlock", do_ofdlock},
     {"lease", do_lease},
-    {"sysvshm", do_sysvshm},
+    {"sysvpart", do_sysvpart},
     {"aio", do_aio},
     {"hugetlb", do_hugetlb},
     {"droppable", do_droppable},

@@ -5,7 +5,9 @@
  *
  * --sigtrap default|ignored|blocked|handled (default "default")
  * --once-ms N: when the one-shot absolute timers fire, from the start (default 3000)
- * --late-ms N: how late a timer may be (default 2000) */
+ * --late-ms N: how late a timer may be (default 2000)
+ * --hold-alarm: SIGALRM is blocked and taken five times a second, so that ITIMER_REAL has nearly
+ * always expired and is not armed again yet */
 #include "workload.h"
 #include <poll.h>
 #include <pthread.h>
@@ -221,6 +223,25 @@ static void on_main_alt(const char *what)
 
 	wl_check(&here >= main_alt && &here < main_alt + ALT_BYTES,
 		 "handler of %s is not on the alternate stack", what);
+}
+
+static bool hold_alarm;
+
+/* Expired many times meanwhile, but pending once: the kernel arms the timer again when it is taken.
+ */
+static void take_held_alarm(void)
+{
+	static uint64_t taken_ns;
+	const struct timespec now = {0};
+	sigset_t set;
+
+	if (!hold_alarm || wl_ns(CLOCK_MONOTONIC) - taken_ns < 200000000)
+		return;
+	taken_ns = wl_ns(CLOCK_MONOTONIC);
+	sigemptyset(&set);
+	sigaddset(&set, SIGALRM);
+	if (sigtimedwait(&set, NULL, &now) == SIGALRM)
+		note(&p_itimer, 1);
 }
 
 static void on_alarm(int sig)
@@ -482,6 +503,8 @@ static void block_in_main(bool trap)
 	sigaddset(&main_mask, SIGUSR2);
 	if (trap)
 		sigaddset(&main_mask, SIGTRAP);
+	if (hold_alarm)
+		sigaddset(&main_mask, SIGALRM);
 	sigprocmask(SIG_SETMASK, &main_mask, NULL);
 }
 
@@ -545,6 +568,7 @@ int main(int argc, char **argv)
 
 	wl_init(argc, argv);
 	trap = wl_opt_str("sigtrap", "default");
+	hold_alarm = wl_flag("hold-alarm");
 	late_ns = wl_opt("late-ms", 2000) * 1000000ull;
 	silent_left = UINT64_MAX;
 	main_alt = alt.ss_sp =
@@ -570,6 +594,7 @@ int main(int argc, char **argv)
 		wl_tick();
 		check_actions();
 		check_pending(false);
+		take_held_alarm();
 		check_timers();
 		wl_sleep_us(3000);
 	}

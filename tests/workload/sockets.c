@@ -17,6 +17,7 @@
 static struct {
 	int tcp, tcp6, un, un_abstract, epoll;
 	int listener, client, server, waiting;
+	int udp, udp_client;
 } f;
 
 static void set_up_sockets(void)
@@ -54,6 +55,41 @@ static void set_up_sockets(void)
 	    !bind(f.un_abstract, (void *)&un, sizeof(sa_family_t) + 1 + strlen(un.sun_path + 1)) &&
 		!listen(f.un_abstract, 9),
 	    "bind and listen");
+}
+
+static void set_up_udp(void)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t len = sizeof(in);
+	const int ttl = 9;
+
+	f.udp = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+	wl_must(!bind(f.udp, (void *)&in, sizeof(in)), "bind");
+	wl_must(!getsockname(f.udp, (void *)&in, &len), "getsockname");
+	f.udp_client = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	wl_must(!setsockopt(f.udp_client, IPPROTO_IP, IP_TTL, &ttl, sizeof(ttl)), "IP_TTL");
+	wl_must(!connect(f.udp_client, (void *)&in, len), "connect");
+}
+
+/* What the connected one sends comes from the address that it had. */
+static void check_udp(void)
+{
+	struct sockaddr_in from, client;
+	socklen_t from_len = sizeof(from), len = sizeof(client);
+	struct pollfd pfd = {.fd = f.udp, .events = POLLIN};
+	char got[16] = {0};
+	int ttl = 0;
+	socklen_t ttl_len = sizeof(ttl);
+
+	wl_must(!getsockname(f.udp_client, (void *)&client, &len), "getsockname");
+	wl_same("send over UDP", 5, send(f.udp_client, "hello", 5, 0));
+	wl_check(poll(&pfd, 1, 2000) == 1, "no datagram came");
+	wl_same("receive over UDP", 5,
+		recvfrom(f.udp, got, sizeof(got), 0, (void *)&from, &from_len));
+	wl_check(!strcmp(got, "hello"), "datagram: expected hello, got %s", got);
+	wl_same("port of the sender", ntohs(client.sin_port), ntohs(from.sin_port));
+	getsockopt(f.udp_client, IPPROTO_IP, IP_TTL, &ttl, &ttl_len);
+	wl_same("IP_TTL", 9, ttl);
 }
 
 /* ---- connections ---- */
@@ -189,6 +225,7 @@ int main(int argc, char **argv)
 	wl_init(argc, argv);
 	signal(SIGPIPE, SIG_IGN);
 	set_up_sockets();
+	set_up_udp();
 	if (wl_flag("connected"))
 		set_up_connections();
 	f.epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -203,6 +240,7 @@ int main(int argc, char **argv)
 		}
 	}
 	finish_sockets();
+	check_udp();
 	if (wl_flag("connected"))
 		finish_connections();
 	wl_done();

@@ -252,7 +252,16 @@ static inline int64_t wl_clock_offset(clockid_t id)
 	return off;
 }
 
-/* Never back at any time; across a move at most 1 ms ahead of the time that really passed. */
+static inline bool wl_asked(const char *name)
+{
+	char path[256];
+
+	return !access(wl_path(path, name), F_OK);
+}
+
+/* Never back at any time; across a move at most 1 ms ahead of the time that really passed, and not
+ * behind it either, unless the file `stored` says that it has been in an image, where time stands
+ * still. */
 static inline void wl_check_clock(clockid_t id, const char *name, bool moved, uint64_t *last,
 				  int64_t *off)
 {
@@ -265,18 +274,12 @@ static inline void wl_check_clock(clockid_t id, const char *name, bool moved, ui
 	if (!moved)
 		return;
 	dprintf(2, "moved to %s: %s is %ld ns ahead\n", wl.host, name, (long)d);
-	wl_check(d >= -WL_CLOCK_NOISE_NS && d <= WL_CLOCK_AHEAD_NS + WL_CLOCK_NOISE_NS,
+	wl_check((d >= -WL_CLOCK_NOISE_NS || wl_asked("stored")) &&
+		     d <= WL_CLOCK_AHEAD_NS + WL_CLOCK_NOISE_NS,
 		 "%s after the move: expected 0 to 1 ms ahead, got %ld ns", name, (long)d);
 }
 
 /* ---- life ---- */
-
-static inline bool wl_asked(const char *name)
-{
-	char path[256];
-
-	return !access(wl_path(path, name), F_OK);
-}
 
 static inline bool wl_stop(void)
 {

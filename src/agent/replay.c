@@ -1,0 +1,212 @@
+#include "agent/replay.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include "model/layout.h"
+#include "pageserver/place.h"
+
+struct replay {
+	struct targets targets; /* by the image's numbers, which seed the hashes */
+	struct place_memory mem;
+	const struct image_pages *pages;
+	const uint8_t *map; /* of the page file; NULL: it has none */
+	size_t map_bytes;
+	struct page_ack placed;
+	struct page_digest want; /* of the data pages placed */
+};
+
+/* ---- where the pages go ---- */
+
+static int target_of_process(pid_t pid, const struct shells *s, struct target *t,
+			     struct cr_err *err)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	t->kind = TARGET_PROCESS;
+	t->pid = pid;
+	t->forbid_start = s->hole_start;
+	t->forbid_end = s->hole_end;
+	t->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	if (t->pidfd < 0)
+		return cr_err_sys(err, "pidfd_open of %d", pid);
+	t->fd = open(path, O_RDWR | O_CLOEXEC);
+	return t->fd < 0 ? cr_err_sys(err, "open %s", path) : 0;
+}
+
+static int target_of_object(int fd, struct target *t, struct cr_err *err)
+{
+	t->kind = TARGET_OBJECT;
+	t->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	return t->fd < 0 ? cr_err_sys(err, "descriptor of an object") : 0;
+}
+
+static int add_target(struct replay *rp, const struct dest *d, const struct image_target *it,
+		      pid_t pid, size_t object, struct cr_err *err)
+{
+	struct target *t = calloc(1, sizeof(*t));
+
+	if (!t)
+		return cr_err_oom(err);
+	t->pidfd = t->fd = -1;
+	int r = pid ? target_of_process(pid, d->shells, t, err)
+		    : target_of_object(d->objects.list.v[object].fd, t, err);
+	if (r) {
+		target_free(t);
+		return r;
+	}
+	return targets_set(&rp->targets, it->pages.target, t, err);
+}
+
+/* ---- the page file ---- */
+
+static int map_file(struct replay *rp, struct cr_err *err)
+{
+	const struct image_pages *p = rp->pages;
+	struct stat sb;
+
+	rp->map = NULL;
+	rp->map_bytes = p->slots * IMAGE_CHUNK_BYTES;
+	if (fstat(p->fd, &sb))
+		return cr_err_sys(err, "pages-%u", p->target);
+	if ((uint64_t)sb.st_size < rp->map_bytes)
+		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
+				  "pages-%u: cut off: %lld bytes where %zu belong", p->target,
+				  (long long)sb.st_size, rp->map_bytes);
+	if (!rp->map_bytes)
+		return 0;
+	void *m = mmap(NULL, rp->map_bytes, PROT_READ, MAP_SHARED, p->fd, 0);
+	if (m == MAP_FAILED)
+		return cr_err_sys(err, "map pages-%u", p->target);
+	rp->map = m;
+	return 0;
+}
+
+static void unmap_file(struct replay *rp)
+{
+	if (rp->map)
+		munmap((void *)rp->map, rp->map_bytes);
+	rp->map = NULL;
+}
+
+/* ---- placing ---- */
+
+static int place_run(struct replay *rp, const struct image_chunk *c, enum page_kind kind,
+		     unsigned int first, unsigned int n, struct cr_err *err)
+{
+	struct page_wire_run run = {
+	    .kind = (uint8_t)kind, .addr = c->va + first * CR_PAGE_SIZE, .npages = n};
+	struct page_batch b = {.target = rp->pages->target, .nruns = 1, .runs = &run};
+	bool data = kind == PAGE_DATA;
+
+	if (data) {
+		b.payload = rp->map + image_page_offset(c, first);
+		b.wire_bytes = b.data_bytes = n * CR_PAGE_SIZE;
+		/* in one go instead of page by page; where it cannot be had (5.14), touching does
+		 * it */
+		if (madvise((void *)b.payload, b.data_bytes, MADV_POPULATE_READ))
+			errno = 0;
+		for (unsigned int i = first; i < first + n; i++)
+			page_digest_add(&rp->want, c->hash[i]);
+	}
+	return place_batch(&rp->targets, &b, &rp->mem, &rp->placed, err);
+}
+
+static int place_bits(struct replay *rp, const struct image_chunk *c, enum page_kind kind,
+		      const uint64_t bits[8], struct cr_err *err)
+{
+	int r = 0;
+
+	for (unsigned int i = 0; i < IMAGE_CHUNK_PAGES && !r; i++) {
+		unsigned int first = i;
+
+		if (!(bits[i / 64] >> (i % 64))) {
+			i |= 63;
+			continue;
+		}
+		while (i < IMAGE_CHUNK_PAGES && image_bit(bits, i))
+			i++;
+		if (i > first)
+			r = place_run(rp, c, kind, first, i - first, err);
+	}
+	return r;
+}
+
+/* Which page was it? Only asked once the sum has told that there is one. */
+static int name_the_damage(const struct image_pages *p, struct cr_err *err)
+{
+	uint8_t page[CR_PAGE_SIZE];
+
+	vec_foreach (cp, &p->chunks)
+		for (unsigned int i = 0; i < IMAGE_CHUNK_PAGES; i++) {
+			int r = image_pages_read(p, (*cp)->va + i * CR_PAGE_SIZE, page, NULL, err);
+
+			if (r)
+				return r;
+		}
+	return cr_err_set(err, CR_ERR_INPUT, EBADMSG, "pages-%u: changed while it was read",
+			  p->target);
+}
+
+static int place_target(struct replay *rp, struct cr_err *err)
+{
+	int r = map_file(rp, err);
+
+	rp->placed = (struct page_ack){0};
+	rp->want = (struct page_digest){0};
+	vec_foreach (cp, &rp->pages->chunks) {
+		if (!r)
+			r = place_bits(rp, *cp, PAGE_DATA, (*cp)->data, err);
+	}
+	unmap_file(rp);
+	if (!r && !page_digest_equal(rp->want, rp->placed.digest))
+		r = name_the_damage(rp->pages, err);
+	vec_foreach (cp, &rp->pages->chunks) {
+		if (!r)
+			r = place_bits(rp, *cp, PAGE_ZERO, (*cp)->zero, err);
+	}
+	return r;
+}
+
+static int replay_target(struct replay *rp, const struct dest *d, const struct image *im, pid_t pid,
+			 size_t object, struct replay_stats *ret, struct cr_err *err)
+{
+	const struct shared_object *so = pid ? NULL : &d->tree->objects[object];
+	const struct image_target *it = image_find(im, pid, so ? so->ino : 0, so ? so->dev : 0);
+
+	if (!it)
+		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
+				  "the image has no pages of process or object %zu",
+				  pid ? (size_t)pid : object);
+	int r = add_target(rp, d, it, pid, object, err);
+	rp->pages = &it->pages;
+	if (!r)
+		r = place_target(rp, err);
+	ret->data_pages += rp->placed.data_pages;
+	ret->zero_pages += rp->placed.zero_pages;
+	return r;
+}
+
+int replay_pages(struct dest *d, const struct image *im, struct replay_stats *ret,
+		 struct cr_err *err)
+{
+	struct replay rp = {0};
+	int r = 0;
+	void *zeros = mmap(NULL, PAGE_BATCH_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (zeros == MAP_FAILED)
+		return cr_err_oom(err);
+	rp.mem.zeros = zeros;
+	for (size_t i = 0; i < d->tree->n_procs && !r; i++)
+		if (!d->tree->procs[i].zombie)
+			r = replay_target(&rp, d, im, d->tree->procs[i].pid, 0, ret, err);
+	for (size_t i = 0; i < d->tree->n_objects && !r; i++)
+		r = replay_target(&rp, d, im, 0, i, ret, err);
+	targets_done(&rp.targets);
+	munmap(zeros, PAGE_BATCH_BYTES);
+	return r;
+}

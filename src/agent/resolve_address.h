@@ -1,0 +1,6 @@
+/* A host's name, looked up. */
+#pragma once
+#include "wire/addr.h"
+
+/* "HOST:PORT", "[V6]:PORT" to "IP:PORT". Errors: INPUT. */
+int resolve_address(const char *text, char ret[ADDR_TEXT], struct cr_err *err) must_check;

@@ -1,0 +1,94 @@
+/* Memory that is fetched from the source after the tasks run here (post-copy).
+ *
+ *   lazy_left.c   before: what stays behind, said in rounds; at the end userfaultfds on all of it
+ *   lazy_state.c  what is missing, in memory that survives the fetcher
+ *   fetch.c       the fetcher: a process without privileges that serves faults and takes pages
+ *   lazy_run.c    its supervisor, the migration's process: starts it, and another if it dies
+ *
+ * As long as pages are missing the userfaultfds are open in two processes with one table of
+ * descriptors. If both are killed, the kernel gives the tasks zeros for what is missing: whoever
+ * finds the journal then ends them. */
+#pragma once
+#include <stdbool.h>
+#include "base/err.h"
+#include "base/vec.h"
+#include "dest/lazy_state.h"
+#include "dest/shells.h"
+#include "memory/sentmap.h"
+#include "model/tree.h"
+#include "wire/msg.h"
+
+struct lazy_proc { /* what of a process stays behind */
+	pid_t pid;
+	struct sentmap left; /* its lazy bits */
+	int uffd;            /* on all that is missing, once that is known */
+	uint64_t segs, bits; /* how much its space will need */
+};
+
+struct lazy {
+	VEC(struct lazy_proc) procs;
+	size_t no_digests; /* budget of the maps: none */
+	char stats_path[256];
+	uint32_t timeout_ms; /* how long a source that is gone is waited for */
+	struct lazy_shared *shared;
+	struct lazy_stats *stats; /* mapped from stats_path */
+	pid_t fetcher;            /* 0: none runs */
+	int fetcher_pidfd;
+	int control, fetcher_control; /* connections go to the fetcher, by number */
+	unsigned int restarts;
+};
+
+/* stats_path: a file for the numbers, made here and removed by lazy_free(). */
+int lazy_new(struct lazy **ret, const char *stats_path, uint32_t timeout_ms,
+	     struct cr_err *err) must_check;
+void lazy_stats_path(char *buf, size_t n, const char *state_dir, const char *id);
+/* Also ends the fetcher. takes NULL. */
+void lazy_free(struct lazy *l);
+
+/* ---- lazy_left.c ---- */
+
+/* The pages of rs stay behind: what the shell has there of old is discarded. */
+int lazy_leave(struct lazy *l, struct shell *sh, const struct msg_reset *rs,
+	       struct cr_err *err) must_check;
+/* With the final tree, when all else is in place: whoever touches what is missing waits. The shell
+ * is in the executor, and afterwards touches nothing of the task's memory. */
+int lazy_register(struct lazy *l, struct shell *sh, const struct process *p,
+		  struct cr_err *err) must_check;
+
+/* Then, once: spaces out of all that was noted. */
+int lazy_make_spaces(struct lazy *l, const struct tree *t, struct cr_err *err) must_check;
+
+/* ---- lazy_run.c ---- */
+
+/* Before PREPARED: everything that is needed to serve faults, running. */
+int lazy_start(struct lazy *l, const struct tree *t, struct cr_err *err) must_check;
+/* The tasks are about to run: from here on the fetcher outlives us. */
+void lazy_commit(struct lazy *l);
+/* A connection of the source, which becomes ours. */
+void lazy_connection(struct lazy *l, int fd, enum msg_lazy_kind kind);
+/* For poll(2): readable when the fetcher has ended. */
+static inline int lazy_fd(const struct lazy *l)
+{
+	return l->fetcher_pidfd;
+}
+/* The fetcher has ended. 0: another one took over; 1: nothing is missing any more. */
+int lazy_fetcher_ended(struct lazy *l, struct cr_err *err) must_check;
+
+/* ---- fetch.c ---- */
+
+struct fetch_args {
+	struct lazy_shared *shared;
+	struct lazy_stats *stats;
+	int control;
+	uint32_t timeout_ms;
+	bool takes_over; /* from one that died */
+};
+/* The fetcher's whole life; returns its exit status: 0 when nothing is missing any more. */
+int fetch_run(const struct fetch_args *a);
+struct fetch_hand { /* over control */
+	int32_t fd;
+	int32_t kind; /* enum msg_lazy_kind */
+};
+/* Of another process: from the file. */
+bool lazy_stats_read(const char *path, struct lazy_stats *ret);
+void lazy_stats_fill(const struct lazy_stats *st, struct msg_postcopy *ret);

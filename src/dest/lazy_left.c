@@ -1,0 +1,293 @@
+/* What stays behind at the source: noted round by round, discarded here, and at last put under a
+ * userfaultfd. */
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include "dest/lazy.h"
+#include "dest/uffd_shell.h"
+#include "kernel/pagemap.h"
+#include "kernel/uffd.h"
+#include "model/lazy.h"
+
+/* A gap between missing pages from which on the memory for their bits is not worth it. */
+#define GAP_BYTES (64ull << 20)
+
+static struct lazy_proc *proc_of(struct lazy *l, pid_t pid, bool create)
+{
+	vec_foreach (p, &l->procs)
+		if (p->pid == pid)
+			return p;
+	struct lazy_proc *p = create ? vec_push(&l->procs) : NULL;
+	if (!p)
+		return NULL;
+	p->pid = pid;
+	p->uffd = -1;
+	sentmap_init(&p->left, &l->no_digests);
+	return p;
+}
+
+static int note(struct lazy_proc *p, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	for (uint64_t va = start; va < end; va += CR_PAGE_SIZE) {
+		struct sent_chunk *c = sentmap_chunk(&p->left, va, true);
+
+		if (!c)
+			return cr_err_oom(err);
+		chunk_set(c->lazy, chunk_index(va));
+	}
+	return 0;
+}
+
+static int on_present(const struct page_extent *e, void *arg, struct cr_err *err)
+{
+	const struct shell *sh = arg;
+
+	return cr_err_set(err, CR_ERR_BUG, EEXIST, "page %#llx of %d could not be discarded",
+			  (unsigned long long)e->start, sh->pid);
+}
+
+/* A page that is still there would never be fetched, and its old contents would be the task's. */
+static int check_gone(const struct shell *sh, const struct msg_reset *rs, struct cr_err *err)
+{
+	_cleanup_fd_ int fd = pagemap_open(sh->pid, err);
+	int r = fd < 0 ? fd : 0;
+
+	for (size_t i = 0; i < rs->n_ranges && !r; i++) {
+		const struct pagemap_query q = {.start = rs->ranges[i].start,
+						.end = rs->ranges[i].end,
+						.anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED,
+						.ret = PAGE_CAT_ALL};
+
+		r = pagemap_walk(fd, &q, on_present, (void *)sh, err);
+	}
+	return r;
+}
+
+int lazy_leave(struct lazy *l, struct shell *sh, const struct msg_reset *rs, struct cr_err *err)
+{
+	struct lazy_proc *p = proc_of(l, sh->pid, true);
+	struct rtask *rt = shell_leader(sh);
+	int r = p ? shell_unpark(NULL, sh, err) : cr_err_oom(err);
+
+	for (size_t i = 0; i < rs->n_ranges && !r; i++) {
+		const struct msg_range *g = &rs->ranges[i];
+
+		if (g->end > PAGEMAP_TOP)
+			return cr_err_set(err, CR_ERR_PEER, EPROTO, "pages beyond user memory");
+		r = note(p, g->start, g->end, err);
+		/* where nothing is mapped any more it fails, and nothing is lost */
+		rqueue(rt, NULL, SYS_madvise, g->start, g->end - g->start, MADV_DONTNEED);
+	}
+	if (!r)
+		r = rtask_run(rt, err);
+	if (!r)
+		r = check_gone(sh, rs, err);
+	return r ? cr_err_ctx(err, "discarding what is to be fetched of %d", sh->pid) : 0;
+}
+
+/* ---- the end ---- */
+
+static int by_start(const void *a, const void *b)
+{
+	const struct sent_chunk *const *x = a, *const *y = b;
+
+	return (*x)->start < (*y)->start ? -1 : (*x)->start > (*y)->start;
+}
+
+static int chunks_in_order(struct sentmap *m, struct sent_chunk ***ret, size_t *n,
+			   struct cr_err *err)
+{
+	struct sent_chunk **v = calloc(m->n + 1, sizeof(struct sent_chunk *));
+
+	*n = 0;
+	if (!v)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < m->cap; i++)
+		if (m->slots[i].used)
+			v[(*n)++] = &m->slots[i];
+	qsort(v, *n, sizeof(struct sent_chunk *), by_start);
+	*ret = v;
+	return 0;
+}
+
+/* The missing pages of a chunk that lie in v, as a bit for each. Returns whether there are any. */
+static bool bits_in(const struct sent_chunk *c, const struct vma *v, uint64_t ret[8])
+{
+	uint64_t first = v->start > c->start ? (v->start - c->start) / CR_PAGE_SIZE : 0;
+	uint64_t end =
+	    v->end < c->start + CHUNK_SIZE ? (v->end - c->start) / CR_PAGE_SIZE : CHUNK_PAGES;
+	uint64_t any = 0;
+
+	for (unsigned int i = 0; i < 8; i++) {
+		uint64_t word = c->lazy[i];
+
+		if (first > i * 64ull)
+			word &= first >= (i + 1) * 64ull ? 0 : ~0ull << (first % 64);
+		if (end < (i + 1) * 64ull)
+			word &= end <= i * 64ull ? 0 : ~(~0ull << (end % 64));
+		any |= ret[i] = word;
+	}
+	return any;
+}
+
+struct walk { /* over one process's missing pages */
+	const struct process *p;
+	struct sent_chunk **chunks; /* ascending */
+	size_t n_chunks;
+	/* what it makes; shared NULL: only the counts */
+	struct lazy_shared *shared;
+	struct lazy_space *space;
+	uint64_t segs, bits;
+};
+
+/* What is eager is not missing. */
+static int walk_init(struct walk *w, struct lazy_proc *lp, const struct process *p,
+		     struct cr_err *err)
+{
+	_cleanup_free_ uint64_t *eager = NULL;
+	size_t n = 0;
+
+	*w = (struct walk){.p = p};
+	if (lazy_eager_pages(p, &eager, &n))
+		return cr_err_oom(err);
+	for (size_t i = 0; i < n; i++) {
+		struct sent_chunk *c = sentmap_chunk(&lp->left, eager[i], false);
+
+		if (c)
+			chunk_clear(c->lazy, chunk_index(eager[i]));
+	}
+	return chunks_in_order(&lp->left, &w->chunks, &w->n_chunks, err);
+}
+
+static void walk_done(struct walk *w)
+{
+	free(w->chunks);
+}
+
+static int end_seg(struct walk *w, struct lazy_seg *seg, struct cr_err *err)
+{
+	if (!seg->pages)
+		return 0;
+	if (w->shared && lazy_space_add(w->shared, w->space, seg))
+		return cr_err_set(err, CR_ERR_BUG, ENOSPC, "no room for what is missing");
+	w->segs++;
+	w->bits += seg->pages;
+	*seg = (struct lazy_seg){0};
+	return 0;
+}
+
+/* Segments are made of whole chunks, so that bits are copied by the word; those of other mappings
+ * in the first and the last of them stay clear. *k: where to begin, moved on. */
+static int walk_vma(struct walk *w, const struct vma *v, size_t *k, struct cr_err *err)
+{
+	struct lazy_seg seg = {0};
+	int r = 0;
+
+	while (*k < w->n_chunks && w->chunks[*k]->start + CHUNK_SIZE <= v->start)
+		(*k)++;
+	for (size_t i = *k; i < w->n_chunks && w->chunks[i]->start < v->end && !r; i++) {
+		const struct sent_chunk *c = w->chunks[i];
+		uint64_t words[8];
+
+		if (!bits_in(c, v, words))
+			continue;
+		if (seg.pages && c->start - seg.start - seg.pages * CR_PAGE_SIZE > GAP_BYTES)
+			r = end_seg(w, &seg, err);
+		if (!seg.pages)
+			seg =
+			    (struct lazy_seg){.start = c->start, .src = c->start, .bit0 = w->bits};
+		seg.pages = (c->start - seg.start) / CR_PAGE_SIZE + CHUNK_PAGES;
+		if (w->shared)
+			lazy_mark_words(w->shared, w->space, seg.bit0 + seg.pages - CHUNK_PAGES,
+					words);
+	}
+	return r ? r : end_seg(w, &seg, err);
+}
+
+static int walk_all(struct walk *w, struct cr_err *err)
+{
+	size_t k = 0;
+	int r = 0;
+
+	w->segs = w->bits = 0;
+	for (size_t i = 0; i < w->p->mm.n_vmas && !r; i++)
+		if (vma_is_lazy(&w->p->mm.vmas[i]))
+			r = walk_vma(w, &w->p->mm.vmas[i], &k, err);
+	return r;
+}
+
+int lazy_register(struct lazy *l, struct shell *sh, const struct process *p, struct cr_err *err)
+{
+	struct lazy_proc *lp = proc_of(l, sh->pid, false);
+	_cleanup_(walk_done) struct walk w = {0};
+	size_t k = 0;
+
+	if (!lp)
+		return 0;
+	int r = walk_init(&w, lp, p, err);
+	for (size_t i = 0; i < p->mm.n_vmas && !r; i++) {
+		const struct vma *v = &p->mm.vmas[i];
+
+		w.segs = 0;
+		if (vma_is_lazy(v))
+			r = walk_vma(&w, v, &k, err);
+		if (r || !w.segs)
+			continue;
+		/* With privileges (flags 0): faults of the kernel, in system calls, have to wait as
+		 * well, and the children of the tasks are ours to serve. */
+		if (lp->uffd < 0)
+			lp->uffd = uffd_shell_open(sh, 0, uffd_missing_features(), err);
+		r = lp->uffd < 0 ? lp->uffd : 0;
+		if (!r)
+			r = uffd_serve_missing(lp->uffd, v->start, v->end, err);
+	}
+	if (!r)
+		r = walk_all(&w, err);
+	if (r)
+		return cr_err_ctx(err, "memory of %d that is to be fetched", sh->pid);
+	lp->segs = w.segs;
+	lp->bits = w.bits;
+	return 0;
+}
+
+/* What was noted of one process, as a space. */
+static int make_space(struct lazy *l, struct lazy_proc *lp, const struct process *p,
+		      struct cr_err *err)
+{
+	_cleanup_(walk_done) struct walk w = {0};
+	int r = walk_init(&w, lp, p, err);
+
+	if (r)
+		return r;
+	w.shared = l->shared;
+	w.space = lazy_space_new(l->shared, lp->uffd, p->pid);
+	if (!w.space)
+		return cr_err_set(err, CR_ERR_UNSUPPORTED, E2BIG,
+				  "pages are missing in more than %d processes; use --mode precopy",
+				  LAZY_SPACES);
+	r = walk_all(&w, err);
+	if (r)
+		return r;
+	lp->uffd = -1; /* the space's now */
+	w.space->used = 1;
+	return 0;
+}
+
+int lazy_make_spaces(struct lazy *l, const struct tree *t, struct cr_err *err)
+{
+	uint64_t segs = 0, bits = 0;
+	int r;
+
+	vec_foreach (lp, &l->procs) {
+		segs = lp->segs > segs ? lp->segs : segs;
+		bits = lp->bits > bits ? lp->bits : bits;
+	}
+	r = lazy_state_new(&l->shared, segs, bits, err);
+	vec_foreach (lp, &l->procs) {
+		const struct process *p = tree_find_process(t, lp->pid);
+
+		if (!r && p && lp->uffd >= 0)
+			r = make_space(l, lp, p, err);
+	}
+	return r;
+}

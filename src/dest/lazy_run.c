@@ -1,0 +1,212 @@
+/* The fetcher's supervisor. */
+#include "dest/lazy.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/capability.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <grp.h>
+#include "base/clock.h"
+#include "base/log.h"
+
+enum { NOBODY = 65534, RESTARTS_MAX = 200 };
+
+static int map_stats(struct lazy *l, struct cr_err *err)
+{
+	_cleanup_fd_ int fd = open(l->stats_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	if (fd < 0 || ftruncate(fd, sizeof(*l->stats)))
+		return cr_err_sys(err, "making %s", l->stats_path);
+	void *p = mmap(NULL, sizeof(*l->stats), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		return cr_err_sys(err, "mapping %s", l->stats_path);
+	l->stats = p;
+	return 0;
+}
+
+void lazy_stats_path(char *buf, size_t n, const char *state_dir, const char *id)
+{
+	snprintf(buf, n, "%s/%.32s.lazy", state_dir, id);
+}
+
+int lazy_new(struct lazy **ret, const char *stats_path, uint32_t timeout_ms, struct cr_err *err)
+{
+	struct lazy *l = calloc(1, sizeof(*l));
+
+	if (!l)
+		return cr_err_oom(err);
+	l->fetcher_pidfd = l->control = l->fetcher_control = -1;
+	l->timeout_ms = timeout_ms;
+	snprintf(l->stats_path, sizeof(l->stats_path), "%s", stats_path);
+	int r = map_stats(l, err);
+	if (r)
+		lazy_free(l);
+	else
+		*ret = l;
+	return r;
+}
+
+static void end_fetcher(struct lazy *l)
+{
+	if (l->fetcher > 0) {
+		kill(l->fetcher, SIGKILL);
+		waitpid(l->fetcher, NULL, 0);
+	}
+	l->fetcher = 0;
+	close_fdp(&l->fetcher_pidfd);
+	close_fdp(&l->control);
+	close_fdp(&l->fetcher_control);
+}
+
+void lazy_free(struct lazy *l)
+{
+	if (!l)
+		return;
+	end_fetcher(l);
+	vec_foreach (p, &l->procs) {
+		close_fdp(&p->uffd);
+		sentmap_done(&p->left);
+	}
+	vec_done(&l->procs);
+	lazy_state_free(l->shared);
+	if (l->stats)
+		munmap(l->stats, sizeof(*l->stats));
+	unlink(l->stats_path);
+	free(l);
+}
+
+/* ---- the fetcher's process ---- */
+
+/* It parses what comes from the network, and holds descriptors that are worth something: it needs
+ * nothing else. */
+static int drop_privileges(void)
+{
+	cap_t none = cap_init();
+	int r = !none || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || setgroups(0, NULL) ||
+		setresgid(NOBODY, NOBODY, NOBODY) || setresuid(NOBODY, NOBODY, NOBODY) ||
+		cap_set_proc(none);
+
+	cap_free(none);
+	return r ? -1 : 0;
+}
+
+/* With our table of descriptors, so that what it is handed by the kernel (the userfaultfd of a new
+ * child of a task) survives it, clone(2) CLONE_FILES. */
+static int spawn(struct lazy *l, bool takes_over, struct cr_err *err)
+{
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		return cr_err_sys(err, "socketpair");
+	const struct fetch_args a = {.shared = l->shared,
+				     .stats = l->stats,
+				     .control = pair[1],
+				     .timeout_ms = l->timeout_ms,
+				     .takes_over = takes_over};
+	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
+	if (pid == 0) {
+		signal(SIGPIPE, SIG_IGN);
+		if (drop_privileges())
+			log_warn("fetcher: cannot drop privileges: %s", strerror(errno));
+		_exit(fetch_run(&a));
+	}
+	if (pid < 0) {
+		int r = cr_err_sys(err, "starting the fetcher");
+
+		close(pair[0]);
+		close(pair[1]);
+		return r;
+	}
+	l->fetcher = pid;
+	l->control = pair[0];
+	l->fetcher_control = pair[1];
+	l->fetcher_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	return l->fetcher_pidfd < 0 ? cr_err_sys(err, "opening a pidfd of the fetcher") : 0;
+}
+
+int lazy_start(struct lazy *l, const struct tree *t, struct cr_err *err)
+{
+	int r = lazy_make_spaces(l, t, err);
+
+	for (size_t i = 0; i < LAZY_SPACES && !r; i++)
+		l->stats->pages_lazy += lazy_count(l->shared, &l->shared->spaces[i]);
+	l->stats->left = l->stats->pages_lazy;
+	return r ? r : spawn(l, false, err);
+}
+
+void lazy_commit(struct lazy *l)
+{
+	if (l)
+		l->shared->committed = 1;
+}
+
+void lazy_connection(struct lazy *l, int fd, enum msg_lazy_kind kind)
+{
+	const struct fetch_hand h = {.fd = fd, .kind = (int32_t)kind};
+
+	if (l->control < 0 || send(l->control, &h, sizeof(h), MSG_NOSIGNAL) != sizeof(h))
+		close(fd);
+}
+
+/* Half a frame may have been read: the source connects anew. So it does where a connection had not
+ * been taken yet; one that is noted and in the queue is the same. */
+static void close_connections(struct lazy *l)
+{
+	struct fetch_hand h;
+	int urgent = l->shared->urgent_fd, bulk = l->shared->bulk_fd;
+
+	while (recv(l->fetcher_control, &h, sizeof(h), MSG_DONTWAIT) == sizeof(h))
+		if (h.fd != urgent && h.fd != bulk)
+			close(h.fd);
+	close_fdp(&l->shared->urgent_fd);
+	close_fdp(&l->shared->bulk_fd);
+}
+
+int lazy_fetcher_ended(struct lazy *l, struct cr_err *err)
+{
+	int st = 0;
+
+	if (l->fetcher > 0 && waitpid(l->fetcher, &st, 0) < 0)
+		return cr_err_sys(err, "waiting for the fetcher");
+	l->fetcher = 0;
+	close_connections(l);
+	close_fdp(&l->fetcher_pidfd);
+	close_fdp(&l->control);
+	close_fdp(&l->fetcher_control);
+	if (WIFEXITED(st) && WEXITSTATUS(st) == 0)
+		return 1;
+	log_warn("the fetcher ended (status %#x), another one takes over", st);
+	if (++l->restarts > RESTARTS_MAX)
+		return cr_err_set(err, CR_ERR_BUG, ELOOP, "the fetcher died %u times", l->restarts);
+	return spawn(l, true, err);
+}
+
+void lazy_stats_fill(const struct lazy_stats *st, struct msg_postcopy *ret)
+{
+	*ret = (struct msg_postcopy){
+	    .pages_lazy = st->pages_lazy,
+	    .faults = st->faults,
+	    .p50_us = lazy_percentile(st, 50),
+	    .p99_us = lazy_percentile(st, 99),
+	    .max_us = st->max_us,
+	    .duration_us = (st->ended_us ? st->ended_us : st->seen_us) - st->started_us,
+	    .reconnects = st->connects ? st->connects - 1 : 0,
+	    .pushed = st->pushed,
+	    .lost = st->lost,
+	};
+}
+
+bool lazy_stats_read(const char *path, struct lazy_stats *ret)
+{
+	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	return fd >= 0 && pread(fd, ret, sizeof(*ret), 0) == (ssize_t)sizeof(*ret);
+}

@@ -1,0 +1,267 @@
+#include "dest/lazy_state.h"
+
+#include <string.h>
+#include <sys/mman.h>
+
+/* A remap of a part splits a segment; more often than this nobody does. */
+enum { SPARE_SEGS = 1024 };
+
+static uint8_t *slot(struct lazy_shared *s, const struct lazy_space *sp)
+{
+	size_t i = (size_t)(sp - s->spaces);
+
+	return (uint8_t *)s + ALIGN_UP(sizeof(*s), CR_PAGE_SIZE) + i * s->stride;
+}
+
+static struct lazy_seg *table(struct lazy_shared *s, const struct lazy_space *sp, uint32_t which)
+{
+	return (struct lazy_seg *)slot(s, sp) + which * s->seg_cap;
+}
+
+static uint64_t *bitmap(struct lazy_shared *s, const struct lazy_space *sp)
+{
+	return (uint64_t *)((struct lazy_seg *)slot(s, sp) + 2 * s->seg_cap);
+}
+
+int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages, struct cr_err *err)
+{
+	uint64_t cap = 2 * segs + SPARE_SEGS;
+	/* every segment begins in a word of its own */
+	uint64_t bits = ALIGN_UP(pages, 64ull) + 64 * segs + 64;
+	uint64_t stride =
+	    ALIGN_UP(2 * cap * sizeof(struct lazy_seg) + bits / 8, (uint64_t)CR_PAGE_SIZE);
+	size_t bytes = ALIGN_UP(sizeof(struct lazy_shared), CR_PAGE_SIZE) + LAZY_SPACES * stride;
+	/* memory is taken where it is touched */
+	struct lazy_shared *s = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+				     MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (s == MAP_FAILED)
+		return cr_err_sys(err, "memory to note what is missing");
+	s->bytes = bytes;
+	s->stride = stride;
+	s->seg_cap = cap;
+	s->bits = bits;
+	s->urgent_fd = s->bulk_fd = -1;
+	*ret = s;
+	return 0;
+}
+
+void lazy_state_free(struct lazy_shared *s)
+{
+	if (!s)
+		return;
+	for (size_t i = 0; i < LAZY_SPACES; i++)
+		lazy_space_drop(&s->spaces[i]);
+	munmap(s, s->bytes);
+}
+
+struct lazy_seg *lazy_segs(struct lazy_shared *s, const struct lazy_space *sp, uint32_t *n)
+{
+	*n = sp->n_segs[sp->active];
+	return table(s, sp, sp->active);
+}
+
+struct lazy_space *lazy_space_new(struct lazy_shared *s, int uffd, pid_t origin)
+{
+	for (size_t i = 0; i < LAZY_SPACES; i++) {
+		struct lazy_space *sp = &s->spaces[i];
+
+		if (sp->used)
+			continue;
+		*sp = (struct lazy_space){.uffd = uffd, .origin = origin};
+		memset(bitmap(s, sp), 0, s->bits / 8);
+		return sp;
+	}
+	return NULL;
+}
+
+void lazy_space_drop(struct lazy_space *sp)
+{
+	if (!sp->used)
+		return;
+	sp->used = 0; /* first: a number that is closed may be another's at once */
+	close_fdp(&sp->uffd);
+}
+
+int lazy_space_add(struct lazy_shared *s, struct lazy_space *sp, const struct lazy_seg *seg)
+{
+	uint32_t n = sp->n_segs[sp->active];
+
+	if (n >= s->seg_cap || seg->bit0 + seg->pages > s->bits)
+		return -ENOSPC;
+	table(s, sp, sp->active)[n] = *seg;
+	sp->n_segs[sp->active] = n + 1;
+	return 0;
+}
+
+bool lazy_test(struct lazy_shared *s, const struct lazy_space *sp, uint64_t bit)
+{
+	return bitmap(s, sp)[bit / 64] >> (bit % 64) & 1;
+}
+
+void lazy_mark_words(struct lazy_shared *s, const struct lazy_space *sp, uint64_t bit,
+		     const uint64_t words[8])
+{
+	memcpy(&bitmap(s, sp)[bit / 64], words, 64);
+}
+
+bool lazy_clear(struct lazy_shared *s, const struct lazy_space *sp, uint64_t bit)
+{
+	bool was = lazy_test(s, sp, bit);
+
+	bitmap(s, sp)[bit / 64] &= ~(1ull << (bit % 64));
+	return was;
+}
+
+static struct lazy_seg *find(struct lazy_shared *s, struct lazy_space *sp, uint64_t va, bool here,
+			     uint64_t *page)
+{
+	uint32_t n;
+	struct lazy_seg *v = lazy_segs(s, sp, &n);
+
+	/* several may hold it: what was unmapped leaves a segment with nothing missing */
+	for (uint32_t i = 0; i <= n; i++) {
+		uint32_t at = i ? i - 1 : sp->hint;
+		uint64_t start = here ? v[at].start : v[at].src;
+		uint64_t k = (va - start) / CR_PAGE_SIZE;
+
+		if (at < n && va >= start && k < v[at].pages && lazy_test(s, sp, v[at].bit0 + k)) {
+			*page = k;
+			sp->hint = at;
+			return &v[at];
+		}
+	}
+	return NULL;
+}
+
+struct lazy_seg *lazy_find_here(struct lazy_shared *s, struct lazy_space *sp, uint64_t va,
+				uint64_t *page)
+{
+	return find(s, sp, va, true, page);
+}
+
+struct lazy_seg *lazy_find_src(struct lazy_shared *s, struct lazy_space *sp, uint64_t src,
+			       uint64_t *page)
+{
+	return find(s, sp, src, false, page);
+}
+
+uint64_t lazy_count(struct lazy_shared *s, const struct lazy_space *sp)
+{
+	uint64_t n = 0;
+
+	for (uint64_t i = 0; sp->used && i < s->bits / 64; i++)
+		n += (uint64_t)__builtin_popcountll(bitmap(s, sp)[i]);
+	return n;
+}
+
+/* ---- events ---- */
+
+uint64_t lazy_forget(struct lazy_shared *s, struct lazy_space *sp, uint64_t start, uint64_t end)
+{
+	uint64_t gone = 0;
+	uint32_t n;
+	struct lazy_seg *v = lazy_segs(s, sp, &n);
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t seg_end = v[i].start + v[i].pages * CR_PAGE_SIZE;
+		uint64_t a = start > v[i].start ? start : v[i].start;
+		uint64_t b = end < seg_end ? end : seg_end;
+
+		for (uint64_t va = a; va < b; va += CR_PAGE_SIZE)
+			gone += lazy_clear(s, sp, v[i].bit0 + (va - v[i].start) / CR_PAGE_SIZE);
+	}
+	return gone;
+}
+
+static void put(struct lazy_seg *to, uint32_t *n, uint64_t cap, const struct lazy_seg *seg,
+		uint64_t first, uint64_t pages, uint64_t start)
+{
+	if (!pages)
+		return;
+	if (++*n > cap) /* the caller sees it by the count */
+		return;
+	to[*n - 1] = (struct lazy_seg){.start = start,
+				       .pages = pages,
+				       .src = seg->src + first * CR_PAGE_SIZE,
+				       .bit0 = seg->bit0 + first};
+}
+
+int lazy_move(struct lazy_shared *s, struct lazy_space *sp, uint64_t from, uint64_t to,
+	      uint64_t len)
+{
+	uint32_t n, m = 0, other = !sp->active;
+	struct lazy_seg *v = lazy_segs(s, sp, &n), *w = table(s, sp, other);
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t end = v[i].start + v[i].pages * CR_PAGE_SIZE;
+		uint64_t a = from > v[i].start ? from : v[i].start;
+		uint64_t b = from + len < end ? from + len : end;
+
+		if (a >= b || !v[i].pages) {
+			put(w, &m, s->seg_cap, &v[i], 0, v[i].pages, v[i].start);
+			continue;
+		}
+		uint64_t before = (a - v[i].start) / CR_PAGE_SIZE;
+		uint64_t moved = (b - a) / CR_PAGE_SIZE;
+		put(w, &m, s->seg_cap, &v[i], 0, before, v[i].start);
+		put(w, &m, s->seg_cap, &v[i], before, moved, to + (a - from));
+		put(w, &m, s->seg_cap, &v[i], before + moved, v[i].pages - before - moved, b);
+	}
+	if (m > s->seg_cap)
+		return -ENOSPC;
+	sp->n_segs[other] = m;
+	sp->active = other;
+	return 0;
+}
+
+struct lazy_space *lazy_fork(struct lazy_shared *s, const struct lazy_space *parent, int uffd)
+{
+	uint32_t n;
+	const struct lazy_seg *v = lazy_segs(s, parent, &n);
+
+	for (size_t i = 0; i < LAZY_SPACES; i++)
+		if (s->spaces[i].used && s->spaces[i].uffd == uffd)
+			return &s->spaces[i];
+	struct lazy_space *sp = lazy_space_new(s, uffd, parent->origin);
+	if (!sp)
+		return NULL;
+	memcpy(table(s, sp, 0), v, n * sizeof(*v));
+	memcpy(bitmap(s, sp), bitmap(s, parent), s->bits / 8);
+	sp->n_segs[0] = n;
+	sp->used = 1;
+	return sp;
+}
+
+/* ---- latencies ---- */
+
+unsigned int lazy_bucket(uint64_t us)
+{
+	if (us < 8)
+		return (unsigned int)us;
+	unsigned int log = 63 - (unsigned int)__builtin_clzll(us);
+	unsigned int b = (log - 2) * 8 + (unsigned int)(us >> (log - 3) & 7);
+
+	return b < LAZY_BUCKETS ? b : LAZY_BUCKETS - 1;
+}
+
+uint64_t lazy_bucket_us(unsigned int bucket)
+{
+	if (bucket < 8)
+		return bucket;
+	return (8ull + bucket % 8) << (bucket / 8 - 1);
+}
+
+uint64_t lazy_percentile(const struct lazy_stats *st, unsigned int percent)
+{
+	uint64_t all = 0, seen = 0;
+
+	for (unsigned int i = 0; i < LAZY_BUCKETS; i++)
+		all += st->buckets[i];
+	for (unsigned int i = 0; i < LAZY_BUCKETS; i++) {
+		seen += st->buckets[i];
+		if (all && seen * 100 >= all * percent)
+			return lazy_bucket_us(i);
+	}
+	return 0;
+}

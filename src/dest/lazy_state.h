@@ -1,0 +1,94 @@
+/* What is missing in the tasks' memory, where it survives the process that fetches it.
+ *
+ * A *space* is an address space with its userfaultfd: one for each process that was moved, and one
+ * for each that they fork while pages are missing. Its *segments* say where memory that was at the
+ * source at one address is now (mremap(2) moves it), with a bit for each page that is missing.
+ *
+ * All of it lies in memory shared by the fetcher and its supervisor, and is changed in steps after
+ * each of which it is whole: a fetcher may be killed at any time, and the next one goes on. */
+#pragma once
+#include <stdbool.h>
+#include <linux/userfaultfd.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include "base/err.h"
+#include "wire/lazy_stream.h"
+
+enum { LAZY_SPACES = 1024, LAZY_BUCKETS = 256 };
+
+struct lazy_seg {
+	uint64_t start; /* here */
+	uint64_t pages;
+	uint64_t src;  /* at the source */
+	uint64_t bit0; /* of its first page, in the space's bitmap */
+};
+
+struct lazy_space {
+	uint32_t used;
+	int uffd;
+	pid_t origin;    /* whose memory it was at the source */
+	uint32_t active; /* which of the two tables of segments holds */
+	uint32_t n_segs[2];
+	uint32_t hint; /* the segment that was found last */
+};
+
+enum lazy_phase { LAZY_FETCHING, LAZY_FINISHED /* nothing is missing, or what is is poisoned */ };
+
+/* Also read by others, out of a file: the numbers that a user may ask for. */
+struct lazy_stats {
+	uint64_t pages_lazy, left, faults, pushed, reconnects, connects, lost, max_us;
+	/* by the clock of the fetcher, which lives in the tasks' time namespace */
+	uint64_t started_us, seen_us, ended_us;
+	uint64_t buckets[LAZY_BUCKETS]; /* of fault latencies, see lazy_bucket() */
+};
+
+struct lazy_shared {
+	size_t bytes; /* of the whole mapping */
+	uint64_t stride, seg_cap, bits;
+	uint32_t phase;
+	uint32_t committed; /* the tasks may run: until then nothing is lost with the fetcher */
+	/* an event that was read and perhaps not acted upon: event 0 for none */
+	struct uffd_msg event;
+	uint32_t event_space;
+	int urgent_fd, bulk_fd; /* of the fetcher, whose end the supervisor closes them; -1 */
+	struct lazy_space spaces[LAZY_SPACES];
+};
+
+/* seg_cap, pages: of the largest space. */
+int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages,
+		   struct cr_err *err) must_check;
+void lazy_state_free(struct lazy_shared *s); /* takes NULL */
+
+struct lazy_seg *lazy_segs(struct lazy_shared *s, const struct lazy_space *sp, uint32_t *n);
+/* NULL: no room. Not used before the caller sets `used`. */
+struct lazy_space *lazy_space_new(struct lazy_shared *s, int uffd, pid_t origin);
+void lazy_space_drop(struct lazy_space *sp); /* closes its userfaultfd */
+/* Room for the bits of a segment that begins at bit0 is the caller's to keep apart. */
+int lazy_space_add(struct lazy_shared *s, struct lazy_space *sp, const struct lazy_seg *seg);
+
+bool lazy_test(struct lazy_shared *s, const struct lazy_space *sp, uint64_t bit);
+/* bit: a multiple of 64. */
+void lazy_mark_words(struct lazy_shared *s, const struct lazy_space *sp, uint64_t bit,
+		     const uint64_t words[8]);
+/* Returns whether it was missing. */
+bool lazy_clear(struct lazy_shared *s, const struct lazy_space *sp, uint64_t bit);
+/* The missing page at va here, or at src at the source: its segment, and its index in it. NULL: it
+ * is not missing. */
+struct lazy_seg *lazy_find_here(struct lazy_shared *s, struct lazy_space *sp, uint64_t va,
+				uint64_t *page);
+struct lazy_seg *lazy_find_src(struct lazy_shared *s, struct lazy_space *sp, uint64_t src,
+			       uint64_t *page);
+uint64_t lazy_count(struct lazy_shared *s, const struct lazy_space *sp);
+
+/* What a task did. Each may be applied twice. */
+uint64_t lazy_forget(struct lazy_shared *s, struct lazy_space *sp, uint64_t start, uint64_t end);
+/* -ENOSPC: nothing was changed. */
+int lazy_move(struct lazy_shared *s, struct lazy_space *sp, uint64_t from, uint64_t to,
+	      uint64_t len) must_check;
+/* NULL: no room. */
+struct lazy_space *lazy_fork(struct lazy_shared *s, const struct lazy_space *parent, int uffd);
+
+/* Latencies are counted in eighths of powers of two. */
+unsigned int lazy_bucket(uint64_t us);
+uint64_t lazy_bucket_us(unsigned int bucket);
+uint64_t lazy_percentile(const struct lazy_stats *st, unsigned int percent);

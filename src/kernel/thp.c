@@ -1,0 +1,36 @@
+#include "kernel/thp.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include "base/cleanup.h"
+
+#define THP_DIR "/sys/kernel/mm/transparent_hugepage"
+
+static bool says_always(const char *path)
+{
+	char text[128];
+	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	if (n < 0)
+		return false;
+	text[n] = '\0';
+	return strstr(text, "[always]");
+}
+
+bool thp_always(void)
+{
+	char path[512];
+	_cleanup_dir_ DIR *dir = opendir(THP_DIR);
+
+	if (says_always(THP_DIR "/enabled"))
+		return true;
+	/* since 6.8 each size has a setting of its own */
+	for (struct dirent *e; dir && (e = readdir(dir));) {
+		snprintf(path, sizeof(path), THP_DIR "/%s/enabled", e->d_name);
+		if (!strncmp(e->d_name, "hugepages-", 10) && says_always(path))
+			return true;
+	}
+	return false;
+}

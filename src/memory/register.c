@@ -1,0 +1,285 @@
+/* Registering a part of a VMA splits it. The task may change its mappings at any moment, so no
+ * address taken from a look at them is sure to be an edge of a VMA when the ioctl comes. What is
+ * registered is therefore never a mapping but a gap: all there is between two VMAs that are
+ * registered already. Whatever comes up, grows or merges in it is taken whole; what grows out of a
+ * registered one inherits its registration. Mappings that exist when tracking begins are registered
+ * while the task is stopped.
+ *
+ * What was registered before keeps its marks of writes, and must not be registered a second time
+ * should it drop out meanwhile: a merge by mremap(2) leaves pages behind that look protected and
+ * are not (KERNEL: userfaultfd_reset_ctx clears the VMA's flags, not its page tables). All that is
+ * registered has its protection cleared before the next scan, and then reads as written. */
+#include "memory/register.h"
+
+#include "kernel/pagemap.h"
+#include "kernel/procfs.h"
+#include "kernel/uffd.h"
+#include "model/layout.h"
+
+enum {
+	PASSES = 4,
+	LOWEST_GAP = 64 * 1024, /* vm.mmap_min_addr: ranges below are refused */
+};
+/* How much is unprotected under one hold of the task's mmap lock. */
+static const uint64_t UNPROTECT_BYTES = 1ull << 30;
+
+/* ---- one range ---- */
+
+static bool is_refusal(int r)
+{
+	return r == -EPERM || r == -EINVAL || r == -EBUSY;
+}
+
+static int remember(struct addr_ranges *list, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	struct addr_range *slot = vec_push(list);
+
+	if (!slot)
+		return cr_err_oom(err);
+	*slot = (struct addr_range){start, end};
+	return 0;
+}
+
+/* 1: something in it cannot be registered, nothing was done. What went away meanwhile, or fails
+ * half way, shows in the next look. */
+static int register_range(struct tracker *t, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	int r = uffd_register(t->uffd, start, end);
+
+	if (is_refusal(r))
+		return 1;
+	return remember(&t->unsettled, start, end, err);
+}
+
+struct unprotecting {
+	struct tracker *t;
+	bool left;
+};
+
+static int unprotect_extent(const struct page_extent *e, void *arg, struct cr_err *err)
+{
+	struct unprotecting *u = arg;
+
+	(void)err;
+	for (uint64_t at = e->start; at < e->end;) {
+		uint64_t end = at - at % UNPROTECT_BYTES + UNPROTECT_BYTES;
+
+		if (end > e->end)
+			end = e->end;
+		if (uffd_unprotect(u->t->uffd, at, end))
+			u->left = true; /* it has changed: perhaps done half way */
+		at = end;
+	}
+	return 0;
+}
+
+/* All that is registered in these ranges reads as written from here on; what could not be done is
+ * tried again next round. */
+static int settle(struct tracker *t, struct cr_err *err)
+{
+	struct addr_ranges list = t->unsettled;
+	int r = 0;
+
+	memset(&t->unsettled, 0, sizeof(t->unsettled));
+	vec_foreach (g, &list) {
+		const struct pagemap_query q = {.start = g->start,
+						.end = g->end,
+						.mask = PAGE_CAT_WPALLOWED,
+						.ret = PAGE_CAT_WPALLOWED};
+		struct unprotecting u = {.t = t};
+
+		if (!r)
+			r = pagemap_walk(t->pagemap, &q, unprotect_extent, &u, err);
+		if (!r && u.left)
+			r = remember(&t->unsettled, g->start, g->end, err);
+	}
+	vec_done(&list);
+	return r;
+}
+
+/* ---- a look, and what follows from it ---- */
+
+static int on_bare(const struct page_extent *e, void *arg, struct cr_err *err)
+{
+	return remember(arg, e->start, e->end, err);
+}
+
+static int scan_bare(const struct tracker *t, struct addr_ranges *ret, struct cr_err *err)
+{
+	const struct pagemap_query q = {
+	    .start = CR_PAGE_SIZE,
+	    .end = PAGEMAP_TOP,
+	    .inverted = PAGE_CAT_WPALLOWED,
+	    .mask = PAGE_CAT_WPALLOWED,
+	    .ret = PAGE_CAT_WPALLOWED,
+	};
+
+	return pagemap_walk(t->pagemap, &q, on_bare, ret, err);
+}
+
+int register_list_bare(const struct tracker *t, struct addr_ranges *ret, struct cr_err *err)
+{
+	int r = scan_bare(t, ret, err);
+
+	vec_foreach (g, &t->unsettled)
+		if (!r)
+			r = remember(ret, g->start, g->end, err);
+	addr_ranges_tidy(ret);
+	return r;
+}
+
+/* Mapped as something that is compared as a whole, and not page by page. */
+static bool is_known_other(const struct mm *mm, const struct addr_range *g)
+{
+	for (uint64_t at = g->start; at < g->end;) {
+		const struct vma *v = layout_find(mm->vmas, mm->n_vmas, at);
+
+		if (!v || vma_is_copied(v))
+			return false;
+		at = v->end;
+	}
+	return true;
+}
+
+static bool is_wanted(const struct proc_map *m)
+{
+	return !m->shared && strncmp(m->name, "[v", 2); /* [vvar], [vdso], [vsyscall] */
+}
+
+static bool is_registered(const struct tracker *t, uint64_t va)
+{
+	struct page_extent e;
+	struct cr_err ignored = {0};
+	uint64_t at = va;
+	const struct pagemap_query q = {.start = va,
+					.end = va + CR_PAGE_SIZE,
+					.mask = PAGE_CAT_WPALLOWED,
+					.ret = PAGE_CAT_WPALLOWED};
+
+	return pagemap_scan(t->pagemap, &q, &at, &e, 1, &ignored) == 1;
+}
+
+struct gap {
+	uint64_t start, end;
+	const struct proc_map *maps; /* in it, as of the last look */
+	size_t n;
+};
+
+/* Something in the gap is not for userfaultfd (vvar; a file that was opened for reading, mapped
+ * shared): around all that is not wanted. Its edges are as of the look, and may have moved. */
+static int register_around(struct tracker *t, const struct gap *g, struct cr_err *err)
+{
+	uint64_t start = g->start;
+	bool wanted = false;
+	int r = 0;
+
+	for (size_t i = 0; i <= g->n && r >= 0; i++) {
+		const struct proc_map *m = i < g->n ? &g->maps[i] : NULL;
+
+		if (m && is_wanted(m)) {
+			wanted = true;
+			continue;
+		}
+		/* 1: its mappings went away, or are never to be tracked: they read as written */
+		if (wanted)
+			r = register_range(t, start, m ? m->start : g->end, err);
+		start = m ? m->end : 0;
+		wanted = false;
+	}
+	return r < 0 ? r : 0;
+}
+
+static int register_gap(struct tracker *t, const struct gap *g, struct cr_err *err)
+{
+	/* as late as can be: if an edge has moved since the look, the next pass looks again */
+	if ((g->start > LOWEST_GAP && !is_registered(t, g->start - CR_PAGE_SIZE)) ||
+	    (g->end < PAGEMAP_TOP && !is_registered(t, g->end)))
+		return 0;
+	int r = register_range(t, g->start, g->end, err);
+	return r == 1 ? register_around(t, g, err) : r;
+}
+
+/* The scan passes over mappings without pages of their own (vvar): these are asked for. */
+static bool is_bare(const struct tracker *t, const struct addr_ranges *bare, size_t *k,
+		    const struct proc_map *m)
+{
+	while (*k < bare->n && bare->v[*k].end <= m->start)
+		(*k)++;
+	return (*k < bare->n && bare->v[*k].start <= m->start) ||
+	       (!is_wanted(m) && !is_registered(t, m->start));
+}
+
+static int register_gaps(struct tracker *t, const struct proc_maps *maps,
+			 const struct addr_ranges *bare, struct cr_err *err)
+{
+	struct gap g = {.start = LOWEST_GAP, .maps = maps->list.v};
+	bool wanted = false;
+	size_t k = 0;
+	int r = 0;
+
+	for (size_t i = 0; i <= maps->list.n && !r; i++) {
+		const struct proc_map *m = i < maps->list.n ? &maps->list.v[i] : NULL;
+
+		if (m && m->start >= PAGEMAP_TOP)
+			m = NULL;
+		if (m && is_bare(t, bare, &k, m)) {
+			wanted |= is_wanted(m);
+			if (!g.n++ && m->start < g.start) /* vm.mmap_min_addr can be lowered */
+				g.start = m->start;
+			continue;
+		}
+		g.end = m ? m->start : PAGEMAP_TOP;
+		if (wanted)
+			r = register_gap(t, &g, err);
+		if (!m)
+			break;
+		g = (struct gap){.start = m->end, .maps = m + 1};
+		wanted = false;
+	}
+	return r;
+}
+
+/* *ret_more: something was there to do. */
+static int pass(struct tracker *t, const struct mm *mm, bool *ret_more, struct cr_err *err)
+{
+	_cleanup_free_ char *text = NULL;
+	struct addr_ranges bare = {0};
+	struct proc_maps maps = {0};
+	struct cr_err torn = {0};
+	int r = scan_bare(t, &bare, err);
+
+	*ret_more = false;
+	for (size_t i = 0; i < bare.n && !*ret_more && !r; i++)
+		*ret_more = !is_known_other(mm, &bare.v[i]);
+	if (r || !*ret_more) {
+		vec_done(&bare);
+		return r;
+	}
+	ssize_t n = proc_read(t->pid, "maps", &text, err);
+	if (n < 0)
+		r = (int)n;
+	if (!r && !proc_maps_parse(text, &maps, &torn)) { /* torn: the next pass */
+		r = register_gaps(t, &maps, &bare, err);
+		proc_maps_done(&maps);
+	}
+	vec_done(&bare);
+	return r;
+}
+
+int register_all(struct tracker *t, struct cr_err *err)
+{
+	const struct mm unknown = {0};
+	bool more;
+
+	return t->uffd >= 0 ? pass(t, &unknown, &more, err) : 0;
+}
+
+int register_new(struct tracker *t, const struct mm *mm, struct cr_err *err)
+{
+	bool more = t->uffd >= 0;
+	int r = 0;
+
+	for (int i = 0; i < PASSES && more && !r; i++)
+		r = pass(t, mm, &more, err);
+	return r || t->uffd < 0 ? r : settle(t, err);
+}

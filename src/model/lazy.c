@@ -1,0 +1,65 @@
+#include "model/lazy.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include "base/cleanup.h"
+
+enum { PER_THREAD = 8, REG_RSP = 19, ROBUST_HEAD_BYTES = 24, BELOW_STACK_BYTES = 128 };
+
+struct list {
+	uint64_t *v;
+	size_t n;
+};
+
+static void add(struct list *l, uint64_t va, uint64_t bytes)
+{
+	uint64_t first = va & ~(CR_PAGE_SIZE - 1), last = (va + bytes - 1) & ~(CR_PAGE_SIZE - 1);
+
+	if (!va || !bytes)
+		return;
+	l->v[l->n++] = first;
+	if (last != first)
+		l->v[l->n++] = last;
+}
+
+static int by_value(const void *a, const void *b)
+{
+	const uint64_t *x = a, *y = b;
+
+	return *x < *y ? -1 : *x > *y;
+}
+
+int lazy_eager_pages(const struct process *p, uint64_t **ret, size_t *n)
+{
+	struct list l = {.v = calloc(p->n_threads * PER_THREAD + 1, sizeof(*l.v))};
+	size_t out = 0;
+
+	if (!l.v)
+		return -ENOMEM;
+	for (size_t i = 0; i < p->n_threads; i++) {
+		const struct thread *th = &p->threads[i];
+		uint64_t rsp = 0;
+
+		/* at most a page: the kernel knows none larger */
+		add(&l, th->rseq_va, th->rseq_len < CR_PAGE_SIZE ? th->rseq_len : CR_PAGE_SIZE);
+		add(&l, th->clear_tid_va, sizeof(uint32_t));
+		add(&l, th->robust_list_va, ROBUST_HEAD_BYTES);
+		if (th->gpregs_len >= (REG_RSP + 1) * sizeof(rsp)) {
+			memcpy(&rsp, th->gpregs + REG_RSP * sizeof(rsp), sizeof(rsp));
+			if (rsp > BELOW_STACK_BYTES)
+				add(&l, rsp - BELOW_STACK_BYTES, BELOW_STACK_BYTES + sizeof(rsp));
+		}
+	}
+	qsort(l.v, l.n, sizeof(*l.v), by_value);
+	for (size_t i = 0; i < l.n; i++)
+		if (!out || l.v[out - 1] != l.v[i])
+			l.v[out++] = l.v[i];
+	*ret = l.v;
+	*n = out;
+	return 0;
+}
+
+bool lazy_is_eager(const uint64_t *pages, size_t n, uint64_t va)
+{
+	return n && bsearch(&va, pages, n, sizeof(va), by_value);
+}

@@ -1,0 +1,20 @@
+/* Which pages may stay behind at the source and be fetched later: the same rules at both ends, so
+ * that they agree. */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "model/tree.h"
+
+/* May pages of it be missing while its tasks run? Locked memory may not: its owner wants no page
+ * fault. What is wiped at a fork may not either: the fork would not wipe what is not there yet. */
+static inline bool vma_is_lazy(const struct vma *v)
+{
+	return v->kind == VMA_ANON && !(v->flags & (VMA_F_LOCKED | VMA_F_WIPEONFORK));
+}
+
+/* Pages that are always sent: those that the kernel writes or reads where no fault can be served
+ * (rseq areas; what the exit of a thread touches), and, where registers are known, those that the
+ * threads need first. Ascending, each once; the caller frees *ret. -ENOMEM. */
+int lazy_eager_pages(const struct process *p, uint64_t **ret, size_t *n);
+bool lazy_is_eager(const uint64_t *pages, size_t n, uint64_t va);

@@ -1,0 +1,348 @@
+/* TCP connections that go on at the destination, in any state but those of a closed socket.
+ *
+ * Ahead, the destination makes an empty socket for each and puts it into the tasks. The state comes
+ * with the tree of the final stop (net_lock_take()); settle gives it to the socket, where it rests
+ * in repair mode until launch.
+ *
+ * A connection can go on if packets for its local address will come to the destination: because the
+ * address moves along, because somebody else sees to it (--tcp established), or because both of its
+ * ends are in the tree. */
+#include "resource/file_kind.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include "base/clock.h"
+#include "base/log.h"
+#include "resource/tcp_repair.h"
+
+#ifndef IPV6_TRANSPARENT
+#define IPV6_TRANSPARENT 75
+#endif
+#ifndef TCP_ULP
+#define TCP_ULP 31
+#endif
+
+enum { ADDR_TEXT = 128 };
+
+static bool match(const struct fd_probe *p)
+{
+	return tcp_is_socket(p) && p->tcp_state != TCP_CLOSE && p->tcp_state != TCP_LISTEN;
+}
+
+/* ---- capture ---- */
+
+/* 1: there is one (SYN_SENT knows its peer only to the kernel: it is in ESTABLISHED's place), 0:
+ * none. */
+static int addresses(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		     struct cr_err *err)
+{
+	struct sockaddr_storage us = {0}, peer = {0};
+	socklen_t len = sizeof(us), peer_len = sizeof(peer);
+
+	if (getsockname(p->local, (struct sockaddr *)&us, &len))
+		return cr_err_sys(err, "getsockname");
+	if (getpeername(p->local, (struct sockaddr *)&peer, &peer_len))
+		return 0;
+	f->sockaddr = arena_memdup(x->c->tree->arena, &us, len);
+	f->sockaddr_len = len;
+	f->peeraddr = arena_memdup(x->c->tree->arena, &peer, peer_len);
+	f->peeraddr_len = peer_len;
+	return f->sockaddr && f->peeraddr ? 1 : cr_err_oom(err);
+}
+
+static bool is_link_local(const struct file *f)
+{
+	const struct sockaddr_in6 *us = (const void *)f->sockaddr,
+				  *peer = (const void *)f->peeraddr;
+
+	return f->sock_family == AF_INET6 && (us->sin6_scope_id || peer->sin6_scope_id);
+}
+
+/* What keeps a connection from moving, but for its address; NULL: nothing. */
+static const char *trouble(const struct fd_probe *p, const struct file *f)
+{
+	char ulp[16] = "";
+	socklen_t len = sizeof(ulp) - 1;
+	int locked = 0;
+
+	if (is_link_local(f))
+		return "over a link-local address";
+	if (!getsockopt(p->local, IPPROTO_TCP, TCP_ULP, ulp, &len) && len)
+		return !strcmp(ulp, "tls") ? "with TLS in the kernel (kTLS)"
+					   : "with an upper layer protocol (TCP_ULP)";
+	len = sizeof(locked);
+	if (tcp_has_filter(p->local))
+		return "with a filter (SO_ATTACH_FILTER)";
+	if (!getsockopt(p->local, SOL_SOCKET, SO_LOCK_FILTER, &locked, &len) && locked)
+		return "with SO_LOCK_FILTER set";
+	return NULL;
+}
+
+static void refuse_because(struct files_ctx *x, const struct fd_probe *p, const struct file *f,
+			   const char *why)
+{
+	char text[ADDR_TEXT];
+
+	files_refuse(x, p->pid, p->fd, "TCP connection to %s %s: not supported; close it first",
+		     sockaddr_text(f->peeraddr, f->peeraddr_len, text, sizeof(text)), why);
+}
+
+static bool is_loopback(const struct file *f)
+{
+	const struct sockaddr_in *in = (const void *)f->sockaddr;
+	const struct sockaddr_in6 *in6 = (const void *)f->sockaddr;
+	const uint8_t *v4 = (const uint8_t *)&in->sin_addr;
+
+	if (in->sin_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr))
+		v4 = &in6->sin6_addr.s6_addr[12];
+	else if (in->sin_family == AF_INET6)
+		return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr);
+	return v4[0] == IN_LOOPBACKNET;
+}
+
+static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		   struct cr_err *err)
+{
+	enum tcp_mode mode = x->c->tcp;
+	const char *why;
+
+	if (mode == TCP_MODE_CLOSE || mode == TCP_MODE_REFUSE)
+		return tcp_closed_capture(x, p, f, err);
+	tcp_capture_common(p, f, FILE_TCP_CONN);
+	int r = addresses(x, p, f, err);
+	if (r < 0)
+		return r;
+	bool moves = r && tree_moves_address(x->c->tree, f->sockaddr, f->sockaddr_len);
+	if (!r || (mode == TCP_MODE_AUTO && !moves && !is_loopback(f)))
+		return tcp_closed_capture(x, p, f, err);
+	why = moves || is_loopback(f) ? trouble(p, f)
+				      : "whose local address does not move (--move-address)";
+	if (why) {
+		refuse_because(x, p, f, why);
+		f->kind = 0;
+		return 0;
+	}
+	if (!moves && is_loopback(f)) {
+		uint32_t *u = vec_push(&x->undecided);
+
+		if (!u)
+			return cr_err_oom(err);
+		*u = (uint32_t)x->c->tree->n_files;
+	}
+	return sockopts_capture(x, p, f, err);
+}
+
+/* ---- both ends in the tree ---- */
+
+struct end {                      /* a connection as one of its ends sees it */
+	uint8_t us[18], peer[18]; /* address, as IPv6, and port */
+};
+
+static void put_end(const void *sockaddr, uint8_t out[18])
+{
+	const struct sockaddr_in *in = sockaddr;
+	const struct sockaddr_in6 *in6 = sockaddr;
+
+	memset(out, 0, 18);
+	if (in->sin_family == AF_INET) {
+		out[10] = out[11] = 0xff;
+		memcpy(out + 12, &in->sin_addr, 4);
+	} else {
+		memcpy(out, &in6->sin6_addr, 16);
+	}
+	memcpy(out + 16, &in->sin_port, 2); /* sin6_port is at the same place */
+}
+
+static int cmp_end(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(struct end));
+}
+
+static int other_end_missing(struct files_ctx *x, struct file *f, uint32_t index)
+{
+	const struct fd_seen *s = files_holder(x, index);
+	char text[ADDR_TEXT];
+	pid_t pid = files_holder_pid(x, index);
+
+	sockaddr_text(f->peeraddr, f->peeraddr_len, text, sizeof(text));
+	if (x->c->tcp == TCP_MODE_ESTABLISHED) {
+		files_refuse(x, pid, s->fd,
+			     "TCP connection to %s over the loopback interface: its other end is "
+			     "outside the tree; close it first",
+			     text);
+		return 0;
+	}
+	f->kind = FILE_TCP_CLOSED;
+	f->n_opts = 0;
+	f->sockaddr_len = f->peeraddr_len = 0;
+	if (!x->c->exact)
+		files_warn(x, pid, s->fd, "connection to %s is closed by the move", text);
+	return 0;
+}
+
+static int link_ends(struct files_ctx *x, struct cr_err *err)
+{
+	struct tree *t = x->c->tree;
+	size_t n = 0;
+
+	if (!x->undecided.n)
+		return 0;
+	_cleanup_free_ struct end *ends = calloc(t->n_files + 1, sizeof(*ends));
+	if (!ends)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < t->n_files; i++) {
+		const struct file *f = &t->files[i];
+
+		if (f->kind != FILE_TCP_CONN)
+			continue;
+		put_end(f->sockaddr, ends[n].us);
+		put_end(f->peeraddr, ends[n++].peer);
+	}
+	qsort(ends, n, sizeof(*ends), cmp_end);
+	vec_foreach (i, &x->undecided) {
+		struct file *f = &t->files[*i];
+		struct end key;
+
+		put_end(f->peeraddr, key.us);
+		put_end(f->sockaddr, key.peer);
+		if (!bsearch(&key, ends, n, sizeof(key), cmp_end))
+			other_end_missing(x, f, *i);
+	}
+	return 0;
+}
+
+/* ---- check ---- */
+
+static int new_socket(const struct file *f, int type)
+{
+	return socket(f->sock_family, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+}
+
+static bool addresses_valid(const struct file *f)
+{
+	const struct sockaddr *us = (const void *)f->sockaddr, *peer = (const void *)f->peeraddr;
+	size_t len = f->sock_family == AF_INET    ? sizeof(struct sockaddr_in)
+		     : f->sock_family == AF_INET6 ? sizeof(struct sockaddr_in6)
+						  : SIZE_MAX;
+
+	return f->sockaddr_len == len && f->peeraddr_len == len &&
+	       us->sa_family == f->sock_family && peer->sa_family == f->sock_family;
+}
+
+/* NULL: the kernel would know where to send what goes to the peer. */
+static const char *no_route(const struct file *f)
+{
+	const int one = 1;
+	_cleanup_fd_ int fd = new_socket(f, SOCK_DGRAM);
+	bool v4 = f->sock_family == AF_INET;
+	struct sockaddr_storage us = {0};
+
+	memcpy(&us, f->sockaddr, f->sockaddr_len);
+	((struct sockaddr_in *)&us)->sin_port = 0; /* sin6_port is at the same place */
+	if (fd < 0 ||
+	    setsockopt(fd, v4 ? IPPROTO_IP : IPPROTO_IPV6, v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT,
+		       &one, sizeof(one)) ||
+	    bind(fd, (struct sockaddr *)&us, f->sockaddr_len) ||
+	    connect(fd, (const struct sockaddr *)f->peeraddr, f->peeraddr_len))
+		return strerror(errno);
+	return NULL;
+}
+
+static bool address_is_here(const struct file *f)
+{
+	_cleanup_fd_ int fd = new_socket(f, SOCK_DGRAM);
+	struct sockaddr_storage us = {0};
+
+	memcpy(&us, f->sockaddr, f->sockaddr_len);
+	((struct sockaddr_in *)&us)->sin_port = 0;
+	return fd >= 0 && !bind(fd, (struct sockaddr *)&us, f->sockaddr_len);
+}
+
+static void check(const struct file_check *k, const struct file *f)
+{
+	char us[ADDR_TEXT], peer[ADDR_TEXT];
+	struct cr_err err = {0};
+	const char *why;
+
+	if (!addresses_valid(f)) {
+		file_check_refuse(k, "TCP connection: its addresses make no sense");
+		return;
+	}
+	sockaddr_text(f->sockaddr, f->sockaddr_len, us, sizeof(us));
+	sockaddr_text(f->peeraddr, f->peeraddr_len, peer, sizeof(peer));
+	if (!tree_moves_address(k->t, f->sockaddr, f->sockaddr_len) && !address_is_here(f))
+		file_check_refuse(k,
+				  "TCP connection from %s to %s: this host does not have that "
+				  "address; say --move-address, or --tcp close",
+				  us, peer);
+	else if ((why = no_route(f)))
+		file_check_refuse(k, "TCP connection to %s: no way there from here: %s", peer, why);
+	_cleanup_fd_ int fd = new_socket(f, SOCK_STREAM);
+	if (fd < 0 || sockopts_apply(fd, f, &err) < 0)
+		file_check_refuse(k, "TCP connection to %s: %.150s", peer,
+				  fd < 0 ? strerror(errno) : err.msg);
+}
+
+/* ---- rebuild ---- */
+
+static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+
+	if (!addresses_valid(f))
+		return cr_err_set(err, CR_ERR_PEER, EPROTO,
+				  "addresses of a TCP connection make no sense");
+	_cleanup_fd_ int fd = new_socket(f, SOCK_STREAM);
+	if (fd < 0)
+		return cr_err_sys(err, "TCP socket");
+	if ((f->uid || f->gid) && fchown(fd, f->uid, f->gid))
+		return cr_err_sys(err, "owner of a TCP socket");
+	fs->held[i].fd = take_fd(&fd);
+	return 0;
+}
+
+static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+	char us[ADDR_TEXT], peer[ADDR_TEXT];
+
+	if (!f->tcp)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO,
+				  "a TCP connection came without its state");
+	int r = tcp_rebuild(fs->held[i].fd, f, err);
+	if (!r)
+		return 0;
+	sockaddr_text(f->sockaddr, f->sockaddr_len, us, sizeof(us));
+	return cr_err_ctx(err, "%s to %s", us,
+			  sockaddr_text(f->peeraddr, f->peeraddr_len, peer, sizeof(peer)));
+}
+
+/* After the decision nothing may stand in the way of the tasks: one connection that fails is one
+ * that fails, not a workload. */
+static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	struct cr_err why = {0};
+	uint64_t now = clock_ns(CLOCK_MONOTONIC) + (uint64_t)fs->monotonic_off_ns;
+
+	(void)err;
+	if (!fs->held[i].launched && tcp_launch(fs->held[i].fd, &t->files[i], now, &why))
+		log_warn("a TCP connection: %s", why.msg);
+	return 0;
+}
+
+const struct file_ops file_ops_tcp_conn = {
+    .name = "TCP connection",
+    .kind = FILE_TCP_CONN,
+    .match = match,
+    .capture = capture,
+    .link = link_ends,
+    .check = check,
+    .build = build,
+    .settle = settle,
+    .launch = launch,
+};

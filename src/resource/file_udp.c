@@ -1,0 +1,160 @@
+/* UDP sockets, IPv4 and IPv6: bound, connected, with their options.
+ *
+ * A socket is bound and connected ahead, under the very address and port that the source's has;
+ * whether this host has them is asked in the preflight. Datagrams that wait to be read are lost, as
+ * UDP may lose any: their senders cannot be forged here. */
+#include "resource/file_kind.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+enum { ADDR_TEXT = 128 };
+
+static bool match(const struct fd_probe *p)
+{
+	return (p->so_domain == AF_INET || p->so_domain == AF_INET6) && p->so_type == SOCK_DGRAM &&
+	       p->so_protocol == IPPROTO_UDP;
+}
+
+/* ---- capture ---- */
+
+static int keep_address(struct files_ctx *x, const struct fd_probe *p,
+			const struct sockaddr_storage *sa, socklen_t len, const uint8_t **ret,
+			uint32_t *ret_len, struct cr_err *err)
+{
+	const struct sockaddr_in6 *in6 = (const void *)sa;
+
+	if (sa->ss_family == AF_INET6 && in6->sin6_scope_id)
+		files_refuse(x, p->pid, p->fd, "UDP socket on a link-local address: not supported");
+	*ret = arena_memdup(x->c->tree->arena, sa, len);
+	*ret_len = len;
+	return *ret ? 0 : cr_err_oom(err);
+}
+
+static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		   struct cr_err *err)
+{
+	struct fd_watch w = {.dev = p->st.st_dev,
+			     .ino = p->st.st_ino,
+			     .file = (uint32_t)x->c->tree->n_files,
+			     .kind = WATCH_WARN};
+	struct sockaddr_storage sa = {0};
+	socklen_t len = sizeof(sa);
+	int waiting = 0;
+
+	f->kind = FILE_UDP;
+	f->sock_family = p->so_domain;
+	f->sock_type = p->so_type;
+	f->sock_protocol = p->so_protocol;
+	f->uid = p->st.st_uid;
+	f->gid = p->st.st_gid;
+	if (getsockname(p->local, (struct sockaddr *)&sa, &len))
+		return cr_err_sys(err, "getsockname");
+	int r = keep_address(x, p, &sa, len, &f->sockaddr, &f->sockaddr_len, err);
+	len = sizeof(sa);
+	f->connected = !getpeername(p->local, (struct sockaddr *)&sa, &len);
+	if (!r && f->connected)
+		r = keep_address(x, p, &sa, len, &f->peeraddr, &f->peeraddr_len, err);
+	if (!r && x->c->exact && !ioctl(p->local, FIONREAD, &waiting) && waiting)
+		files_warn(x, p->pid, p->fd,
+			   "UDP socket: datagrams that wait to be read are lost by the move");
+	if (!r)
+		r = sockopts_capture(x, p, f, err);
+	return r < 0 ? r : files_watch(x, &w, err);
+}
+
+/* ---- check and rebuild ---- */
+
+static bool valid(const struct file *f, const uint8_t *address, uint32_t len)
+{
+	const struct sockaddr *sa = (const void *)address;
+
+	return (f->sock_family == AF_INET && len == sizeof(struct sockaddr_in) &&
+		sa->sa_family == AF_INET) ||
+	       (f->sock_family == AF_INET6 && len == sizeof(struct sockaddr_in6) &&
+		sa->sa_family == AF_INET6);
+}
+
+static bool is_bound(const struct file *f)
+{
+	const struct sockaddr_in *in = (const void *)f->sockaddr;
+
+	return in->sin_port; /* sin6_port is at the same place */
+}
+
+/* Binding at the time of the preflight shall find out who else has the port: so for the moment not
+ * with the options that let two share it. */
+static int make(const struct file *f, bool alone, struct cr_err *err)
+{
+	const int off = 0;
+	char text[ADDR_TEXT];
+
+	if (!valid(f, f->sockaddr, f->sockaddr_len) ||
+	    (f->connected && !valid(f, f->peeraddr, f->peeraddr_len)))
+		return cr_err_set(err, CR_ERR_PEER, EPROTO,
+				  "address of a UDP socket makes no sense");
+	_cleanup_fd_ int fd =
+	    socket(f->sock_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_UDP);
+	if (fd < 0)
+		return cr_err_sys(err, "UDP socket");
+	/* sockets that share a port by SO_REUSEPORT have to have one owner */
+	if ((f->uid || f->gid) && fchown(fd, f->uid, f->gid))
+		return cr_err_sys(err, "owner of a UDP socket");
+	int r = sockopts_apply(fd, f, err);
+	if (r < 0)
+		return r;
+	if (alone && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off)) ||
+		      setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &off, sizeof(off))))
+		return cr_err_sys(err, "UDP socket");
+	sockaddr_text(f->sockaddr, f->sockaddr_len, text, sizeof(text));
+	if (is_bound(f) && bind(fd, (const struct sockaddr *)f->sockaddr, f->sockaddr_len))
+		return cr_err_set(err, CR_ERR_IO, errno, "UDP socket on %s: %s", text,
+				  errno == EADDRNOTAVAIL ? "this host does not have that address"
+				  : errno == EADDRINUSE  ? "taken on this host"
+							 : strerror(errno));
+	if (f->connected && connect(fd, (const struct sockaddr *)f->peeraddr, f->peeraddr_len)) {
+		r = errno;
+		sockaddr_text(f->peeraddr, f->peeraddr_len, text, sizeof(text));
+		return cr_err_set(err, CR_ERR_IO, r, "UDP socket connected to %s: %s", text,
+				  strerror(r));
+	}
+	return take_fd(&fd);
+}
+
+static bool shares_port(const struct file *f)
+{
+	return sockopt_int(f, SOL_SOCKET, SO_REUSEADDR, 0) ||
+	       sockopt_int(f, SOL_SOCKET, SO_REUSEPORT, 0);
+}
+
+static void check(const struct file_check *k, const struct file *f)
+{
+	struct cr_err err = {0};
+	_cleanup_fd_ int fd = make(f, !shares_port(f), &err);
+
+	if (fd < 0)
+		file_check_refuse(k, "%.200s", err.msg);
+}
+
+static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	int fd = make(&t->files[i], false, err);
+
+	if (fd < 0)
+		return fd;
+	fs->held[i].fd = fd;
+	return 0;
+}
+
+const struct file_ops file_ops_udp = {
+    .name = "UDP socket",
+    .kind = FILE_UDP,
+    .match = match,
+    .capture = capture,
+    .check = check,
+    .build = build,
+};

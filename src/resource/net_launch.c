@@ -1,0 +1,93 @@
+/* The destination's half of moving connections, beside what is done to each (file_tcp_conn.c): the
+ * addresses, and the end of a launch that somebody else has begun. */
+#include "resource/file_kind.h"
+
+#include <net/if.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include "base/clock.h"
+#include "base/log.h"
+#include "kernel/netdev.h"
+#include "kernel/timens.h"
+#include "resource/tcp_repair.h"
+
+void net_check(const struct tree *t, struct refusals *refused)
+{
+	for (size_t i = 0; i < t->n_moved; i++) {
+		char text[DEVADDR_TEXT];
+		struct cr_err err = {0};
+		bool has;
+
+		devaddr_text(&t->moved[i], text);
+		if (netdev_has_address(&t->moved[i], &has, NULL, &err))
+			refuse(refused, 0, text, "%s", err.msg);
+		else if (has)
+			refuse(refused, 0, text,
+			       "this host has that address already: it cannot move here");
+	}
+}
+
+bool net_needs_launch(const struct tree *t)
+{
+	for (size_t i = 0; i < t->n_files; i++)
+		if (t->files[i].kind == FILE_TCP_CONN)
+			return true;
+	return t->n_moved > 0;
+}
+
+int net_take_addresses(const struct tree *t, struct cr_err *err)
+{
+	for (size_t i = 0; i < t->n_moved; i++) {
+		int r = netdev_add_address(&t->moved[i], err);
+		struct cr_err why = {0};
+
+		if (r)
+			return r;
+		/* those who are not told find out when what they know of it gets old */
+		if (netdev_announce(&t->moved[i], &why))
+			log_warn("%s", why.msg);
+	}
+	return 0;
+}
+
+/* ---- in somebody else's place ---- */
+
+static void finish_one(int pidfd, int number, const struct file *f, uint64_t now)
+{
+	_cleanup_fd_ int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+	struct cr_err why = {0};
+
+	if (fd < 0)
+		log_warn("TCP connection, fd %d: %s", number, strerror(errno));
+	else if (tcp_launch(fd, f, now, &why))
+		log_warn("TCP connection, fd %d: %s", number, why.msg);
+}
+
+int net_finish_launch(const struct tree *t, struct cr_err *err)
+{
+	_cleanup_free_ bool *done = calloc(t->n_files + 1, sizeof(*done));
+	struct timens_offsets own, theirs;
+
+	if (!done)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < t->n_procs; i++) {
+		const struct process *p = &t->procs[i];
+		_cleanup_fd_ int pidfd = p->zombie ? -1 : (int)syscall(SYS_pidfd_open, p->pid, 0);
+
+		if (pidfd < 0 || timens_read(0, &own, err) || timens_read(p->pid, &theirs, err))
+			continue; /* it has ended since */
+		uint64_t now =
+		    clock_ns(CLOCK_MONOTONIC) + (uint64_t)(theirs.monotonic - own.monotonic);
+		for (size_t k = 0; k < p->n_fds; k++) {
+			uint32_t file = p->fds[k].file;
+
+			if (t->files[file].kind != FILE_TCP_CONN || done[file] ||
+			    !t->files[file].tcp)
+				continue;
+			done[file] = true;
+			finish_one(pidfd, p->fds[k].fd, &t->files[file], now);
+		}
+	}
+	return 0;
+}

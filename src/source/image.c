@@ -1,0 +1,131 @@
+/* A migration into an image: what differs from one into another host. The other side is a
+ * page-server with --dir, which speaks the peer link's language and a few words more. */
+#include "image/pages.h"
+#include "model/layout.h"
+#include "source/source.h"
+
+enum { ANSWER_TIMEOUT_MS = 30000, SAVE_TIMEOUT_MS = 120000 };
+
+int source_image_begin(struct source *s, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_IMAGE), reply;
+
+	m.image.name = s->image->name;
+	int r = link_call(s->peer, &m, MSG_IMAGE_OK, ANSWER_TIMEOUT_MS, &reply, err);
+	if (r)
+		return cr_err_ctx(err, "the image's receiver");
+	msg_free(&reply);
+	return 0;
+}
+
+/* ---- what is there already ---- */
+
+struct learning {
+	struct sentmap *sent;
+	uint32_t target;
+	const struct mm *mm; /* of a process; NULL: an object of `size` bytes */
+	uint64_t size;
+};
+
+/* Pages that no mapping of now has are nobody's: the receiver drops them at the end of the round.
+ */
+static bool wanted(const struct learning *l, uint64_t va)
+{
+	if (!l->mm)
+		return va < l->size;
+	const struct vma *v = layout_find(l->mm->vmas, l->mm->n_vmas, va);
+
+	return v && vma_is_copied(v);
+}
+
+static int learn_chunk(const struct learning *l, const struct image_chunk *c, struct cr_err *err)
+{
+	struct sent_chunk *s = sentmap_chunk(l->sent, c->va, true);
+
+	_Static_assert((int)CHUNK_PAGES == (int)IMAGE_CHUNK_PAGES, "chunks are chunks");
+	if (!s)
+		return cr_err_oom(err);
+	XXH128_hash_t *digests = sentmap_digests(l->sent, s); /* NULL: sent again, if written */
+	for (unsigned int i = 0; i < IMAGE_CHUNK_PAGES; i++) {
+		uint64_t va = c->va + i * CR_PAGE_SIZE;
+		bool data = image_bit(c->data, i);
+
+		if ((!data && !image_bit(c->zero, i)) || !wanted(l, va))
+			continue;
+		chunk_set(s->sent, i);
+		if (digests)
+			digests[i] = data ? c->hash[i] : page_hash_zero(l->target, va);
+	}
+	return 0;
+}
+
+static int learn_part(struct source *s, const struct learning *l, uint64_t *from,
+		      struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_KNOWN), reply;
+	struct image_pages part;
+
+	m.known = (struct msg_known){l->target, *from};
+	int r = link_call(s->peer, &m, MSG_KNOWN_OK, ANSWER_TIMEOUT_MS, &reply, err);
+	if (r)
+		return r;
+	image_pages_init(&part, -1, l->target, NULL);
+	r = image_pages_decode(&part, reply.known_ok.chunks, reply.known_ok.len,
+			       "the receiver's index", err);
+	vec_foreach (c, &part.chunks)
+		if (!r)
+			r = learn_chunk(l, *c, err);
+	if (!r && reply.known_ok.next && reply.known_ok.next <= *from)
+		r = cr_err_set(err, CR_ERR_PEER, EPROTO, "the receiver's index does not ascend");
+	*from = reply.known_ok.next;
+	image_pages_done(&part);
+	msg_free(&reply);
+	return r;
+}
+
+static int learn(struct source *s, const struct learning *l, struct cr_err *err)
+{
+	uint64_t from = 0;
+	int r;
+
+	do
+		r = learn_part(s, l, &from, err);
+	while (!r && from);
+	return r ? cr_err_ctx(err, "asking which pages are there already") : 0;
+}
+
+int source_image_learn(struct source *s, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < s->tree->n_procs && !r; i++) {
+		struct source_proc *sp = source_find(s, s->tree->procs[i].pid);
+
+		if (s->tree->procs[i].zombie || !sp || !sp->has_tracker)
+			continue;
+		r = learn(s,
+			  &(struct learning){.sent = &sp->tracker.sent,
+					     .target = sp->tracker.target,
+					     .mm = &s->tree->procs[i].mm},
+			  err);
+	}
+	for (size_t i = 0; i < s->tree->n_objects && i < s->objects.n && !r; i++)
+		r = learn(s,
+			  &(struct learning){.sent = &s->objects.v[i].sent,
+					     .target = s->objects.v[i].target,
+					     .size = s->tree->objects[i].size},
+			  err);
+	return r;
+}
+
+/* ---- the end of a pre-dump ---- */
+
+int source_image_keep(struct source *s, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_KEEP), reply;
+	int r = link_call(s->peer, &m, MSG_OK, SAVE_TIMEOUT_MS, &reply, err);
+
+	if (!r)
+		msg_free(&reply);
+	return r ? cr_err_ctx(err, "keeping what was copied") : 0;
+}

@@ -1,0 +1,96 @@
+/* What is left behind for the destination to fetch (hybrid, post-copy): rounds in which nothing is
+ * sent but which pages were written since. A page is told once, however often it is written, so
+ * these rounds get short whatever the tasks do, and with them what is left to be told at the stop.
+ */
+#include "model/lazy.h"
+#include "source/source.h"
+
+enum {
+	RANGES_PER_MESSAGE = 50000, /* ten bytes each at most, of MSG_BYTES */
+	ROUNDS_MAX = 8,
+	FEW_PAGES = 256,
+	SHRINK_NUM = 4, /* as in rounds.c */
+	SHRINK_DEN = 5,
+};
+
+int source_leave_behind(struct source_proc *sp, const struct process *p, struct cr_err *err)
+{
+	free(sp->tracker.eager);
+	sp->tracker.eager = NULL;
+	sp->tracker.lazy = true;
+	return lazy_eager_pages(p, &sp->tracker.eager, &sp->tracker.n_eager) ? cr_err_oom(err) : 0;
+}
+
+static int tell_some(struct source *s, pid_t pid, struct msg_range *v, size_t n, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_RESET), reply;
+
+	m.reset = (struct msg_reset){.pid = pid, .object = UINT32_MAX, .ranges = v, .n_ranges = n};
+	int r = link_call(s->peer, &m, MSG_OK, source_patience_ms(s, 0), &reply, err);
+	if (!r)
+		msg_free(&reply);
+	return r;
+}
+
+static int tell_process(struct source *s, struct source_proc *sp, struct cr_err *err)
+{
+	struct tracker *t = &sp->tracker;
+	_cleanup_free_ struct msg_range *v = calloc(RANGES_PER_MESSAGE, sizeof(*v));
+	int r = v ? 0 : cr_err_oom(err);
+
+	for (size_t at = 0; at < t->news.n && !r;) {
+		size_t n = 0;
+
+		for (; n < RANGES_PER_MESSAGE && at < t->news.n; at++, n++)
+			v[n] = (struct msg_range){t->news.v[at].start, t->news.v[at].end};
+		r = tell_some(s, sp->pid, v, n, err);
+	}
+	t->news.n = 0;
+	return r;
+}
+
+int source_tell_left(struct source *s, struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach (spp, &s->procs)
+		if (!r && (*spp)->has_tracker)
+			r = tell_process(s, *spp, err);
+	return r ? cr_err_ctx(err, "telling what stays behind") : 0;
+}
+
+uint64_t source_pages_left(const struct source *s)
+{
+	uint64_t n = 0;
+
+	vec_foreach (spp, &s->procs)
+		if ((*spp)->has_tracker)
+			n += (*spp)->tracker.pages_lazy;
+	return n;
+}
+
+int source_drop_rounds(struct source *s, uint32_t first, struct cr_err *err)
+{
+	uint64_t last = UINT64_MAX, before = 0;
+
+	s->lazy = true;
+	source_event(s, "post-copy", "leaving what is written at the source");
+	for (uint32_t n = 0; n < ROUNDS_MAX; n++) {
+		int r = source_check_abort(s, err);
+
+		if (!r && first + n > 1)
+			r = source_follow_structure(s, err);
+		if (!r)
+			r = source_one_round(s, first + n, err);
+		if (!r)
+			r = source_tell_left(s, err);
+		if (r)
+			return cr_err_ctx(err, "round %u", first + n);
+		uint64_t left = source_pages_left(s), more = left - before;
+		if (more < FEW_PAGES || (n >= 2 && more * SHRINK_DEN > last * SHRINK_NUM))
+			break;
+		last = more;
+		before = left;
+	}
+	return 0;
+}

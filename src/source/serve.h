@@ -1,0 +1,23 @@
+/* Pages out of stopped tasks: what the destination asks for at once, everything else in between. */
+#pragma once
+#include "base/err.h"
+#include "wire/msg.h"
+
+struct serve {
+	const char *peer_address; /* of the destination's agent */
+	struct mig_id id;
+	struct mig_token token;
+	const char *host;
+	const pid_t *pids; /* those whose memory may be asked for; stopped */
+	size_t n_pids;
+	uint64_t max_bandwidth; /* bytes/s of what is pushed; 0: no limit */
+	uint32_t timeout_ms;    /* how long a destination that is gone is waited for */
+	/* NULL, or told about once a second */
+	void (*progress)(void *arg, uint64_t left);
+	void *arg;
+	struct msg_postcopy result; /* as the destination has it */
+};
+
+/* 0: the destination has everything. -ETIMEDOUT: it was away for too long. Needs nothing but the
+ * tasks: what is missing, the destination says. */
+int serve_run(struct serve *sv, struct cr_err *err) must_check;

@@ -1,0 +1,196 @@
+#!/bin/bash
+# Established TCP connections go on: a server is moved with its address while a peer in the third host
+# checks every byte that it gets, never connects anew, and takes a reset for a failure.
+set -uo pipefail
+# shellcheck source=tests/e2e/lib.sh
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+start_testbed
+service=10.77.0.100/24%eth0
+service6=fd77::100/64%eth0
+n=1
+for host in alpha beta client; do
+	on $host ip addr add fd77::$n/64 dev eth0 nodad
+	n=$((n + 1))
+done
+
+# has_address HOST ADDR/LEN%DEV
+has_address() {
+	on "$1" ip -o addr show dev "${2#*%}" </dev/null | grep -F " ${2%%/*}/" >/dev/null
+}
+
+# The service addresses in alpha, and in no other host.
+addresses_to_alpha() {
+	local a
+	for a in "$service" "$service6"; do
+		on beta ip addr del "${a%\%*}" dev eth0 2>/dev/null
+		has_address alpha "$a" || on alpha ip addr add "${a%\%*}" dev eth0 nodad 2>/dev/null ||
+			on alpha ip addr add "${a%\%*}" dev eth0
+	done
+	on client ip neigh flush all # nobody has told it
+}
+
+# start_server OPTS…: in alpha; sets server, port.
+start_server() {
+	start_workload alpha tcp_server "$@" || return 1
+	server=$wl_dir server_pid=$wl_pid port=$(<"$wl_dir/port") peers=()
+}
+
+# start_peer ADDRESS OPTS…: in client, connected to the server.
+start_peer() {
+	local address=$1
+	shift
+	start_workload client tcp_peer --connect "$address:$port" "$@" || return 1
+	peers+=("$wl_dir")
+}
+
+at_server() {
+	wl_dir=$server wl_pid=$server_pid
+}
+
+move_server() {
+	local to=$1
+	shift
+	at_server
+	wl_host=$(other "$to")
+	move_workload "$to" "$@" || return 1
+	peers_run_on
+}
+
+# None of them has anything to complain about, and they still do something.
+peers_run_on() {
+	local p st=0
+	for p in "${peers[@]}"; do
+		wl_dir=$p
+		runs_on || st=1
+	done
+	at_server
+	return $st
+}
+
+# Peers end first, and then count what came.
+finish_all() {
+	local st=0 p
+	for p in "${peers[@]}"; do
+		wl_dir=$p
+		finish_workload || st=1
+	done
+	at_server
+	finish_workload || st=1
+	return $st
+}
+
+clean_case() {
+	local host
+	for host in alpha beta client; do
+		for pid in $(workload_pids $host); do
+			on $host kill -KILL "$pid" 2>/dev/null
+		done
+	done
+	[ -n "${KEEP:-}" ] || rm -rf "$server" "${peers[@]}"
+}
+
+# case_of DESCRIPTION FUNCTION ARGS…
+case_of() {
+	local what=$1 st=0
+	shift
+	server='' peers=()
+	addresses_to_alpha
+	"$@" || st=1
+	result $st "$what"
+	[ $st = 0 ] || { diag "peers' logs: $(tail -qn 2 "${peers[@]/%//log}" 2>/dev/null)"; say_logs; }
+	clean_case
+}
+
+v4_address=10.77.0.100
+v6_address='[fd77::100]'
+
+# moved ADDRESS LISTEN MOVE PEER-OPTS…
+moved() {
+	local address=$1 listen=$2 move=$3
+	shift 3
+	start_server --listen "$listen" --options && start_peer "$address" "$@" && peers_run_on &&
+		move_server beta --move-address "$move" && has_address beta "$move" &&
+		! has_address alpha "$move" && finish_all
+}
+
+case_of "IPv4: echo" moved $v4_address 10.77.0.100 "$service"
+case_of "IPv6: echo" moved "$v6_address" fd77::100 "$service6"
+case_of "IPv4 over an IPv6 socket: echo" moved $v4_address :: "$service"
+for use in B S K; do
+	case_of "IPv4: full load, use $use" moved $v4_address 0.0.0.0 "$service" --use $use --conns 4
+	case_of "IPv6: full load, use $use" moved "$v6_address" :: "$service6" --use $use --conns 4
+done
+case_of "200 connections" moved $v4_address 10.77.0.100 "$service" --conns 200 --rate 2000
+
+# There, back and there again, with several uses at once.
+there_and_back() {
+	start_server --listen :: && start_peer $v4_address --conns 5 && start_peer $v4_address --use B --conns 2 &&
+		start_peer "$v6_address" --use B && peers_run_on || return 1
+	local to
+	for to in beta alpha beta; do
+		move_server $to --move-address "$service" --move-address "$service6" || return 1
+	done
+	finish_all
+}
+case_of "there, back and there again" there_and_back
+
+# The source goes on with its connections when the move is undone.
+undone() {
+	start_server --listen :: && start_peer $v4_address --conns 5 && start_peer "$v6_address" --use B --conns 2 &&
+		peers_run_on || return 1
+	at_server
+	wl_host=alpha
+	"$@" || return 1
+	has_address alpha "$service" && ! has_address beta "$service" && moved_to alpha && peers_run_on &&
+		finish_all
+}
+rehearse() {
+	migrate alpha beta --pid "$wl_pid" --move-address "$service" --move-address "$service6" --rehearse ||
+		{ say_migration; return 1; }
+}
+case_of "rehearsed: the source's connections go on" undone rehearse
+
+# fails_at HOST POINT: the agent's process dies there.
+fails_at() {
+	CR_FAULT=$2:kill "$testbed" agent "$1" restart
+	migrate alpha beta --pid "$wl_pid" --move-address "$service" --move-address "$service6"
+	"$testbed" agent "$1" restart
+	[ "$mig_status" != 0 ]
+}
+case_of "the source's agent dies with the sockets locked" undone fails_at alpha source-locked
+case_of "the source's agent dies before the decision" undone fails_at alpha source-prepared
+case_of "the destination's agent dies before it is prepared" undone fails_at beta dest-held
+case_of "the destination's agent dies prepared, and nobody knows" undone fails_at beta dest-prepared
+
+# Decided: somebody else brings it to its end.
+decided() {
+	start_server --listen :: && start_peer $v4_address --conns 5 && start_peer "$v6_address" --use B --conns 2 &&
+		peers_run_on || return 1
+	at_server
+	CR_FAULT=$2:kill "$testbed" agent "$1" restart
+	migrate alpha beta --pid "$wl_pid" --move-address "$service" --move-address "$service6"
+	"$testbed" agent "$1" restart
+	wl_host=beta
+	moved_to beta && has_address beta "$service" && ! has_address alpha "$service" && peers_run_on &&
+		finish_all
+}
+case_of "the source's agent dies with the decision" decided alpha source-commit
+case_of "the destination's agent dies with the decision" decided beta dest-commit
+case_of "the destination's agent dies before the tasks run" decided beta dest-launched
+
+# --- what is not moved ------------------------------------------------------------------------------
+
+refused() {
+	start_server --listen :: && start_peer "${1}" && peers_run_on || return 1
+	at_server
+	migrate alpha beta --pid "$wl_pid" "${@:3}"
+	[ "$mig_status" = 4 ] && grep -q "\"event\":\"refused\".*$2" "$work/events" && peers_run_on && finish_all
+}
+case_of "--tcp refuse names the connection" refused $v4_address "TCP connection to 10.77.0.3" --tcp refuse
+case_of "--tcp established: an address that the destination does not have" refused $v4_address \
+	"local address does not move" --tcp established
+case_of "an address that the source does not have" refused $v4_address \
+	"does not have that address" --move-address 10.77.0.99/24%eth0
+case_of "a device that is not there" refused $v4_address "eth9" --move-address 10.77.0.100/24%eth9
+
+done_testing

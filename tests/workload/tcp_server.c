@@ -1,0 +1,356 @@
+/* A TCP server, to be moved while tcp_peer talks to it: many connections, each used as its first
+ * byte says (tcp_stream.h). A connection that breaks is a failure; so is a byte that is not what
+ * its position says.
+ *
+ * --listen ADDR (default 0.0.0.0; an IPv6 address without brackets); the port is written to
+ * DIR/port.
+ * --mib N: memory besides, written at random. --options: sets socket options on each connection,
+ * and looks at them after each move. */
+#include "tcp_stream.h"
+
+enum { BUFFER = 256 * 1024, EVENTS = 256, TICK_MS = 5 };
+
+struct conn {
+	int fd;
+	enum tcp_use use; /* 0: not told yet */
+	uint64_t in, out; /* positions in the streams */
+	uint8_t *echo;    /* not sent back yet */
+	size_t echo_n, echo_at;
+	bool peer_ended, ended, done;
+	uint64_t moves; /* when it began */
+};
+
+static struct {
+	int epoll, listener, n;
+	bool options;
+	uint8_t buf[BUFFER];
+	uint8_t *memory;
+	size_t memory_bytes;
+} s;
+
+static void watch(struct conn *c, uint32_t events)
+{
+	struct epoll_event ev = {.events = events, .data.ptr = c};
+
+	wl_must(!epoll_ctl(s.epoll, EPOLL_CTL_MOD, c->fd, &ev), "epoll_ctl");
+}
+
+/* ---- options ---- */
+
+static const struct {
+	int level, name, value;
+	const char *text;
+} opts[] = {
+    {SOL_SOCKET, SO_KEEPALIVE, 1, "SO_KEEPALIVE"},
+    {SOL_SOCKET, SO_PRIORITY, 3, "SO_PRIORITY"},
+    {SOL_SOCKET, SO_RCVLOWAT, 1, "SO_RCVLOWAT"},
+    {SOL_SOCKET, SO_OOBINLINE, 1, "SO_OOBINLINE"},
+    {IPPROTO_TCP, TCP_NODELAY, 1, "TCP_NODELAY"},
+    {IPPROTO_TCP, TCP_KEEPIDLE, 77, "TCP_KEEPIDLE"},
+    {IPPROTO_TCP, TCP_KEEPINTVL, 7, "TCP_KEEPINTVL"},
+    {IPPROTO_TCP, TCP_KEEPCNT, 4, "TCP_KEEPCNT"},
+    {IPPROTO_TCP, TCP_USER_TIMEOUT, 54321, "TCP_USER_TIMEOUT"},
+    {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 65536, "TCP_NOTSENT_LOWAT"},
+    {IPPROTO_TCP, TCP_LINGER2, 5, "TCP_LINGER2"},
+};
+
+static void set_options(int fd)
+{
+	const struct linger l = {1, 9};
+	const int size = 100000;
+
+	for (size_t i = 0; i < sizeof(opts) / sizeof(opts[0]); i++)
+		wl_must(!setsockopt(fd, opts[i].level, opts[i].name, &opts[i].value, sizeof(int)),
+			opts[i].text);
+	wl_must(!setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof(l)), "SO_LINGER");
+	wl_must(!setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)), "SO_SNDBUF");
+	wl_must(!setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4), "TCP_CONGESTION");
+}
+
+static void check_options(int fd)
+{
+	struct linger l = {0};
+	char cc[16] = "";
+	int v;
+	socklen_t len = sizeof(l);
+
+	getsockopt(fd, SOL_SOCKET, SO_LINGER, &l, &len);
+	wl_same("SO_LINGER", 9, l.l_onoff ? l.l_linger : -1);
+	len = sizeof(cc);
+	getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, cc, &len);
+	wl_check(!strcmp(cc, "reno"), "TCP_CONGESTION: expected reno, got %s", cc);
+	len = sizeof(v);
+	getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &v, &len);
+	wl_same("SO_SNDBUF", 200000, v);
+	getsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &v, &len);
+	wl_same("SO_REUSEADDR", 1, v);
+	getsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &v, &len);
+	wl_same("IP_TRANSPARENT", 0, v);
+	for (size_t i = 0; i < sizeof(opts) / sizeof(opts[0]); i++) {
+		len = sizeof(v);
+		wl_must(!getsockopt(fd, opts[i].level, opts[i].name, &v, &len), opts[i].text);
+		wl_same(opts[i].text, opts[i].value, v);
+	}
+}
+
+/* ---- connections ---- */
+
+static void accept_all(void)
+{
+	for (;;) {
+		int fd = accept4(s.listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		const int one = 1;
+
+		if (fd < 0 && errno == EAGAIN)
+			return;
+		wl_must(fd >= 0, "accept4");
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+		if (s.options)
+			set_options(fd);
+		struct conn *c = calloc(1, sizeof(*c));
+		struct epoll_event ev = {.events = EPOLLIN, .data.ptr = c};
+		wl_must(c, "memory");
+		c->fd = fd;
+		c->moves = wl.moves;
+		wl_must(!epoll_ctl(s.epoll, EPOLL_CTL_ADD, fd, &ev), "epoll_ctl");
+		s.n++;
+	}
+}
+
+static void finish(struct conn *c)
+{
+	close(c->fd);
+	free(c->echo);
+	c->done = true;
+	s.n--;
+}
+
+static void begin(struct conn *c)
+{
+	const int one = 1;
+
+	switch (c->use) {
+	case USE_PEER_SHUT:
+		watch(c, EPOLLOUT);
+		break;
+	case USE_SOURCE:
+	case USE_BOTH:
+		watch(c, EPOLLIN | EPOLLOUT);
+		break;
+	case USE_SERVER_SHUT:
+		wl_must(!shutdown(c->fd, SHUT_WR), "shutdown");
+		break;
+	case USE_UNREAD:
+		watch(c, 0);
+		break;
+	case USE_CORKED:
+		setsockopt(c->fd, IPPROTO_TCP, TCP_CORK, &one, sizeof(one));
+		wl_must(write(c->fd, CORK_FIRST, strlen(CORK_FIRST)) > 0, "write");
+		watch(c, 0);
+		break;
+	default:
+		wl_check(c->use == USE_ECHO || c->use == USE_SINK, "what use is %c?", c->use);
+	}
+}
+
+/* false: nothing more for now. */
+static bool receive(struct conn *c)
+{
+	if (c->use == USE_UNREAD && c->moves == wl.moves)
+		return false;
+	ssize_t n = recv(c->fd, s.buf, c->use ? sizeof(s.buf) : 1, 0);
+
+	if (n < 0 && errno == EAGAIN)
+		return false;
+	wl_check(n >= 0, "receiving (%c, %lu in, %lu out): %s", c->use ? c->use : '?', c->in,
+		 c->out, strerror(errno));
+	if (n == 0) {
+		c->peer_ended = true;
+		return false;
+	}
+	if (!c->use) {
+		c->use = s.buf[0];
+		begin(c);
+		return true;
+	}
+	if (c->use != USE_ECHO) {
+		stream_check(s.buf, n, c->in, "server");
+		c->in += n;
+		return true;
+	}
+	c->in += n;
+	if (c->echo_at == c->echo_n)
+		c->echo_at = c->echo_n = 0;
+	c->echo = realloc(c->echo, c->echo_n + n);
+	wl_must(c->echo, "memory");
+	memcpy(c->echo + c->echo_n, s.buf, n);
+	c->echo_n += n;
+	return c->echo_n < BUFFER;
+}
+
+static bool send_some(struct conn *c, const uint8_t *data, size_t n, size_t *sent)
+{
+	ssize_t r = send(c->fd, data, n, MSG_NOSIGNAL);
+
+	*sent = r > 0 ? (size_t)r : 0;
+	if (r < 0 && errno == EAGAIN)
+		return false;
+	/* a peer that has shut its side down has no other way of telling that it ends */
+	if (r < 0 && c->use == USE_PEER_SHUT && (errno == EPIPE || errno == ECONNRESET)) {
+		c->ended = true;
+		return false;
+	}
+	wl_check(r >= 0, "sending (%c, %lu in, %lu out): %s", c->use, c->in, c->out,
+		 strerror(errno));
+	return true;
+}
+
+static void send_stream(struct conn *c)
+{
+	size_t sent;
+
+	do {
+		stream_fill(s.buf, 65536, c->out);
+		bool more = send_some(c, s.buf, 65536, &sent);
+
+		c->out += sent;
+		if (!more)
+			break;
+	} while (sent == 65536 && c->out % (1 << 20) >= 65536);
+}
+
+static void send_echo(struct conn *c)
+{
+	size_t sent;
+
+	while (c->echo_at < c->echo_n) {
+		if (!send_some(c, c->echo + c->echo_at, c->echo_n - c->echo_at, &sent))
+			break;
+		c->echo_at += sent;
+		c->out += sent;
+	}
+	watch(c, c->echo_at < c->echo_n ? EPOLLOUT : EPOLLIN);
+}
+
+static void peer_has_ended(struct conn *c)
+{
+	size_t sent;
+
+	if (c->use == USE_PEER_SHUT)
+		return;
+	if (c->use == USE_ECHO && c->echo_at < c->echo_n)
+		return;
+	if (c->use == USE_SINK || c->use == USE_UNREAD)
+		send_some(c, (uint8_t *)&c->in, sizeof(c->in), &sent);
+	finish(c);
+}
+
+static void serve(struct conn *c, uint32_t events)
+{
+	for (int i = 0; events & EPOLLIN && i < 16 && receive(c); i++)
+		;
+	if (c->use == USE_ECHO)
+		send_echo(c);
+	if (events & EPOLLOUT &&
+	    (c->use == USE_SOURCE || c->use == USE_BOTH || c->use == USE_PEER_SHUT))
+		send_stream(c);
+	if (c->ended)
+		finish(c);
+	else if (c->peer_ended)
+		peer_has_ended(c);
+}
+
+/* What waited for a move goes on. */
+static void after_move(struct conn *c)
+{
+	const int zero = 0;
+
+	if (s.options)
+		check_options(c->fd);
+	if (c->use == USE_UNREAD)
+		watch(c, EPOLLIN);
+	if (c->use == USE_CORKED) {
+		wl_must(write(c->fd, CORK_REST, strlen(CORK_REST)) > 0, "write");
+		setsockopt(c->fd, IPPROTO_TCP, TCP_CORK, &zero, sizeof(zero));
+		finish(c);
+	}
+}
+
+/* All connections, found by what the kernel has: also a check that none got lost. */
+static struct conn *all[65536];
+
+static void dirty_memory(void)
+{
+	static uint64_t state = 1;
+
+	for (int i = 0; s.memory_bytes && i < 16; i++)
+		s.memory[wl_rand(&state) % s.memory_bytes]++;
+}
+
+static void set_up(void)
+{
+	struct sockaddr_storage sa;
+	const char *host = wl_opt_str("listen", "0.0.0.0");
+	char text[100], port[32];
+	const int one = 1;
+	socklen_t len;
+
+	tcp_many_files();
+	snprintf(text, sizeof(text), strchr(host, ':') ? "[%s]:0" : "%s:0", host);
+	len = tcp_address(text, &sa);
+	s.listener = socket(sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	setsockopt(s.listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	wl_must(!bind(s.listener, (void *)&sa, len) && !listen(s.listener, 4096), "listen");
+	getsockname(s.listener, (void *)&sa, &len);
+	snprintf(port, sizeof(port), "%d\n", ntohs(((struct sockaddr_in *)&sa)->sin_port));
+	wl_write("port", port);
+	s.epoll = epoll_create1(EPOLL_CLOEXEC);
+	struct epoll_event ev = {.events = EPOLLIN};
+	wl_must(!epoll_ctl(s.epoll, EPOLL_CTL_ADD, s.listener, &ev), "epoll_ctl");
+	s.options = wl_flag("options");
+	s.memory_bytes = wl_opt("mib", 0) << 20;
+	s.memory = malloc(s.memory_bytes + 1);
+	memset(s.memory, 1, s.memory_bytes);
+}
+
+int main(int argc, char **argv)
+{
+	struct epoll_event ev[EVENTS];
+
+	wl_init(argc, argv);
+	set_up();
+	wl_ready();
+	for (;;) {
+		int n = epoll_wait(s.epoll, ev, EVENTS, TICK_MS);
+
+		for (int i = 0; i < n; i++) {
+			struct conn *c = ev[i].data.ptr;
+
+			if (!c) {
+				accept_all();
+				continue;
+			}
+			all[c->fd % 65536] = c;
+			serve(c, ev[i].events);
+			if (c->done) {
+				all[c->fd % 65536] = NULL;
+				free(c);
+			}
+		}
+		dirty_memory();
+		if (wl_tick())
+			for (int i = 0; i < 65536; i++)
+				if (all[i]) {
+					after_move(all[i]);
+					if (all[i]->done) {
+						free(all[i]);
+						all[i] = NULL;
+					}
+				}
+		if (!n && wl_stop())
+			break;
+		if (wl.ticks % 64 == 0 && wl_stop())
+			break;
+	}
+	wl_done();
+}
