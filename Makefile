@@ -9,7 +9,7 @@ Q := $(if $(filter 0,$(V)),@)
 BUILD_PKGS := gcc make pkg-config libprotobuf-c-dev protobuf-c-compiler libuv1-dev liblz4-dev \
 	libcap-dev libxxhash-dev libjansson-dev libmnl-dev
 TEST_PKGS := libcmocka-dev libhiredis-dev redis-server redis-tools iperf3 iproute2 util-linux \
-	procps perl jq
+	procps perl jq python3 nginx-light memcached nodejs openjdk-17-jdk-headless golang-go
 LINT_PKGS := clang-format cppcheck shellcheck
 LIBS := libprotobuf-c libuv liblz4 libcap libxxhash jansson libmnl
 
@@ -30,7 +30,7 @@ PROGS := $(B)/cr-agent $(B)/page-server $(B)/cr-migrate
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/test_*.c))
 WORKLOADS := $(patsubst tests/workload/%.c,$(B)/tests/workload/%,$(wildcard tests/workload/*.c))
 
-.PHONY: all lib help deps deps-check check unit e2e lint lint-deep asan bench demo install clean workloads
+.PHONY: all lib help deps deps-check check unit e2e e2e-apps lint lint-deep asan bench demo install clean workloads
 .SECONDARY:
 all: deps-check $(PROGS)
 # Everything that is there compiles, programs included where their sources are.
@@ -43,6 +43,7 @@ help:
 	@echo 'check      as root: set up, build, all tests; what CI runs'
 	@echo 'unit       unit tests; no root'
 	@echo 'e2e        as root: end-to-end tests alone'
+	@echo 'e2e-apps   as root: real programs (Redis, nginx, Java, …) move under load'
 	@echo 'bench      as root: measure; writes $(B)/bench.json'
 	@echo 'lint       format, layers, cppcheck, shellcheck; lint-deep: clang-tidy, gcc -fanalyzer'
 	@echo 'asan       unit tests with AddressSanitizer and UBSan'

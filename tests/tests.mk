@@ -1,5 +1,6 @@
 # Targets that run as root and need more than the build: set up what is missing, then run.
 E2E := $(wildcard tests/e2e/*.t tests/fault/*.t)
+APPS := $(wildcard tests/apps/*.t)
 TEST_PROGS := $(UNIT) $(WORKLOADS) $(B)/testbed-init
 
 $(B)/testbed-init: tools/testbed-init.c
@@ -14,10 +15,14 @@ $(B)/tests/unit/test_page_server: | $(B)/page-server
 check: deps
 	$(Q)tools/packages --install $(LINT_PKGS)
 	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(TEST_PROGS)
-	$(Q)tools/run-tests tests/lint.t tests/docs.t $(UNIT) $(E2E) $(wildcard tests/demo.t)
+	$(Q)tools/run-tests tests/lint.t tests/docs.t $(UNIT) $(E2E) $(APPS) $(wildcard tests/demo.t)
 
 e2e: all $(TEST_PROGS)
 	$(Q)tools/run-tests $(E2E)
+
+# Real programs under load; what they need of Debian is in TEST_PKGS.
+e2e-apps: all $(TEST_PROGS)
+	$(Q)tools/run-tests $(APPS)
 
 demo: deps
 	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(TEST_PROGS)

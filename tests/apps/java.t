@@ -1,0 +1,12 @@
+#!/bin/bash
+# Java 17, com.sun.net.httpserver: some thirty threads, compiled code, a large reservation for the heap.
+set -uo pipefail
+# shellcheck source=tests/apps/lib.sh
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+need /usr/bin/python3 java javac
+start_hosts
+javac -d "$work" "$apps/HttpServerOfTest.java" || give_up "it compiles"
+start_server java -Xmx256m -XX:-UsePerfData -Dsun.net.httpserver.nodelay=true -cp "$work" HttpServerOfTest $service 8080
+{ server_listens 8080 && start_client requests http_peer $service 8080 8 digest; } || give_up "Java answers"
+move_server "$@" && finish_clients
+done_testing

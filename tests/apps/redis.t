@@ -1,0 +1,53 @@
+#!/bin/bash
+# Redis with 64 MiB of keys, under redis-benchmark with 50 connections, a subscriber, and clients that check.
+set -uo pipefail
+# shellcheck source=tests/apps/lib.sh
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+need /usr/bin/python3 redis-server redis-benchmark
+start_hosts
+
+redis() {
+	on client redis-cli -h $service "$@" </dev/null | tr -d '\r'
+}
+
+info() {
+	redis INFO | sed -n "s/^$1://p"
+}
+
+start_benchmark() {
+	bench_pid=$(in_background client "$work/benchmark.log" redis-benchmark -h $service -c 50 -t set,get -r 20000 \
+		-d 200 -n 100000000 -q)
+	until_true 20 benchmark_runs
+}
+
+benchmark_runs() {
+	local n
+	n=$(info connected_clients)
+	[ "${n:-0}" -ge 50 ]
+}
+
+# It ends at the first error, and so does each of its connections.
+benchmark_was_fine() {
+	on client test -d "/proc/$bench_pid" </dev/null && ! grep -iE 'error|reset|refused|closed' "$work/benchmark.log"
+}
+
+start_server redis-server --bind $service --protected-mode no --save "" --dir "$work" --enable-debug-command yes
+{ server_listens 6379; } || give_up "Redis answers"
+redis DEBUG POPULATE 60000 filled 1000 >/dev/null
+digest=$(redis DEBUG DIGEST-VALUE filled:1 filled:59999)
+start_client keys redis_peer $service 6379 5 || give_up "clients are answered"
+start_benchmark || give_up "redis-benchmark runs"
+accepted=$(info total_connections_received)
+done_before=$(info total_commands_processed)
+sleep 1
+commands_before=$(($(info total_commands_processed) - done_before))
+move_server "$@"
+is "$(info total_connections_received)" $((accepted + 3)) "nobody has connected anew, but who asks that"
+done_before=$(info total_commands_processed)
+sleep 1
+diag "redis-benchmark: $commands_before -> $(($(info total_commands_processed) - done_before)) commands/s"
+ok "redis-benchmark: no error" benchmark_was_fine
+on client kill "$bench_pid"
+finish_clients
+is "$(redis DEBUG DIGEST-VALUE filled:1 filled:59999)" "$digest" "what was there before is there"
+done_testing
