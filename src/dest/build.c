@@ -81,7 +81,7 @@ struct work { /* what is to be done with a process, against what is built */
 	const struct tree *t;
 	const struct process *p, *old;
 	struct shell *sh;
-	bool fresh, layout, files, threads, attrs, root, late, launch, lacks;
+	bool fresh, layout, files, threads, attrs, root, late, launch, lacks, seccomp;
 };
 
 static bool any_thread(const struct process *p,
@@ -134,6 +134,7 @@ static void plan(struct dest *d, struct work *w, const struct tree *t, const str
 	w->late = final && any_thread(p, attrs_needs_late);
 	w->launch = final && needs_launch(p);
 	w->lacks = final && may_lack(d);
+	w->seccomp = final && attrs_seccomp_needed(p);
 }
 
 /* A huge page would be filled with zeros where pages are to be fetched. Once a userfaultfd sees to
@@ -155,7 +156,7 @@ static int may_lack_pages(struct dest *d, const struct work *w, bool final, stru
 static bool needs_executor(const struct work *w)
 {
 	return w->fresh || w->layout || w->files || w->attrs || w->threads || w->root || w->late ||
-	       w->launch || w->lacks;
+	       w->launch || w->lacks || w->seccomp;
 }
 
 /* Its pages come for the first time: placed through a userfaultfd, without faults. Not beyond the
@@ -243,6 +244,22 @@ static int queue_late(struct dest *d, const struct work *w, struct shell_thread 
 {
 	(void)d;
 	return attrs_late_queue(&st->rt, w->p, th, leader, err);
+}
+
+static int install_seccomp(const struct work *w, struct cr_err *err)
+{
+	_cleanup_free_ struct rtask **rts = calloc(w->p->n_threads + 1, sizeof(*rts));
+	int r = rts ? shell_seize_threads(w->sh, err) : cr_err_oom(err);
+
+	for (size_t i = 0; i < w->p->n_threads && !r; i++) {
+		for (size_t k = 0; k < w->sh->n_threads; k++)
+			if (w->sh->threads[k]->tid == w->p->threads[i].tid)
+				rts[i] = &w->sh->threads[k]->rt;
+		if (!rts[i])
+			r = cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d has no shell",
+				       w->p->threads[i].tid);
+	}
+	return r ? r : attrs_seccomp_install(rts, w->t, w->p, err);
 }
 
 static int queue_launch(struct dest *d, const struct work *w, struct shell_thread *st,
@@ -366,6 +383,8 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 			r = rtask_run(shell_leader(w[i].sh), err);
 		if (!r && w[i].launch)
 			r = for_threads(d, &w[i], queue_launch, err);
+		if (!r && w[i].seccomp)
+			r = install_seccomp(&w[i], err);
 		if (!r && w[i].late)
 			r = for_threads(d, &w[i], queue_late, err);
 	}

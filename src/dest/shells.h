@@ -82,6 +82,8 @@ struct shell *shells_find(const struct shells *s, pid_t pid);
 int shell_take_pidfd(struct shells *s, struct shell *sh, struct cr_err *err) must_check;
 int shell_drop_pidfd(struct shell *sh, struct cr_err *err) must_check;
 
+/* All threads, for which seccomp is then suspended. Parking does it as well. */
+int shell_seize_threads(struct shell *sh, struct cr_err *err) must_check;
 int shell_park(struct shells *s, struct shell *sh, struct cr_err *err) must_check;
 int shell_unpark(struct shells *s, struct shell *sh, struct cr_err *err) must_check;
 

@@ -62,7 +62,12 @@ static pid_t fork_root(struct shells *s, struct shell_thread *th, pid_t pid)
 
 int shell_seize(struct shell_thread *th, struct cr_err *err)
 {
-	int r = task_seize(th->tid, SHELL_PTRACE_OPTIONS, err);
+	/* its filters come before it is parked for the last time; without the privilege it has none
+	 */
+	int r = task_seize(th->tid, SHELL_PTRACE_OPTIONS | PTRACE_O_SUSPEND_SECCOMP, err);
+
+	if (r == -EPERM)
+		r = task_seize(th->tid, SHELL_PTRACE_OPTIONS, err);
 
 	th->seized = th->rt.traced = !r;
 	return r;

@@ -99,16 +99,23 @@ static int collect_threads(struct shell *sh, struct rtask ***ret, struct cr_err 
 	return 0;
 }
 
-int shell_park(struct shells *s, struct shell *sh, struct cr_err *err)
+int shell_seize_threads(struct shell *sh, struct cr_err *err)
 {
-	_cleanup_free_ struct rtask **v = NULL;
 	int r = 0;
 
-	if (sh->parked || sh->zombie)
-		return 0;
 	for (size_t i = 0; i < sh->n_threads && !r; i++)
 		if (!sh->threads[i]->seized)
 			r = shell_seize(sh->threads[i], err);
+	return r;
+}
+
+int shell_park(struct shells *s, struct shell *sh, struct cr_err *err)
+{
+	_cleanup_free_ struct rtask **v = NULL;
+
+	if (sh->parked || sh->zombie)
+		return 0;
+	int r = shell_seize_threads(sh, err);
 	if (!r)
 		r = collect_threads(sh, &v, err);
 	enum park_how how = sh->no_breakpoint ? PARK_SYSCALL_TRACE : s->park_how;

@@ -128,6 +128,15 @@ struct thread {
 	uint64_t timer_slack_ns;
 	uint32_t io_prio;
 	bool no_new_privs;
+	uint32_t seccomp_mode;     /* SECCOMP_MODE_*, seccomp(2) */
+	uint32_t *seccomp_filters; /* indexes into tree.seccomp, the oldest first; read at stops */
+	size_t n_seccomp_filters;
+};
+
+struct seccomp_filter {
+	const uint8_t *insns; /* struct sock_filter, 8 bytes each */
+	size_t insns_len;
+	uint32_t flags; /* SECCOMP_FILTER_FLAG_LOG */
 };
 
 /* ---- per-process attributes ---- */
@@ -312,6 +321,8 @@ struct tree {
 	size_t n_mapped_files;
 	struct shared_object *objects;
 	size_t n_objects;
+	struct seccomp_filter *seccomp; /* each once */
+	size_t n_seccomp;
 	struct devaddr *moved; /* addresses that move along */
 	size_t n_moved;
 	uint64_t xfeatures; /* union of the xsave components that the tasks use or may use */

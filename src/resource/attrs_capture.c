@@ -131,12 +131,6 @@ static void refuse_by_status(struct capture *c, const struct process *p, pid_t t
 {
 	char line[64];
 
-	if (st->seccomp == 1)
-		refuse_thread(c->refused, p, tid, "seccomp strict mode", "not supported");
-	else if (st->seccomp)
-		refuse_thread(c->refused, p, tid, "seccomp filter",
-			      "filters are not moved yet; start it without (systemd: "
-			      "SystemCallFilter=)");
 	if (st->tracer && !c->exact && !is_tracer_ours(st->tracer)) {
 		snprintf(line, sizeof(line), "traced by %d (a debugger?); detach it first",
 			 st->tracer);
@@ -184,9 +178,6 @@ static void refuse_at_stop(struct capture *c, const struct process *p, pid_t tid
 {
 	struct sud_config sud = {0};
 
-	/* -EINVAL: no filter (4.4, PTRACE_SECCOMP_GET_FILTER of ptrace(2)) */
-	if (ptrace(PTRACE_SECCOMP_GET_FILTER, tid, 0, NULL) >= 0)
-		refuse_thread(c->refused, p, tid, "seccomp filter", "filters are not moved yet");
 	if (!ptrace(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, sizeof(sud), &sud) && sud.mode)
 		refuse_thread(c->refused, p, tid, "syscall user dispatch", "not supported");
 }
@@ -279,6 +270,7 @@ static int capture_leader(struct capture *c, const struct attrs_host *h, struct 
 	}
 	th->sigmask = st.sig_blk;
 	th->no_new_privs = st.no_new_privs;
+	th->seccomp_mode = (uint32_t)st.seccomp;
 	p->mm.thp_disable = !st.thp_enabled;
 	attrs_actions_expect(p, st.sig_ign, st.sig_cgt);
 	refuse_by_status(c, p, p->pid, text, &st);
@@ -319,6 +311,7 @@ static int compare_thread(struct capture *c, struct process *p, struct thread *t
 	status_comm(text, th->comm);
 	th->sigmask = st.sig_blk;
 	th->no_new_privs = st.no_new_privs;
+	th->seccomp_mode = (uint32_t)st.seccomp;
 	refuse_by_status(c, p, th->tid, text, &st);
 	if (!same_creds(&p->creds, &st))
 		refuse_thread(c->refused, p, th->tid, "credentials",
@@ -388,6 +381,28 @@ static int capture_process(struct capture *c, const struct attrs_host *h, struct
 	return r;
 }
 
+static int capture_seccomp(struct capture *c, const struct capture_proc *cp, struct cr_err *err)
+{
+	struct process *p = cp->p;
+	bool any = false;
+	int r = 0;
+
+	for (size_t i = 0; !r && i < p->n_threads; i++) {
+		struct thread *th = &p->threads[i];
+		const struct thread *prev =
+		    cp->prev ? process_find_thread(cp->prev, th->tid) : NULL;
+
+		any |= th->seccomp_mode != 0;
+		if (c->exact)
+			r = attrs_seccomp_capture(c->tree, p, th, c->prev, prev, c->refused, err);
+		else if (prev)
+			r = attrs_seccomp_copy(c->tree, th, c->prev, prev, err);
+	}
+	if (any && !c->exact)
+		attrs_seccomp_refuse_here(p, c->refused);
+	return r;
+}
+
 int attrs_capture(struct capture *c, struct cr_err *err)
 {
 	_cleanup_(host_done) struct attrs_host h = {0};
@@ -400,6 +415,8 @@ int attrs_capture(struct capture *c, struct cr_err *err)
 		if (p->zombie || !p->n_threads)
 			continue;
 		r = capture_process(c, &h, p, err);
+		if (!r)
+			r = capture_seccomp(c, &c->procs[i], err);
 		if (r == -ESRCH && !c->exact)
 			r = 0;
 		else if (r)

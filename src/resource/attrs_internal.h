@@ -82,6 +82,15 @@ void attrs_creds_check(const struct process *p, struct refusals *refused);
 bool attrs_creds_differ(const struct creds *cr);
 int attrs_creds_queue(struct rtask *rt, const struct creds *cr, struct cr_err *err) must_check;
 
+/* ---- attrs_seccomp.c ---- */
+/* The filters that prev was known to have. */
+int attrs_seccomp_copy(struct tree *t, struct thread *th, const struct tree *prev_tree,
+		       const struct thread *prev, struct cr_err *err) must_check;
+/* A process that has seccomp set: can it be had on this host? */
+void attrs_seccomp_refuse_here(const struct process *p, struct refusals *refused);
+/* Destination preflight. */
+void attrs_seccomp_check(const struct process *p, struct refusals *refused);
+
 /* ---- attrs_rebuild.c ---- */
 /* Scratch memory for the arguments of the next call; if there is none left, what is queued is run
  * and all scratch memory reused. NULL: *err is filled. */

@@ -3,6 +3,7 @@
 #include "resource/attrs_internal.h"
 
 #include <linux/prctl.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -20,7 +21,7 @@ enum {
 	SAFE_CALLS = 38, /* so many may be queued before those that tell by value: a slot has 48 */
 };
 
-enum { RET_NNP, RET_SLACK, RET_DUMPABLE, RET_THP, RET_SECUREBITS, RET_MDWE };
+enum { RET_NNP, RET_SLACK, RET_SECCOMP, RET_DUMPABLE, RET_THP, RET_SECUREBITS, RET_MDWE };
 
 struct kernel_stack { /* stack_t, sigaltstack(2) */
 	uint64_t sp;
@@ -110,6 +111,8 @@ int attrs_query_queue(struct rtask *rt, struct attrs_query *q, const struct proc
 	}
 	q->ret[RET_NNP] = rqueue(rt, "PR_GET_NO_NEW_PRIVS", SYS_prctl, PR_GET_NO_NEW_PRIVS);
 	q->ret[RET_SLACK] = rqueue(rt, NULL, SYS_prctl, PR_GET_TIMERSLACK);
+	/* strict mode forbids to ask, but it is suspended */
+	q->ret[RET_SECCOMP] = rqueue(rt, "PR_GET_SECCOMP", SYS_prctl, PR_GET_SECCOMP);
 	if (!first)
 		return 0;
 	q->ret[RET_DUMPABLE] = rqueue(rt, "PR_GET_DUMPABLE", SYS_prctl, PR_GET_DUMPABLE);
@@ -268,6 +271,9 @@ int attrs_query_collect(struct rtask *rt, struct attrs_query *q, struct tree *t,
 	th->pdeathsig = out->pdeathsig;
 	memcpy(th->comm, out->comm, sizeof(th->comm));
 	th->no_new_privs = q->ret[RET_NNP]->ret;
+	th->seccomp_mode = (uint32_t)q->ret[RET_SECCOMP]->ret;
+	if (th->seccomp_mode == SECCOMP_MODE_FILTER && !th->n_seccomp_filters)
+		return unsupported(p, "seccomp filters that this agent may not read", err);
 	th->timer_slack_ns = q->ret[RET_SLACK]->ret >= 0 ? (uint64_t)q->ret[RET_SLACK]->ret : 0;
 	if (what == ATTRS_ASK_THREAD)
 		return 0;

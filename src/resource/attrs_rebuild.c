@@ -281,6 +281,7 @@ static void check_process(const struct tree *t, const struct process *p, struct 
 	attrs_creds_check(p, refused);
 	attrs_limits_check(p, refused);
 	attrs_timers_check(p, refused);
+	attrs_seccomp_check(p, refused);
 	if (p->oom_score_adj < own_oom_score_adj() && !attrs_have_cap(CAP_SYS_RESOURCE))
 		refuse(
 		    refused, p->pid, "oom_score_adj",

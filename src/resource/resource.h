@@ -70,7 +70,7 @@ int attrs_capture(struct capture *c, struct cr_err *err) must_check;
  * task; timers are as of that moment. */
 struct attrs_query {
 	void *out;            /* in the scratch area */
-	struct rcall *ret[6]; /* calls that tell by return value */
+	struct rcall *ret[7]; /* calls that tell by return value */
 	bool signals_stale;   /* set by collect: run attrs_pending_again once all are collected */
 };
 enum attrs_ask {
@@ -140,6 +140,19 @@ bool attrs_needs_launch(const struct process *p, const struct thread *th, bool l
 int attrs_launch_queue(struct rtask *rt, const struct tree *t, const struct process *p,
 		       const struct thread *th, bool leader, uint64_t now_monotonic_ns,
 		       struct cr_err *err) must_check;
+
+/* Seccomp filters of a thread that the calling thread has stopped by ptrace; prev: what was known
+ * of it, or NULL. At the destination they are installed, with strict mode, in the threads' rtasks
+ * (one per thread of p), after all else but attrs_late_queue, which may take the privilege away.
+ * The threads must be traced with PTRACE_O_SUSPEND_SECCOMP: from then on their filters would end
+ * them.
+ */
+int attrs_seccomp_capture(struct tree *t, const struct process *p, struct thread *th,
+			  const struct tree *prev_tree, const struct thread *prev,
+			  struct refusals *refused, struct cr_err *err) must_check;
+bool attrs_seccomp_needed(const struct process *p);
+int attrs_seccomp_install(struct rtask *const *rts, const struct tree *t, const struct process *p,
+			  struct cr_err *err) must_check;
 
 /* A breakpoint trap resets an ignored or blocked SIGTRAP to default: true if p's action is another,
  * and the park has to do without one. */

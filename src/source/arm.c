@@ -41,6 +41,21 @@ static int read_rseq(struct process *p, const struct seized_proc *q, struct cr_e
 	return r;
 }
 
+/* Likewise: what cannot move is refused before the rounds. */
+static int read_seccomp(struct source *s, struct tree *t, struct process *p,
+			const struct seized_proc *q, struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach (task, &q->tasks) {
+		struct thread *th = process_find_thread(p, task->tid);
+
+		if (th && !task->dead && !r)
+			r = attrs_seccomp_capture(t, p, th, NULL, NULL, &s->notes, err);
+	}
+	return r;
+}
+
 static int infect(struct arming *a, const struct seized_proc *q, struct cr_err *err)
 {
 	pid_t tids[ASK_ALL_THREADS];
@@ -95,6 +110,8 @@ static int begin(struct source *s, struct tree *t, const struct seized_proc *q, 
 	}
 	int r = read_rseq(a->p, q, err);
 
+	if (!r)
+		r = read_seccomp(s, t, a->p, q, err);
 	if (!r)
 		r = infect(a, q, err);
 	return r ? r : ask(a, err);

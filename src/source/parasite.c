@@ -99,6 +99,13 @@ static void abort_rseq(struct parasite_thread *th)
 		th->gp.rip = cs.abort_ip;
 }
 
+/* No seccomp filter is asked about what it does for us; a detach, or our death, ends that. Without
+ * the privilege nothing under a filter gets here, see attrs_seccomp.c. */
+static void suspend_seccomp(pid_t tid)
+{
+	ptrace(PTRACE_SETOPTIONS, tid, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
+}
+
 static int save_thread(struct parasite_thread *th, struct cr_err *err)
 {
 	uint8_t xstate[TASK_XSTATE_MAX];
@@ -116,6 +123,7 @@ static int save_thread(struct parasite_thread *th, struct cr_err *err)
 		r = task_get_xstate(th->tid, xstate, &len, err);
 	if (r)
 		return r;
+	suspend_seccomp(th->tid);
 	size_t used = xstate_used_bytes(xstate_features(xstate));
 	th->xstate_len = used < len ? used : len;
 	th->xstate = malloc(th->xstate_len);

@@ -14,8 +14,11 @@ enum {
 	XSTATE_BYTES_MAX = 64 * 1024,
 	AUXV_BYTES_MAX = 4096,
 	AFFINITY_BYTES_MAX = 8192,
-	GROUPS_MAX = 65536,       /* credentials(7), NGROUPS_MAX */
-	SOCKADDR_BYTES_MAX = 128, /* struct sockaddr_storage */
+	FILTER_BYTES_MAX = 4096 * 8, /* seccomp(2): BPF_MAXINSNS instructions */
+	FILTERS_MAX = 8192,          /* seccomp(2): fewer, as each counts 4 and more of 32,768 */
+	FILTER_LOG = 2,              /* seccomp(2): the one flag that a filter keeps */
+	GROUPS_MAX = 65536,          /* credentials(7), NGROUPS_MAX */
+	SOCKADDR_BYTES_MAX = 128,    /* struct sockaddr_storage */
 	SOCKOPT_BYTES_MAX = 65536,
 };
 /* User addresses end below this with five levels of page tables,
@@ -145,7 +148,7 @@ static int check_mm(const struct tree *t, const struct mm *mm, struct cr_err *er
 
 /* ---- processes ---- */
 
-static int check_thread(const struct thread *th, struct cr_err *err)
+static int check_thread(const struct tree *t, const struct thread *th, struct cr_err *err)
 {
 	CHECK(th->gpregs_len == 0 || th->gpregs_len == GPREGS_BYTES,
 	      "thread %d: registers of %zu bytes", th->tid, th->gpregs_len);
@@ -154,6 +157,12 @@ static int check_thread(const struct thread *th, struct cr_err *err)
 	CHECK(th->affinity_len <= AFFINITY_BYTES_MAX, "thread %d: affinity of %zu bytes", th->tid,
 	      th->affinity_len);
 	CHECK(memchr(th->comm, 0, sizeof(th->comm)), "thread %d: name does not end", th->tid);
+	CHECK(th->seccomp_mode <= 2 && th->n_seccomp_filters <= FILTERS_MAX,
+	      "thread %d: seccomp mode %u, %zu filters", th->tid, th->seccomp_mode,
+	      th->n_seccomp_filters);
+	for (size_t i = 0; i < th->n_seccomp_filters; i++)
+		CHECK(th->seccomp_filters[i] < t->n_seccomp, "thread %d: there is no filter %u",
+		      th->tid, th->seccomp_filters[i]);
 	return 0;
 }
 
@@ -187,7 +196,7 @@ static int check_process(const struct tree *t, const struct process *p, struct c
 	      p->pid);
 	CHECK(p->creds.n_groups <= GROUPS_MAX, "process %d: %zu groups", p->pid, p->creds.n_groups);
 	for (size_t i = 0; i < p->n_threads; i++)
-		if ((r = check_thread(&p->threads[i], err)) < 0)
+		if ((r = check_thread(t, &p->threads[i], err)) < 0)
 			return r;
 	for (size_t i = 0; i < p->n_timers; i++)
 		CHECK(pid_or_none(p->timers[i].notify_tid), "process %d: timer %d for thread %d",
@@ -329,6 +338,13 @@ static int check_tables(const struct tree *t, struct cr_err *err)
 		CHECK(o->kind != OBJ_UNLINKED || absolute(o->name), "shared object %zu: no path",
 		      i);
 		CHECK(o->kind != OBJ_MEMFD || o->name, "shared object %zu: no name", i);
+	}
+	for (size_t i = 0; i < t->n_seccomp; i++) {
+		const struct seccomp_filter *f = &t->seccomp[i];
+
+		CHECK(f->insns_len && f->insns_len <= FILTER_BYTES_MAX && !(f->insns_len % 8) &&
+			  !(f->flags & ~(uint32_t)FILTER_LOG),
+		      "seccomp filter %zu: %zu bytes, flags %#x", i, f->insns_len, f->flags);
 	}
 	for (size_t i = 0; i < t->n_files; i++) {
 		int r = check_file(t, &t->files[i], i, err);

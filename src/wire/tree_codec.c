@@ -119,6 +119,24 @@ static int get_object(struct arena *a, const Tree__SharedObject *pb, struct shar
 	return out->name ? 0 : cr_err_oom(err);
 }
 
+static Tree__SeccompFilter *put_seccomp(struct arena *a, const struct seccomp_filter *in)
+{
+	Tree__SeccompFilter *pb = pb_new(a, &tree__seccomp_filter__descriptor);
+
+	if (!pb)
+		return NULL;
+	pb->insns = pb_bytes(in->insns, in->insns_len);
+	pb->flags = in->flags;
+	return pb;
+}
+
+static int get_seccomp(struct arena *a, const Tree__SeccompFilter *pb, struct seccomp_filter *out,
+		       struct cr_err *err)
+{
+	out->flags = pb->flags;
+	return tree_get_bytes(a, &pb->insns, &out->insns, &out->insns_len, err);
+}
+
 static bool put_moved(struct arena *a, const struct tree *in, Tree__Tree *pb)
 {
 	pb->moved = arena_array(a, char *, in->n_moved);
@@ -201,6 +219,7 @@ static Tree__Tree *put_tree(struct arena *a, const struct tree *in)
 	PUT_TABLE(files, tree_put_file);
 	PUT_TABLE(mapped_files, put_mapped_file);
 	PUT_TABLE(objects, put_object);
+	PUT_TABLE(seccomp, put_seccomp);
 	if (!put_moved(a, in, pb))
 		return NULL;
 	pb->complete = true;
@@ -230,6 +249,7 @@ static int get_tree(struct arena *a, const Tree__Tree *pb, struct tree *out, str
 	GET_TABLE(files, tree_get_file);
 	GET_TABLE(mapped_files, get_mapped_file);
 	GET_TABLE(objects, get_object);
+	GET_TABLE(seccomp, get_seccomp);
 	return get_moved(pb, out, err);
 }
 

@@ -96,7 +96,7 @@ static int get_timers(struct arena *a, const Tree__Process *pb, struct process *
 	X(robust_list_va) X(robust_list_len) X(rseq_va) X(rseq_len) X(rseq_sig) X(rseq_flags) \
 	X(sched_policy) X(sched_prio) X(nice) X(sched_runtime) X(sched_deadline) \
 	X(sched_period) X(sched_flags) X(pdeathsig) X(timer_slack_ns) X(io_prio) \
-	X(no_new_privs)
+	X(no_new_privs) X(seccomp_mode)
 /* clang-format on */
 
 static Tree__Thread *put_thread(struct arena *a, const struct thread *in)
@@ -112,7 +112,25 @@ static Tree__Thread *put_thread(struct arena *a, const struct thread *in)
 	pb->xstate = pb_bytes(in->xstate, in->xstate_len);
 	pb->pending = pb_bytes(in->pending, in->n_pending * sizeof(*in->pending));
 	pb->affinity = pb_bytes(in->affinity, in->affinity_len);
+	pb->seccomp_filters = arena_array(a, uint32_t, in->n_seccomp_filters);
+	if (!pb->seccomp_filters)
+		return NULL;
+	for (; pb->n_seccomp_filters < in->n_seccomp_filters; pb->n_seccomp_filters++)
+		pb->seccomp_filters[pb->n_seccomp_filters] =
+		    tree_put_index(in->seccomp_filters[pb->n_seccomp_filters]);
 	return pb;
+}
+
+static int get_seccomp(struct arena *a, const Tree__Thread *pb, struct thread *out,
+		       struct cr_err *err)
+{
+	out->seccomp_filters = arena_array(a, uint32_t, pb->n_seccomp_filters);
+	if (!out->seccomp_filters)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < pb->n_seccomp_filters; i++)
+		out->seccomp_filters[out->n_seccomp_filters++] =
+		    tree_get_index(pb->seccomp_filters[i]);
+	return 0;
 }
 
 static int get_thread(struct arena *a, const Tree__Thread *pb, struct thread *out,
@@ -131,6 +149,8 @@ static int get_thread(struct arena *a, const Tree__Thread *pb, struct thread *ou
 	if ((r = tree_get_bytes(a, &pb->xstate, &out->xstate, &out->xstate_len, err)) < 0)
 		return r;
 	if ((r = tree_get_bytes(a, &pb->affinity, &out->affinity, &out->affinity_len, err)) < 0)
+		return r;
+	if ((r = get_seccomp(a, pb, out, err)) < 0)
 		return r;
 	return get_pending(a, &pb->pending, &out->pending, &out->n_pending, err);
 }

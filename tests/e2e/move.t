@@ -94,6 +94,9 @@ ok "moved: sockets on an address that both hosts have" sockets_case
 moves sockets
 moves sockets --connected -- --tcp close
 ok "a broken connection is warned of" grep -q '"event":"warning".*TCP' "$work/events"
+moves seccomp
+moves seccomp -- --launch sigreturn
+moves seccomp -- --no-hw-breakpoints
 moves sysvshm
 segments() {
 	on "$1" ipcs -m | grep -c "^0x"

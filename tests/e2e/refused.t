@@ -67,7 +67,7 @@ droppable droppable
 pkey pkey|protection key
 traced traced|ptrace|tracer|debug
 stopped stopped|SIGSTOP
-seccomp seccomp
+seccomp supervisor
 mountns namespace
 netns namespace
 utsns namespace

@@ -73,6 +73,7 @@ alone sockets
 alone unixsock
 alone unlinked
 alone sysvshm
+alone seccomp
 for variant in root user mixed; do
 	alone creds --variant $variant
 done

@@ -45,11 +45,16 @@ static void test_plain_is_not_refused(void **state)
 	expect_capture(&spec, true, NULL);
 }
 
-/* A filter that allows everything. */
+/* A filter that may ask somebody outside. */
 static void take_filter(int i)
 {
-	struct sock_filter allow = {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW};
-	struct sock_fprog prog = {1, &allow};
+	struct sock_filter notify[] = {
+	    {BPF_LD | BPF_W | BPF_ABS, 0, 0, 0},
+	    {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 100000},
+	    {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_USER_NOTIF},
+	    {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
+	};
+	struct sock_fprog prog = {4, notify};
 
 	if (i != 1)
 		return;
@@ -57,14 +62,61 @@ static void take_filter(int i)
 	must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog));
 }
 
-static void test_seccomp_of_a_thread(void **state)
+static void test_seccomp_that_notifies(void **state)
 {
 	const struct kid_spec spec = {.thread = take_filter, .n = 2};
 
 	(void)state;
-	expect_capture(&spec, false, "seccomp filter of thread");
-	if (!geteuid()) /* PTRACE_SECCOMP_GET_FILTER needs CAP_SYS_ADMIN */
+	/* only a stopped thread can be asked, and that takes CAP_SYS_ADMIN */
+	expect_capture(&spec, false, geteuid() ? "seccomp" : NULL);
+	if (!geteuid())
 		expect_capture(&spec, true, "seccomp filter of thread");
+}
+
+static struct sock_filter allow_and_log[] = {{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_LOG}};
+static struct sock_filter allow[] = {{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW}};
+
+static void take_two_filters(void)
+{
+	struct sock_fprog prog = {1, allow_and_log}, second = {1, allow};
+
+	must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	must(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_LOG, &prog));
+	must(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &second));
+}
+
+static void take_a_third(int i)
+{
+	struct sock_fprog prog = {1, allow_and_log};
+
+	if (i == 1)
+		must(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog));
+}
+
+/* The oldest first, each once, with its flags. */
+static void test_seccomp_filters(void **state)
+{
+	const struct kid_spec spec = {.process = take_two_filters, .thread = take_a_third, .n = 2};
+	struct refusals refused = {0};
+
+	(void)state;
+	need_root();
+	kid_start(&kid, &spec);
+	struct tree *t = kid_capture_outside(&kid, true, &refused);
+	const struct thread *a = &t->procs[0].threads[0], *b = &t->procs[0].threads[1];
+
+	assert_int_equal(refused.list.n, 0);
+	assert_int_equal(t->n_seccomp, 3); /* one with the flag, one without */
+	assert_int_equal(a->n_seccomp_filters, 2);
+	assert_int_equal(b->n_seccomp_filters, 3);
+	assert_memory_equal(a->seccomp_filters, b->seccomp_filters, 2 * sizeof(uint32_t));
+	assert_memory_equal(t->seccomp[a->seccomp_filters[0]].insns, allow_and_log, 8);
+	assert_int_equal(t->seccomp[a->seccomp_filters[0]].flags, SECCOMP_FILTER_FLAG_LOG);
+	assert_memory_equal(t->seccomp[a->seccomp_filters[1]].insns, allow, 8);
+	assert_int_equal(t->seccomp[b->seccomp_filters[2]].flags, 0);
+	refusals_done(&refused);
+	tree_free(t);
+	kid_stop(&kid);
 }
 
 /* All addresses may make system calls: on, and without effect. */
@@ -359,7 +411,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    kid_test(test_plain_is_not_refused),
-	    kid_test(test_seccomp_of_a_thread),
+	    kid_test(test_seccomp_that_notifies),
+	    kid_test(test_seccomp_filters),
 	    kid_test(test_syscall_user_dispatch),
 	    kid_test(test_deadline),
 	    kid_test(test_threads_with_other_credentials),

@@ -15,7 +15,7 @@
 	X(struct mapped_file, 64)                                                                  \
 	X(struct shared_object, 80)                                                                \
 	X(struct mm, 160)                                                                          \
-	X(struct thread, 232)                                                                      \
+	X(struct thread, 256)                                                                      \
 	X(struct creds, 96)                                                                        \
 	X(struct posix_timer_rec, 56)                                                              \
 	X(struct fd_entry, 12)                                                                     \
@@ -23,7 +23,8 @@
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 328)                                                                        \
-	X(struct tree, 328)                                                                        \
+	X(struct tree, 344)                                                                        \
+	X(struct seccomp_filter, 24)                                                               \
 	X(struct tcp_conn, 120)
 
 struct filler {
@@ -151,6 +152,10 @@ static inline void fill_thread(struct filler *f, struct thread *th, pid_t tid)
 	th->timer_slack_ns = fill_u64(f);
 	th->io_prio = fill_u32(f);
 	th->no_new_privs = fill_bool(f);
+	th->seccomp_mode = 2;
+	th->n_seccomp_filters = 3;
+	th->seccomp_filters = arena_array(f->t->arena, uint32_t, 3);
+	th->seccomp_filters[1] = 1; /* 0, 1, 0 */
 }
 
 static inline void fill_creds(struct filler *f, struct creds *c)
@@ -360,6 +365,16 @@ static inline void fill_tables(struct filler *f)
 	}
 }
 
+static inline void fill_seccomp(struct filler *f)
+{
+	f->t->n_seccomp = 2;
+	f->t->seccomp = arena_array(f->t->arena, struct seccomp_filter, 2);
+	for (size_t i = 0; i < 2; i++) {
+		FILL_BYTES(f, f->t->seccomp[i].insns, f->t->seccomp[i].insns_len, 16);
+		f->t->seccomp[i].flags = i ? 2 : 0;
+	}
+}
+
 /* One file of every kind, and the other end of the unix connection. */
 enum { FILL_OTHER_END = FILE_TCP_CONN, FILL_FILES };
 
@@ -390,6 +405,7 @@ static inline struct tree *fill_tree(void)
 	t->files[FILE_UNIX_CONN - 1].peer = FILL_OTHER_END;
 	t->files[FILL_OTHER_END].sock_type = t->files[FILE_UNIX_CONN - 1].sock_type;
 	fill_tables(&f);
+	fill_seccomp(&f);
 	t->n_moved = 2;
 	t->moved = arena_array(t->arena, struct devaddr, 2);
 	t->moved[0] = (struct devaddr){2, {192, 0, 2, 7}, 24, "eth0"};
@@ -453,7 +469,8 @@ static inline void same_thread(const struct thread *a, const struct thread *b)
 	SAME(rseq_len), SAME(rseq_sig), SAME(rseq_flags), SAME(sched_policy), SAME(sched_prio);
 	SAME(nice), SAME(sched_runtime), SAME(sched_deadline), SAME(sched_period);
 	SAME(sched_flags), SAME(pdeathsig), SAME(timer_slack_ns), SAME(io_prio);
-	SAME(no_new_privs);
+	SAME(no_new_privs), SAME(seccomp_mode);
+	SAME_BYTES(seccomp_filters, n_seccomp_filters);
 	assert_string_equal(a->comm, b->comm);
 	SAME_BYTES(gpregs, gpregs_len);
 	SAME_BYTES(xstate, xstate_len);
@@ -554,6 +571,12 @@ static inline void same_object(const struct shared_object *a, const struct share
 	SAME_STR(name);
 }
 
+static inline void same_filter(const struct seccomp_filter *a, const struct seccomp_filter *b)
+{
+	SAME(flags);
+	SAME_BYTES(insns, insns_len);
+}
+
 static inline void same_tree(const struct tree *a, const struct tree *b)
 {
 	SAME(root_pid), SAME(xfeatures), SAME(xcr0), SAME(clock_monotonic_ns);
@@ -562,6 +585,7 @@ static inline void same_tree(const struct tree *a, const struct tree *b)
 	SAME_EACH(files, n_files, same_file);
 	SAME_EACH(mapped_files, n_mapped_files, same_mapped_file);
 	SAME_EACH(objects, n_objects, same_object);
+	SAME_EACH(seccomp, n_seccomp, same_filter);
 	SAME(n_moved);
 	for (size_t i = 0; i < a->n_moved; i++) {
 		char x[DEVADDR_TEXT], y[DEVADDR_TEXT];
