@@ -8,6 +8,8 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <xxhash.h>
+#include "kernel/boot_id.h"
+#include "kernel/build_id.h"
 #include "kernel/procfs.h"
 #include "kernel/sysv_shm.h"
 #include "model/layout.h"
@@ -100,6 +102,11 @@ static bool opened_for_writing(pid_t pid, const struct proc_map *m)
 	return !lstat(path, &st) && (st.st_mode & S_IWUSR);
 }
 
+static uint64_t mtime_ns(const struct stat *st)
+{
+	return (uint64_t)st->st_mtim.tv_sec * 1000000000ull + (uint64_t)st->st_mtim.tv_nsec;
+}
+
 static int add_mapped_file(struct capture *c, const char *path, uint64_t dev, uint64_t ino,
 			   uint32_t *ret, struct cr_err *err)
 {
@@ -123,13 +130,16 @@ static int add_mapped_file(struct capture *c, const char *path, uint64_t dev, ui
 	if (!t->mapped_files || !copy)
 		return cr_err_oom(err);
 	*ret = (uint32_t)t->n_mapped_files;
-	t->mapped_files[t->n_mapped_files++] = (struct mapped_file){
+	struct mapped_file *f = &t->mapped_files[t->n_mapped_files++];
+	*f = (struct mapped_file){
 	    .path = copy,
 	    .size = (uint64_t)st.st_size,
 	    .ino = ino ? ino : st.st_ino,
 	    .dev = dev,
-	    .mtime_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000ull + (uint64_t)st.st_mtim.tv_nsec,
+	    .st_dev = st.st_dev,
+	    .mtime_ns = mtime_ns(&st),
 	};
+	f->build_id_len = (uint8_t)build_id_read(path, f->build_id);
 	return 0;
 }
 
@@ -627,27 +637,61 @@ static void check_sysv(const struct shared_object *so, struct refusals *refused)
 		refuse(refused, 0, label, "the key is taken at the destination");
 }
 
+/* The one file that both hosts see, by the devices and inodes of one kernel. Two kernels have no
+ * number in common for a device: there the inode of a shared file system has to do. */
+static bool is_the_file(const struct tree *t, const struct mapped_file *f, const struct stat *st)
+{
+	bool known, same_kernel = boot_id_matches(t->boot_id, &known);
+
+	if (st->st_ino != f->ino)
+		return false;
+	return known && same_kernel ? st->st_dev == f->st_dev : st->st_size == (off_t)f->size;
+}
+
+static const char *copy_differs(const struct mapped_file *f, const struct stat *st)
+{
+	uint8_t id[BUILD_ID_MAX];
+
+	if ((uint64_t)st->st_size != f->size)
+		return "has another size";
+	if (mtime_ns(st) != f->mtime_ns)
+		return "has another modification time";
+	if (f->build_id_len && (build_id_read(f->path, id) != f->build_id_len ||
+				memcmp(id, f->build_id, f->build_id_len)))
+		return "is another build (its build id differs)";
+	return NULL;
+}
+
+static void check_mapped_file(const struct tree *t, const struct mapped_file *f,
+			      struct refusals *refused)
+{
+	struct stat st;
+
+	if (stat(f->path, &st)) {
+		refuse(refused, 0, f->path, "mapped file is missing at the destination: %s",
+		       strerror(errno));
+		return;
+	}
+	bool same = is_the_file(t, f, &st);
+	if (f->writable) {
+		/* written through the mapping, whose writes reach no copy; times move */
+		if (!same)
+			refuse(refused, 0, f->path,
+			       "mapped shared and written, and not the same file at the "
+			       "destination; put it on a file system that both hosts share");
+		return;
+	}
+	const char *why = same ? NULL : copy_differs(f, &st);
+	if (why)
+		refuse(refused, 0, f->path,
+		       "mapped file %s at the destination; install the same version there", why);
+}
+
 void memory_check(const struct tree *t, struct refusals *refused)
 {
 	for (size_t i = 0; i < t->n_objects; i++)
 		if (t->objects[i].kind == OBJ_SYSV_SHM)
 			check_sysv(&t->objects[i], refused);
-	for (size_t i = 0; i < t->n_mapped_files; i++) {
-		const struct mapped_file *f = &t->mapped_files[i];
-		struct stat st;
-
-		if (stat(f->path, &st)) {
-			refuse(refused, 0, f->path, "mapped file is missing at the destination: %s",
-			       strerror(errno));
-			continue;
-		}
-		uint64_t mtime =
-		    (uint64_t)st.st_mtim.tv_sec * 1000000000ull + (uint64_t)st.st_mtim.tv_nsec;
-		if (st.st_ino == f->ino && st.st_size >= 0 && f->writable)
-			continue; /* the very same file, written through the mapping: times move */
-		if ((uint64_t)st.st_size != f->size || (mtime != f->mtime_ns && !f->writable))
-			refuse(refused, 0, f->path,
-			       "mapped file differs at the destination (size or "
-			       "modification time); install the same version there");
-	}
+	for (size_t i = 0; i < t->n_mapped_files; i++)
+		check_mapped_file(t, &t->mapped_files[i], refused);
 }

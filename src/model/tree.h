@@ -54,8 +54,10 @@ struct vma {
 
 struct mapped_file { /* a regular file that is mapped or is an executable */
 	const char *path;
-	uint64_t size, ino, dev, mtime_ns;
-	bool writable; /* some shared mapping of it may be written: open read-write */
+	uint64_t size, ino, mtime_ns;
+	uint64_t dev;    /* as maps shows it, for telling mappings apart; 0 of an executable */
+	uint64_t st_dev; /* as stat(2) does: some file systems show two */
+	bool writable;   /* some shared mapping of it may be written: open read-write */
 	uint8_t build_id[20];
 	uint8_t build_id_len; /* 0: not an ELF file with a note */
 };

@@ -156,8 +156,6 @@ struct file_check {
 	int fd;
 	bool same_kernel, same_kernel_known; /* (dev, ino) mean the same here */
 };
-/* True if t was captured under the kernel that runs here. */
-bool boot_id_matches(const struct tree *t, bool *ret_known);
 void file_check_refuse(const struct file_check *k, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 

@@ -16,8 +16,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
-
-enum { BOOT_ID_LEN = 36 };
+#include "kernel/boot_id.h"
 
 static void ctx_done(struct files_ctx *x)
 {
@@ -511,10 +510,7 @@ static void capture_boot_id(struct capture *c)
 		memcpy(id, c->prev->boot_id, sizeof(c->tree->boot_id));
 		return;
 	}
-	_cleanup_fd_ int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || read(fd, id, BOOT_ID_LEN) != BOOT_ID_LEN)
-		id[0] = '\0';
-	id[BOOT_ID_LEN] = '\0';
+	boot_id_read(id);
 }
 
 int files_capture(struct capture *c, struct cr_err *err)

@@ -6,16 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
-
-bool boot_id_matches(const struct tree *t, bool *ret_known)
-{
-	char ours[sizeof(t->boot_id)] = "";
-	_cleanup_fd_ int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-
-	*ret_known = t->boot_id[0] && fd >= 0 &&
-		     read(fd, ours, sizeof(ours) - 1) == (ssize_t)sizeof(ours) - 1;
-	return *ret_known && !strcmp(ours, t->boot_id);
-}
+#include "kernel/boot_id.h"
 
 void file_check_refuse(const struct file_check *k, const char *fmt, ...)
 {
@@ -55,7 +46,7 @@ void files_check(const struct tree *t, struct refusals *refused)
 		return;
 	}
 	getrlimit(RLIMIT_NOFILE, &rl);
-	k.same_kernel = boot_id_matches(t, &k.same_kernel_known);
+	k.same_kernel = boot_id_matches(t->boot_id, &k.same_kernel_known);
 	for (size_t i = 0; i < t->n_procs; i++) {
 		k.p = &t->procs[i];
 		if (k.p->zombie)

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include "kernel/boot_id.h"
 
 enum {
 	SETFL_FLAGS = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME, /* what F_SETFL can change */
@@ -286,7 +287,7 @@ static int raise_limit(const struct tree *t, struct cr_err *err)
 
 static void learn_kernel(struct fileset *fs, const struct tree *t)
 {
-	fs->same_kernel = boot_id_matches(t, &fs->same_kernel_known);
+	fs->same_kernel = boot_id_matches(t->boot_id, &fs->same_kernel_known);
 }
 
 int fileset_build(struct fileset *fs, const struct tree *t, const int *object_fds,

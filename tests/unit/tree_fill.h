@@ -12,7 +12,7 @@
  * (src/wire/tree_codec.c says how), to the functions below, and set the size right. */
 #define TREE_SIZES(X)                                                                              \
 	X(struct vma, 72)                                                                          \
-	X(struct mapped_file, 64)                                                                  \
+	X(struct mapped_file, 72)                                                                  \
 	X(struct shared_object, 80)                                                                \
 	X(struct mm, 160)                                                                          \
 	X(struct thread, 256)                                                                      \
@@ -340,6 +340,7 @@ static inline void fill_tables(struct filler *f)
 		m->ino = fill_u64(f);
 		m->dev = fill_u64(f);
 		m->mtime_ns = fill_u64(f);
+		m->st_dev = fill_u64(f);
 		m->writable = fill_bool(f);
 		m->build_id_len = i ? 20 : 8;
 		memcpy(m->build_id, fill_bytes(f, 20), m->build_id_len);
@@ -560,7 +561,8 @@ static inline void same_file(const struct file *a, const struct file *b)
 static inline void same_mapped_file(const struct mapped_file *a, const struct mapped_file *b)
 {
 	SAME_STR(path);
-	SAME(size), SAME(ino), SAME(dev), SAME(mtime_ns), SAME(writable), SAME(build_id_len);
+	SAME(size), SAME(ino), SAME(dev), SAME(mtime_ns), SAME(st_dev), SAME(writable),
+	    SAME(build_id_len);
 	assert_memory_equal(a->build_id, b->build_id, sizeof(a->build_id));
 }
 
