@@ -79,18 +79,24 @@ start_client() {
 	}
 }
 
-# count CLIENT: right answers so far.
+# count CLIENT: right answers so far. A client that is another program has a function count_CLIENT.
 count() {
 	local n _
+	if declare -F "count_$1" >/dev/null; then
+		"count_$1"
+		return
+	fi
 	read -r n _ <"$work/$1/count"
 	echo $((10#$n))
 }
 
-# The longest time between two answers, ms.
-longest_ms() {
+# The longest time between two answers.
+longest_wait() {
 	local us _
-	read -r _ us <"$work/$1/count"
-	echo $((10#$us / 1000))
+	[ ! -e "$work/$1/count" ] || {
+		read -r _ us <"$work/$1/count"
+		echo ", longest wait $((10#$us / 1000)) ms"
+	}
 }
 
 now_ms() {
@@ -118,6 +124,7 @@ rates_are_back() {
 	for _ in {1..15}; do
 		rates 1
 		back=1
+		[ -z "${VERBOSE:-}" ] || diag "now: ${rate[*]}"
 		for c in "${clients[@]}"; do
 			((rate[$c] * 4 >= rate_before[$c] * 3)) || back=0
 		done
@@ -150,11 +157,12 @@ move_server() {
 	result $st "moves under load"
 	[ $st = 0 ] || { say_migration; return 1; }
 	diag "$(jq -r '"downtime \(.downtime_us / 1000 | round) ms, \(.memory_bytes / 1048576 | round) MiB, \(.rounds | length) rounds, \(.total_us / 1000 | round) ms in all"' <<<"$mig_done")"
+	[ -z "${VERBOSE:-}" ] || diag "$(jq -c ".phases_us, .rounds" <<<"$mig_done")"
 	ok "all of it is at the destination" all_in_beta
 	rates_are_back || st=1
 	result $st "as fast as before"
 	for c in "${clients[@]}"; do
-		summary+="$c ${rate_before[$c]} -> ${rate[$c]}/s, longest wait $(longest_ms "$c") ms; "
+		summary+="$c ${rate_before[$c]} -> ${rate[$c]}/s$(longest_wait "$c"); "
 	done
 	diag "${summary%; }"
 }
