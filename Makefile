@@ -11,6 +11,7 @@ BUILD_PKGS := gcc make pkg-config libprotobuf-c-dev protobuf-c-compiler libuv1-d
 TEST_PKGS := libcmocka-dev libhiredis-dev redis-server redis-tools iperf3 iproute2 util-linux \
 	procps perl jq python3 postgresql-15 nginx-light memcached nodejs openjdk-17-jdk-headless golang-go
 LINT_PKGS := clang-format cppcheck shellcheck
+FUZZ_PKGS := clang
 LIBS := libprotobuf-c libuv liblz4 libcap libxxhash jansson libmnl libelf
 
 CFLAGS ?= -O2 -g
@@ -47,6 +48,7 @@ help:
 	@echo 'bench      as root: measure; writes $(B)/bench.json'
 	@echo 'lint       format, layers, cppcheck, shellcheck; lint-deep: clang-tidy, gcc -fanalyzer'
 	@echo 'asan       unit tests with AddressSanitizer and UBSan'
+	@echo 'fuzz       each fuzz target for FUZZ_SECONDS (10), or those that FUZZ_TARGETS names'
 	@echo 'install    to $$DESTDIR$$PREFIX'
 	@echo 'clean'
 
@@ -108,7 +110,7 @@ unit: deps-check $(UNIT)
 	$(Q)tools/run-tests $(UNIT)
 
 clean:
-	rm -rf $(B) $(B)-asan
+	rm -rf $(B) $(B)-asan $(B)-fuzz
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 include tests/tests.mk

@@ -1,4 +1,5 @@
 # Targets that run as root and need more than the build: set up what is missing, then run.
+include tests/fuzz/fuzz.mk
 E2E := $(wildcard tests/e2e/*.t tests/fault/*.t)
 APPS := $(wildcard tests/apps/*.t)
 TEST_PROGS := $(UNIT) $(WORKLOADS) $(B)/testbed-init
@@ -14,8 +15,8 @@ $(B)/tests/unit/test_page_server: | $(B)/page-server
 # Make has looked for sources and packages before deps installs the latter: build in a make of its own.
 check: deps
 	$(Q)tools/packages --install $(LINT_PKGS)
-	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(TEST_PROGS)
-	$(Q)tools/run-tests tests/lint.t tests/docs.t $(UNIT) $(E2E) $(APPS) $(wildcard tests/demo.t)
+	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(TEST_PROGS) fuzz-replay-programs
+	$(Q)tools/run-tests tests/lint.t tests/docs.t $(UNIT) tests/fuzz/replay.t $(E2E) $(APPS) $(wildcard tests/demo.t)
 
 e2e: all $(TEST_PROGS)
 	$(Q)tools/run-tests $(E2E)
@@ -45,9 +46,8 @@ lint-deep:
 	$(Q)tools/lint tidy analyzer
 
 asan:
-	$(Q)UBSAN_OPTIONS=print_stacktrace=1 $(MAKE) --no-print-directory B=$(B)-asan \
-		CFLAGS='-O1 -g -fno-omit-frame-pointer' \
-		SAN='-fsanitize=address,undefined -fno-sanitize-recover=undefined' unit
+	+$(Q)UBSAN_OPTIONS=print_stacktrace=1 $(MAKE) --no-print-directory B=$(B)-asan \
+		CFLAGS='$(SAN_CFLAGS)' SAN='$(FUZZ_SAN)' unit
 
 DOCS := $(wildcard README.md LICENSE src/ARCHITECTURE.md proto/PROTOCOL.md)
 install: all

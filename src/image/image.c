@@ -80,13 +80,19 @@ static void file_name(char buf[32], const char *what, uint32_t target)
 static int open_pages(struct image *im, struct image_target *t, bool write, struct cr_err *err)
 {
 	char name[32];
+	struct stat sb;
 
 	file_name(name, "pages", t->pages.target);
 	t->pages.fd = openat(im->dirfd, name,
 			     (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	if (t->pages.fd < 0)
+	if (t->pages.fd < 0 || fstat(t->pages.fd, &sb))
 		return cr_err_sys(err, "open %s", name);
-	return 0;
+	uint64_t want = t->pages.slots * IMAGE_CHUNK_BYTES;
+	if (!S_ISREG(sb.st_mode) || (uint64_t)sb.st_size != want)
+		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
+				  "%s: damaged: %lld bytes long where index-%u tells of %llu", name,
+				  (long long)sb.st_size, t->pages.target, (unsigned long long)want);
+	return write ? image_pages_find_free(&t->pages, err) : 0;
 }
 
 static int load_target(struct image *im, struct image_target *t, bool write, struct cr_err *err)

@@ -439,24 +439,53 @@ static int decode_chunk(struct image_chunk *c, struct input *in, struct cr_err *
 	return 0;
 }
 
-/* Which slots are used: each once. */
-static int sort_slots(struct image_pages *p, const struct input *in, struct cr_err *err)
+/* A bit for each slot that a chunk has. NULL: out of memory. *twice: one that is not there, or that
+ * two have. */
+static uint8_t *used_slots(const struct image_pages *p, bool *twice)
 {
-	_cleanup_free_ uint8_t *used = calloc(1, (size_t)p->slots + 1);
+	uint8_t *used = calloc(1, p->slots / 8 + 1);
+
+	*twice = false;
+	if (!used)
+		return NULL;
+	vec_foreach (cp, &p->chunks) {
+		uint32_t slot = (*cp)->slot;
+
+		if (slot >= p->slots || used[slot / 8] & 1 << slot % 8) {
+			*twice = true;
+			break;
+		}
+		used[slot / 8] |= (uint8_t)(1 << slot % 8);
+	}
+	return used;
+}
+
+static int check_slots(const struct image_pages *p, const struct input *in, struct cr_err *err)
+{
+	bool twice;
+	_cleanup_free_ uint8_t *used = used_slots(p, &twice);
 
 	if (!used)
 		return cr_err_oom(err);
-	vec_foreach (cp, &p->chunks) {
-		if ((*cp)->slot >= p->slots || used[(*cp)->slot]++)
-			return bad(in, "a slot that is not there or is used twice", err);
-	}
-	for (uint32_t i = p->slots; i-- > 0;) {
-		uint32_t *slot = used[i] ? NULL : vec_push(&p->free_slots);
+	return twice ? bad(in, "a slot that is not there or is used twice", err) : 0;
+}
 
-		if (!used[i] && !slot)
+int image_pages_find_free(struct image_pages *p, struct cr_err *err)
+{
+	bool twice;
+	_cleanup_free_ uint8_t *used = used_slots(p, &twice);
+
+	if (!used)
+		return cr_err_oom(err);
+	for (uint32_t i = p->slots; i-- > 0;) {
+		uint32_t *slot;
+
+		if (used[i / 8] & 1 << i % 8)
+			continue;
+		slot = vec_push(&p->free_slots);
+		if (!slot)
 			return cr_err_oom(err);
-		if (slot)
-			*slot = i;
+		*slot = i;
 	}
 	return 0;
 }
@@ -470,8 +499,7 @@ int image_pages_decode(struct image_pages *p, const uint8_t *b, size_t n, const 
 		return bad(&in, "too short", err);
 	uint32_t chunks = le_get32(b);
 	p->slots = le_get32(b + 4);
-	/* slots that are free are at most what chunks there once were: bounded, for memory's sake
-	 */
+	/* as many as fit into the address space */
 	if (chunks > n / CHUNK_HEAD || chunks > p->slots || p->slots > 1u << 26)
 		return bad(&in, "more chunks than it has bytes or slots", err);
 	in.at += HEAD_BYTES;
@@ -501,7 +529,7 @@ int image_pages_decode(struct image_pages *p, const uint8_t *b, size_t n, const 
 	}
 	if (in.at != in.end)
 		return bad(&in, "bytes after its end", err);
-	return sort_slots(p, &in, err);
+	return check_slots(p, &in, err);
 }
 
 int image_pages_read(const struct image_pages *p, uint64_t va, uint8_t buf[CR_PAGE_SIZE],

@@ -64,9 +64,12 @@ int image_pages_encode(const struct image_pages *p, uint8_t **ret, size_t *n,
  * where to go on; 0: that was all. */
 int image_pages_encode_part(const struct image_pages *p, uint64_t va, size_t max, uint8_t **ret,
 			    size_t *n, uint64_t *next, struct cr_err *err) must_check;
-/* Into an empty one. file: for messages. Errors: INPUT, -EBADMSG. */
+/* Into an empty one, for reading. file: for messages. Errors: INPUT, -EBADMSG. */
 int image_pages_decode(struct image_pages *p, const uint8_t *b, size_t n, const char *file,
 		       struct cr_err *err) must_check;
+
+/* Before the first is written to what was decoded: the slots that are free are used first. */
+int image_pages_find_free(struct image_pages *p, struct cr_err *err) must_check;
 
 /* NULL if there is none. */
 const struct image_chunk *image_pages_find(const struct image_pages *p, uint64_t va);
