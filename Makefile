@@ -27,7 +27,7 @@ LIB_SRC := $(wildcard src/base/*.c src/kernel/*.c src/remote/*.c src/model/*.c s
 	src/memory/*.c src/wire/*.c src/image/*.c src/source/*.c src/dest/*.c)
 PROTO_SRC := $(patsubst proto/%.proto,$(B)/proto/%.pb-c.c,$(wildcard proto/*.proto))
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o) $(PROTO_SRC:.c=.o) $(B)/src/remote/blob_image.o
-PROGS := $(B)/cr-agent $(B)/page-server $(B)/cr-migrate
+PROGS := $(B)/cr-agent $(B)/page-server $(B)/cr-migrate $(B)/cr-image
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/test_*.c))
 WORKLOADS := $(patsubst tests/workload/%.c,$(B)/tests/workload/%,$(wildcard tests/workload/*.c))
 
@@ -65,6 +65,7 @@ $(B)/cr-agent: $(patsubst %.c,$(B)/%.o,$(wildcard src/agent/*.c)) $(addprefix $(
 	migrate/report_json.o migrate/units.o pageserver/place.o pageserver/page_rx.o) $(B)/libcr.a
 $(B)/page-server: $(patsubst %.c,$(B)/%.o,$(wildcard pageserver/*.c)) $(B)/libcr.a
 $(B)/cr-migrate: $(patsubst %.c,$(B)/%.o,$(wildcard migrate/*.c)) $(B)/libcr.a
+$(B)/cr-image: $(patsubst %.c,$(B)/%.o,$(wildcard tools/cr-image/*.c)) $(B)/migrate/units.o $(B)/libcr.a
 $(PROGS):
 	@echo '  LD      $@'
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)

@@ -10,7 +10,7 @@ use Test::More;
 
 my $tree = abs_path(dirname(abs_path(__FILE__)) . '/..');
 chdir $tree or die "$tree: $!\n";
-my @docs = qw(README.md src/ARCHITECTURE.md proto/PROTOCOL.md proto/PAGES.md);
+my @docs = qw(README.md src/ARCHITECTURE.md proto/PROTOCOL.md proto/PAGES.md proto/IMAGES.md);
 
 sub slurp {
 	my ($path) = @_;
@@ -48,6 +48,7 @@ my %help = (
 	'cr-migrate' => scalar qx(build/cr-migrate --help 2>&1),
 	'cr-agent' => scalar qx(build/cr-agent serve --help 2>&1),
 	'page-server' => scalar qx(build/page-server --help 2>&1),
+	'cr-image' => join("\n", map { scalar qx(build/cr-image $_ --help 2>&1) } qw(ls show verify diff mem tree)),
 	'testbed' => scalar qx(tools/testbed --help 2>&1),
 );
 for my $program (sort keys %help) {

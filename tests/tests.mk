@@ -11,6 +11,7 @@ $(B)/testbed-init: tools/testbed-init.c
 
 # The test runs the program beside it.
 $(B)/tests/unit/test_page_server: | $(B)/page-server
+$(B)/tests/unit/test_cr_image: | $(B)/cr-image
 
 # Make has looked for sources and packages before deps installs the latter: build in a make of its own.
 check: deps
@@ -49,7 +50,7 @@ asan:
 	+$(Q)UBSAN_OPTIONS=print_stacktrace=1 $(MAKE) --no-print-directory B=$(B)-asan \
 		CFLAGS='$(SAN_CFLAGS)' SAN='$(FUZZ_SAN)' unit
 
-DOCS := $(wildcard README.md LICENSE src/ARCHITECTURE.md proto/PROTOCOL.md)
+DOCS := $(wildcard README.md LICENSE src/ARCHITECTURE.md proto/PROTOCOL.md proto/IMAGES.md)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/cr-migrate
 	install -m 755 $(PROGS) $(DESTDIR)$(PREFIX)/bin

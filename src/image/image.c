@@ -95,6 +95,21 @@ static int open_pages(struct image *im, struct image_target *t, bool write, stru
 	return write ? image_pages_find_free(&t->pages, err) : 0;
 }
 
+/* What the manifest says of another file: its size and digest. */
+static int check_against_manifest(const char *name, uint64_t bytes, XXH128_hash_t digest,
+				  uint64_t want_bytes, XXH128_hash_t want, struct cr_err *err)
+{
+	char found[IMAGE_DIGEST_HEX], said[IMAGE_DIGEST_HEX];
+
+	if (bytes == want_bytes && XXH128_isEqual(digest, want))
+		return 0;
+	return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
+			  "%s: not the one that the manifest tells of: %llu bytes with digest %s, "
+			  "where it says %llu with %s",
+			  name, (unsigned long long)bytes, image_digest_format(digest, found),
+			  (unsigned long long)want_bytes, image_digest_format(want, said));
+}
+
 static int load_target(struct image *im, struct image_target *t, bool write, struct cr_err *err)
 {
 	_cleanup_free_ uint8_t *b = NULL;
@@ -106,17 +121,22 @@ static int load_target(struct image *im, struct image_target *t, bool write, str
 	int r = image_record_read(im->dirfd, name, IMAGE_INDEX, &b, &n, &digest, err);
 	if (r)
 		return r;
-	if (n + IMAGE_RECORD_MIN != t->index_bytes || !XXH128_isEqual(digest, t->index_digest))
-		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
-				  "%s: not the one that the manifest tells of", name);
+	r = check_against_manifest(name, n + IMAGE_RECORD_MIN, digest, t->index_bytes,
+				   t->index_digest, err);
+	if (r)
+		return r;
 	r = image_pages_decode(&t->pages, b + IMAGE_RECORD_HEAD, n, name, err);
 	if (!r && (t->pages.n_data != t->data_pages || t->pages.n_zero != t->zero_pages))
-		r = cr_err_set(err, CR_ERR_INPUT, EBADMSG,
-			       "%s: other counts of pages than the manifest's", name);
+		r = cr_err_set(
+		    err, CR_ERR_INPUT, EBADMSG,
+		    "%s: %llu pages and %llu of zeros, where the manifest tells of %llu "
+		    "and %llu",
+		    name, (unsigned long long)t->pages.n_data, (unsigned long long)t->pages.n_zero,
+		    (unsigned long long)t->data_pages, (unsigned long long)t->zero_pages);
 	return r ? r : open_pages(im, t, write, err);
 }
 
-static int load_tree(struct image *im, struct cr_err *err)
+int image_load_tree(struct image *im, struct cr_err *err)
 {
 	_cleanup_free_ uint8_t *b = NULL;
 	XXH128_hash_t digest = {0};
@@ -127,26 +147,37 @@ static int load_tree(struct image *im, struct cr_err *err)
 	int r = image_record_read(im->dirfd, "tree", IMAGE_TREE, &b, &n, &digest, err);
 	if (r)
 		return r;
-	if (n + IMAGE_RECORD_MIN != im->tree_file_bytes || !XXH128_isEqual(digest, im->tree_digest))
-		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
-				  "tree: not the one that the manifest tells of");
+	r = check_against_manifest("tree", n + IMAGE_RECORD_MIN, digest, im->tree_file_bytes,
+				   im->tree_digest, err);
+	if (r)
+		return r;
 	memmove(b, b + IMAGE_RECORD_HEAD, n);
 	im->tree = take_ptr(b);
 	im->tree_len = n;
 	return 0;
 }
 
-static int load(struct image *im, bool write, struct cr_err *err)
+int image_load_target(struct image *im, struct image_target *t, struct cr_err *err)
+{
+	return load_target(im, t, false, err);
+}
+
+static int load_manifest(struct image *im, struct cr_err *err)
 {
 	_cleanup_free_ uint8_t *b = NULL;
 	size_t n = 0;
 	int r = image_record_read(im->dirfd, "manifest", IMAGE_MANIFEST, &b, &n, NULL, err);
 
-	if (!r)
-		r = image_manifest_decode(im, b + IMAGE_RECORD_HEAD, n, err);
+	return r ? r : image_manifest_decode(im, b + IMAGE_RECORD_HEAD, n, err);
+}
+
+static int load(struct image *im, bool write, struct cr_err *err)
+{
+	int r = load_manifest(im, err);
+
 	if (r || im->state == IMAGE_RECEIVING)
 		return r; /* the rest is older than the pages */
-	r = load_tree(im, err);
+	r = image_load_tree(im, err);
 	vec_foreach (t, &im->targets)
 		if (!r && *t)
 			r = load_target(im, *t, write, err);
@@ -164,7 +195,7 @@ static int lock(struct image *im, int how, const char *what, struct cr_err *err)
 					 : "somebody reads it or writes to it just now");
 }
 
-int image_open(struct image **ret, const char *path, struct cr_err *err)
+static int open_for_reading(struct image **ret, const char *path, bool whole, struct cr_err *err)
 {
 	_cleanup_(image_freep) struct image *im = calloc(1, sizeof(*im));
 
@@ -175,18 +206,26 @@ int image_open(struct image **ret, const char *path, struct cr_err *err)
 		return cr_err_sys(err, "image %s", path);
 	int r = lock(im, LOCK_SH, path, err);
 	if (!r)
-		r = load(im, false, err);
+		r = whole ? load(im, false, err) : load_manifest(im, err);
 	if (r)
 		return r == -EBUSY ? r : cr_err_ctx(err, "image %s", path);
 	*ret = take_ptr(im);
 	return 0;
 }
 
+int image_open(struct image **ret, const char *path, struct cr_err *err)
+{
+	return open_for_reading(ret, path, true, err);
+}
+
+int image_open_parts(struct image **ret, const char *path, struct cr_err *err)
+{
+	return open_for_reading(ret, path, false, err);
+}
+
 int image_open_manifest(struct image **ret, int dirfd, const char *name, struct cr_err *err)
 {
 	_cleanup_(image_freep) struct image *im = calloc(1, sizeof(*im));
-	_cleanup_free_ uint8_t *b = NULL;
-	size_t n = 0;
 
 	if (!im)
 		return cr_err_oom(err);
@@ -195,9 +234,7 @@ int image_open_manifest(struct image **ret, int dirfd, const char *name, struct 
 		return cr_err_sys(err, "image %s", name);
 	int r = lock(im, LOCK_EX, name, err);
 	if (!r)
-		r = image_record_read(im->dirfd, "manifest", IMAGE_MANIFEST, &b, &n, NULL, err);
-	if (!r)
-		r = image_manifest_decode(im, b + IMAGE_RECORD_HEAD, n, err);
+		r = load_manifest(im, err);
 	if (!r)
 		*ret = take_ptr(im);
 	return r;

@@ -1,8 +1,12 @@
 /* An image directory: a process tree and its pages on disk. Layout in proto/IMAGES.md.
  *
- *   manifest   what there is, with sizes and digests; replaced last, so that it is never ahead of
- * the rest tree       the tree, as on a peer link pages-N    the pages of one process or object,
- * sparse index-N    which of them are there, and their hashes
+ *   manifest   what there is, with sizes and digests; replaced last: never ahead of the rest
+ *
+ *   tree       the tree, as on a peer link
+ *
+ *   pages-N    the pages of one process or object, sparse
+ *
+ *   index-N    which of them are there, and their hashes
  *
  * A receiver takes the directory for itself, flock(2), others look at it together. */
 #pragma once
@@ -61,6 +65,10 @@ int image_receive(struct image **ret, int dirfd, const char *name, struct image_
 /* To read. path: the image's own directory. Checks the manifest, and what it says of the other
  * files' digests but for the pages'. */
 int image_open(struct image **ret, const char *path, struct cr_err *err) must_check;
+/* The same, but the manifest alone; then tree and targets one by one. */
+int image_open_parts(struct image **ret, const char *path, struct cr_err *err) must_check;
+int image_load_tree(struct image *im, struct cr_err *err) must_check;
+int image_load_target(struct image *im, struct image_target *t, struct cr_err *err) must_check;
 /* Its manifest alone, to change its state: DIR/name, for ourselves. The targets have no pages. */
 int image_open_manifest(struct image **ret, int dirfd, const char *name,
 			struct cr_err *err) must_check;

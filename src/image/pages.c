@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <string.h>
+#include "image/record.h"
 #include "wire/le.h"
 #include "wire/page_stream.h"
 
@@ -547,10 +548,19 @@ int image_pages_read(const struct image_pages *p, uint64_t va, uint8_t buf[CR_PA
 	ssize_t n = pread(p->fd, buf, CR_PAGE_SIZE, (off_t)image_page_offset(c, i));
 	if (n < 0)
 		return cr_err_sys(err, "read a page of the image");
-	if (n == CR_PAGE_SIZE && XXH128_isEqual(page_hash(buf, p->target, va), c->hash[i]))
+	XXH128_hash_t h = page_hash(buf, p->target, va);
+	if (n == CR_PAGE_SIZE && XXH128_isEqual(h, c->hash[i]))
 		return 0;
+	char found[IMAGE_DIGEST_HEX], said[IMAGE_DIGEST_HEX];
+	unsigned long long off = image_page_offset(c, i), at = va;
+	if (n != CR_PAGE_SIZE)
+		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
+				  "pages-%u: damaged at byte %llu: cut off within the page of "
+				  "address %#llx",
+				  p->target, off, at);
 	return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
-			  "pages-%u: damaged at byte %llu: the page of address %#llx is %s",
-			  p->target, (unsigned long long)image_page_offset(c, i),
-			  (unsigned long long)va, n == CR_PAGE_SIZE ? "altered" : "cut off");
+			  "pages-%u: damaged at byte %llu: the page of address %#llx has hash %s, "
+			  "where index-%u says %s",
+			  p->target, off, at, image_digest_format(h, found), p->target,
+			  image_digest_format(c->hash[i], said));
 }

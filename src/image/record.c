@@ -1,6 +1,7 @@
 #include "image/record.h"
 
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -90,8 +91,11 @@ int image_record_write(int dirfd, const char *file, enum image_record kind, cons
 		unlinkat(dirfd, tmp, 0);
 		return -err->code;
 	}
-	if (renameat(dirfd, tmp, dirfd, file) < 0)
-		return cr_err_sys(err, "rename %s", tmp);
+	if (renameat(dirfd, tmp, dirfd, file) < 0) {
+		cr_err_sys(err, "rename %s", tmp);
+		unlinkat(dirfd, tmp, 0);
+		return -err->code;
+	}
 	if (ret_bytes)
 		*ret_bytes = IMAGE_RECORD_MIN + n;
 	if (ret_digest)
@@ -99,34 +103,77 @@ int image_record_write(int dirfd, const char *file, enum image_record kind, cons
 	return 0;
 }
 
+static int damaged(struct cr_err *err, const char *file, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4), cold));
+static int damaged(struct cr_err *err, const char *file, const char *fmt, ...)
+{
+	char what[300];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(what, sizeof(what), fmt, ap);
+	va_end(ap);
+	return cr_err_set(err, CR_ERR_INPUT, EBADMSG, "%s: damaged: %s", file, what);
+}
+
+static int check_head(const uint8_t *b, size_t len, const char *file, enum image_record kind,
+		      struct cr_err *err)
+{
+	if (len < IMAGE_RECORD_MIN)
+		return damaged(err, file, "%zu bytes, where the shortest file of an image has %d",
+			       len, IMAGE_RECORD_MIN);
+	if (memcmp(b, MAGIC, sizeof(MAGIC)))
+		return damaged(err, file,
+			       "byte 0 is %02x %02x %02x %02x, where a file of an image has CRIM",
+			       b[0], b[1], b[2], b[3]);
+	unsigned int version = le_get16(b + 4);
+	if (version > IMAGE_VERSION)
+		return cr_err_set(err, CR_ERR_INPUT, EPROTONOSUPPORT,
+				  "%s: version %u of the format (at byte 4), this program knows "
+				  "%d; use a newer one",
+				  file, version, IMAGE_VERSION);
+	if (!version)
+		return damaged(err, file, "byte 4 says version 0, the first is 1");
+	if (b[6] != (uint8_t)kind)
+		return damaged(err, file, "byte 6 says kind %u (%s), where %d (%s) belongs", b[6],
+			       image_record_name((enum image_record)b[6]), kind,
+			       image_record_name(kind));
+	if (b[7])
+		return damaged(err, file, "byte 7 is %u, where 0 belongs", b[7]);
+	uint64_t want = le_get64(b + 8);
+	if (want > UINT64_MAX - IMAGE_RECORD_MIN || want + IMAGE_RECORD_MIN != len)
+		return damaged(err, file, "%zu bytes long, where byte 8 announces %llu and %d", len,
+			       (unsigned long long)want, IMAGE_RECORD_MIN);
+	return 0;
+}
+
+const char *image_digest_format(XXH128_hash_t h, char buf[IMAGE_DIGEST_HEX])
+{
+	XXH128_canonical_t c;
+
+	XXH128_canonicalFromHash(&c, h);
+	for (size_t i = 0; i < sizeof(c.digest); i++)
+		snprintf(buf + 2 * i, 3, "%02x", c.digest[i]);
+	return buf;
+}
+
 int image_record_check(const uint8_t *b, size_t len, const char *file, enum image_record kind,
 		       size_t *ret_payload, XXH128_hash_t *ret_digest, struct cr_err *err)
 {
-	uint8_t tail[IMAGE_RECORD_TAIL];
+	char found[IMAGE_DIGEST_HEX], said[IMAGE_DIGEST_HEX];
+	int r = check_head(b, len, file, kind, err);
 
-	if (len < IMAGE_RECORD_MIN || memcmp(b, MAGIC, sizeof(MAGIC)))
-		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
-				  "%s: not a file of an image (%zu bytes)", file, len);
-	unsigned int version = le_get16(b + 4);
-	if (version > IMAGE_VERSION)
-		return cr_err_set(
-		    err, CR_ERR_INPUT, EPROTONOSUPPORT,
-		    "%s: version %u of the format, this program knows %d; use a newer one", file,
-		    version, IMAGE_VERSION);
-	if (!version || b[7] || b[6] != (uint8_t)kind)
-		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
-				  "%s: damaged at byte %d: not the header of a %s", file,
-				  version ? 6 : 4, image_record_name(kind));
-	uint64_t n = le_get64(b + 8);
-	if (n != len - IMAGE_RECORD_MIN)
-		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
-				  "%s: damaged: %zu bytes long where %llu are announced", file, len,
-				  (unsigned long long)n + IMAGE_RECORD_MIN);
+	if (r)
+		return r;
+	size_t n = len - IMAGE_RECORD_MIN;
+	const uint8_t *tail = b + IMAGE_RECORD_HEAD + n;
 	XXH128_hash_t h = digest_of(b, b + IMAGE_RECORD_HEAD, n);
-	put_digest(tail, h);
-	if (memcmp(tail, b + IMAGE_RECORD_HEAD + n, sizeof(tail)))
-		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
-				  "%s: damaged: its digest does not fit its %zu bytes", file, len);
+	XXH128_hash_t want = {.low64 = le_get64(tail), .high64 = le_get64(tail + 8)};
+	if (!XXH128_isEqual(h, want))
+		return damaged(err, file,
+			       "the digest of bytes 0 to %zu is %s, where byte %zu says %s",
+			       IMAGE_RECORD_HEAD + n - 1, image_digest_format(h, found),
+			       IMAGE_RECORD_HEAD + n, image_digest_format(want, said));
 	*ret_payload = n;
 	if (ret_digest)
 		*ret_digest = h;
@@ -163,10 +210,12 @@ int image_record_read(int dirfd, const char *file, enum image_record kind, uint8
 		return -err->code;
 	}
 	if (fstat(fd, &sb) < 0 || !S_ISREG(sb.st_mode))
-		return cr_err_set(err, CR_ERR_INPUT, EBADMSG, "%s: not a regular file", file);
+		return damaged(err, file, "not a regular file");
 	if ((uint64_t)sb.st_size > image_record_max(kind))
-		return cr_err_set(err, CR_ERR_INPUT, EBADMSG, "%s: %lld bytes: too long for a %s",
-				  file, (long long)sb.st_size, image_record_name(kind));
+		return damaged(err, file,
+			       "%lld bytes, where a file of this kind (%s) has at most %llu",
+			       (long long)sb.st_size, image_record_name(kind),
+			       (unsigned long long)image_record_max(kind));
 	_cleanup_free_ uint8_t *b = malloc(sb.st_size ? (size_t)sb.st_size : 1);
 	if (!b)
 		return cr_err_oom(err);

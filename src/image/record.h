@@ -1,6 +1,6 @@
 /* The container of an image's small files: what it is, its version, its length, its digest. Layout
  * in proto/IMAGES.md. A file that is cut off, altered, of another kind or of a newer version is an
- * error that says so. */
+ * error that says so: the file, the byte, what is there and what belongs there. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -18,6 +18,9 @@ enum {
 enum image_record { IMAGE_MANIFEST = 1, IMAGE_TREE, IMAGE_INDEX };
 
 const char *image_record_name(enum image_record kind);
+
+enum { IMAGE_DIGEST_HEX = 33 };
+const char *image_digest_format(XXH128_hash_t h, char buf[IMAGE_DIGEST_HEX]);
 
 /* What a file of that kind may at most have, in bytes: more is not read. */
 uint64_t image_record_max(enum image_record kind);
