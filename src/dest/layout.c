@@ -1,4 +1,4 @@
-#include "dest/layout.h"
+#include "dest/layout_private.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -170,16 +170,6 @@ static bool is_ours(const struct vma *v)
 	return v->kind != VMA_VDSO && v->kind != VMA_VSYSCALL;
 }
 
-struct mapper {
-	struct rtask *rt;
-	const struct tree *t;
-	const struct objects *objects;
-	int pidfd_slot;
-	int fd; /* open in the shell, -1 if none */
-	const struct vma *fd_of;
-	struct cr_err *err;
-};
-
 static int close_backing(struct mapper *m)
 {
 	if (m->fd >= 0)
@@ -208,7 +198,7 @@ static int remote_open(struct mapper *m, const char *path, int flags)
 
 /* A descriptor in the shell for what v maps; the last one is kept, mappings of a file are
  * neighbours. */
-static int open_backing(struct mapper *m, const struct vma *v)
+int layout_open_backing(struct mapper *m, const struct vma *v)
 {
 	if (m->fd_of && m->fd_of->kind == v->kind && m->fd_of->file == v->file &&
 	    m->fd_of->object == v->object)
@@ -237,7 +227,7 @@ static int open_backing(struct mapper *m, const struct vma *v)
 	return 0;
 }
 
-static void advise(struct mapper *m, const struct vma *v, uint64_t start, uint64_t end,
+void layout_advise(struct mapper *m, const struct vma *v, uint64_t start, uint64_t end,
 		   uint32_t had)
 {
 	static const struct {
@@ -265,7 +255,7 @@ static void advise(struct mapper *m, const struct vma *v, uint64_t start, uint64
 		       end - start, 0);
 }
 
-static int set_name(struct mapper *m, const struct vma *v)
+int layout_set_name(struct mapper *m, const struct vma *v)
 {
 	uint64_t va;
 	const char *name = v->name;
@@ -299,15 +289,16 @@ static void attach_sysv(struct mapper *m, const struct vma *v)
 	rqueue(m->rt, "shmat", SYS_shmat, so->ipc_id, v->start, flags);
 	if (!(v->prot & PROT_READ))
 		rqueue(m->rt, "mprotect", SYS_mprotect, v->start, v->end - v->start, v->prot);
-	advise(m, v, v->start, v->end, 0);
+	layout_advise(m, v, v->start, v->end, 0);
 }
 
 /* Map [start, end) of v anew. */
-static int map_range(struct mapper *m, const struct vma *v, uint64_t start, uint64_t end)
+int layout_map_range(struct mapper *m, const struct vma *v, uint64_t start, uint64_t end)
 {
 	int flags = MAP_FIXED, fd = -1;
 	uint64_t offset = 0;
 
+	m->pieces++;
 	if (v->object != UINT32_MAX && m->t->objects[v->object].kind == OBJ_SYSV_SHM) {
 		if (end == v->end)
 			attach_sysv(m, v);
@@ -319,7 +310,7 @@ static int map_range(struct mapper *m, const struct vma *v, uint64_t start, uint
 		if (v->flags & VMA_F_GROWSDOWN)
 			flags |= MAP_GROWSDOWN;
 	} else {
-		int r = open_backing(m, v);
+		int r = layout_open_backing(m, v);
 
 		if (r)
 			return r;
@@ -330,7 +321,7 @@ static int map_range(struct mapper *m, const struct vma *v, uint64_t start, uint
 	if (v->flags & VMA_F_NORESERVE)
 		flags |= MAP_NORESERVE;
 	rqueue(m->rt, "mmap", SYS_mmap, start, end - start, v->prot, flags, fd, offset);
-	advise(m, v, start, end, 0);
+	layout_advise(m, v, start, end, 0);
 	return 0;
 }
 
@@ -338,9 +329,10 @@ static int map_range(struct mapper *m, const struct vma *v, uint64_t start, uint
 static void keep_range(struct mapper *m, const struct vma *v, const struct vma *old, uint64_t start,
 		       uint64_t end)
 {
+	m->pieces++;
 	if (v->prot != old->prot)
 		rqueue(m->rt, "mprotect", SYS_mprotect, start, end - start, v->prot);
-	advise(m, v, start, end, old->flags);
+	layout_advise(m, v, start, end, old->flags);
 }
 
 static int sync_vma(struct mapper *m, const struct shell *sh, size_t *k, const struct vma *v)
@@ -354,21 +346,54 @@ static int sync_vma(struct mapper *m, const struct shell *sh, size_t *k, const s
 		const struct vma *old = i < sh->n_vmas ? &sh->vmas[i] : NULL;
 
 		if (!old || old->start >= v->end)
-			return map_range(m, v, at, v->end);
+			return layout_map_range(m, v, at, v->end);
 		if (!is_ours(old) || !vma_same_backing(old, v)) {
 			if (old->end >= v->end)
-				return map_range(m, v, at, v->end);
-			r = map_range(m, v, at, old->end);
+				return layout_map_range(m, v, at, v->end);
+			r = layout_map_range(m, v, at, old->end);
 			at = old->end;
 			continue;
 		}
 		if (old->start > at)
-			r = map_range(m, v, at, old->start);
+			r = layout_map_range(m, v, at, old->start);
 		if (old->start > at)
 			at = old->start;
 		uint64_t end = old->end < v->end ? old->end : v->end;
 		keep_range(m, v, old, at, end);
 		at = end;
+	}
+	return r;
+}
+
+/* Private mappings that were made of several pieces are remembered: perhaps they are still several.
+ */
+static int sync_mapping(struct mapper *m, const struct shell *sh, size_t *k, const struct vma *v)
+{
+	m->pieces = 0;
+	int r = sync_vma(m, sh, k, v);
+	if (r || m->pieces < 2 || (v->kind != VMA_ANON && v->kind != VMA_FILE_PRIVATE))
+		return r;
+	const struct vma **slot = vec_push(&m->several);
+	if (!slot)
+		return cr_err_oom(m->err);
+	*slot = v;
+	return 0;
+}
+
+static int sync_mappings(struct mapper *m, const struct shell *sh, const struct mm *mm)
+{
+	size_t k = 0, run;
+	int r = 0;
+
+	for (size_t i = 0; i < mm->n_vmas && !r; i += run) {
+		run = layout_run(sh, mm, i);
+		if (run > 1) {
+			r = layout_map_run(m, sh, &mm->vmas[i], run);
+			continue;
+		}
+		run = 1;
+		if (is_ours(&mm->vmas[i]))
+			r = sync_mapping(m, sh, &k, &mm->vmas[i]);
 	}
 	return r;
 }
@@ -447,28 +472,30 @@ int layout_sync(struct shell *sh, const struct tree *t, const struct process *p,
 			   .fd = -1,
 			   .err = err,
 			   .pidfd_slot = sh->pidfd_slot};
-	size_t k = 0, named = 0;
-	int r = 0;
+	size_t named = 0;
 
 	/* unmapping first: a mapping may have moved to where another was */
 	unmap_gone(&m, sh, &p->mm);
-	for (size_t i = 0; i < p->mm.n_vmas && !r; i++)
-		if (is_ours(&p->mm.vmas[i]))
-			r = sync_vma(&m, sh, &k, &p->mm.vmas[i]);
+	int r = sync_mappings(&m, sh, &p->mm);
 	for (size_t i = 0; i < p->mm.n_vmas && !r; i++) {
 		const struct vma *v = &p->mm.vmas[i];
 
 		while (named < sh->n_vmas && sh->vmas[named].end <= v->start)
 			named++;
 		if (named >= sh->n_vmas || !same_vma(&sh->vmas[named], v))
-			r = set_name(&m, v);
+			r = layout_set_name(&m, v);
 	}
 	if (!r && guards_differ(sh, &p->mm))
 		sync_guards(&m, sh, &p->mm);
 	if (!r)
+		r = rtask_run(m.rt, err);
+	if (!r)
+		r = layout_join(&m, sh, &p->mm);
+	if (!r)
 		close_backing(&m);
 	if (!r)
 		r = rtask_run(m.rt, err);
+	vec_done(&m.several);
 	rtask_scratch_reset(m.rt);
 	if (r) {
 		err->pid = sh->pid;

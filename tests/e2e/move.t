@@ -63,6 +63,22 @@ kill_workload
 ok "mappings look as before: memory" same_looks_case memory --quiet
 kill_workload
 
+# Something changes while pages are copied: DIR/switch tells the workload to do it.
+switched_case() {
+	start_workload alpha "$@" || return 1
+	(
+		until_true 30 grep -q '"name":"pre-copy"' "$work/events" && touch "$wl_dir/switch"
+	) &
+	: >"$work/events"
+	move_workload beta --max-bandwidth 8M --max-rounds 30 || return 1
+	wait $!
+	[ ! -e "$wl_dir/switch" ] || { diag "it has not been switched"; return 1; }
+	finish_workload
+}
+moves joins
+ok "moved: joins, switched during the copy" switched_case joins
+ok "moved: a child that is forked during the copy" switched_case latefork
+
 # Many rounds, so that the layout changes under way.
 for seed in 1 2 3; do
 	moves churn --seed $seed -- --max-bandwidth 20M --downtime-limit 1ms
