@@ -236,18 +236,30 @@ int source_arm(struct source *s, struct tree *t, struct cr_err *err)
 	return r;
 }
 
-int source_arm_newcomer(struct source *s, pid_t pid, struct cr_err *err)
+/* Looked at alone, what it shares with the others of the tree seems to lead outside: whatever is
+ * refused here says nothing. The next capture looks at all of them. */
+static int arm_alone(struct source *s, pid_t pid, struct tree **ret, struct cr_err *err)
 {
 	const struct seize_request rq = {.root = pid};
+	struct refusals notes = s->notes;
 	struct seizure *who = NULL;
-	struct tree *t = NULL;
-	int r = seizure_preview(&who, &rq, &s->notes, err);
 
+	s->notes = (struct refusals){0};
+	int r = seizure_preview(&who, &rq, &s->notes, err);
 	if (!r)
-		r = source_capture(s, who, false, &t, err);
+		r = source_capture(s, who, false, ret, err);
 	seizure_forget(who);
 	if (!r)
-		r = source_arm(s, t, err);
+		r = source_arm(s, *ret, err);
+	refusals_done(&s->notes);
+	s->notes = notes;
+	return r;
+}
+
+int source_arm_newcomer(struct source *s, pid_t pid, struct cr_err *err)
+{
+	struct tree *t = NULL;
+	int r = arm_alone(s, pid, &t, err);
 	struct tree **slot = r ? NULL : vec_push(&s->newcomers);
 	if (!slot) {
 		tree_free(t);
