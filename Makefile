@@ -7,9 +7,10 @@ Q := $(if $(filter 0,$(V)),@)
 
 # Debian packages: what the build links against, and what the tests and the demo run besides.
 BUILD_PKGS := gcc make pkg-config libprotobuf-c-dev protobuf-c-compiler libuv1-dev liblz4-dev \
-	libcap-dev libxxhash-dev libjansson-dev libmnl-dev libelf-dev
+	libcap-dev libxxhash-dev libjansson-dev libmnl-dev libelf-dev libseccomp-dev
 TEST_PKGS := libcmocka-dev libhiredis-dev redis-server redis-tools iperf3 iproute2 util-linux \
-	procps perl jq python3 postgresql-15 nginx-light memcached nodejs openjdk-17-jdk-headless golang-go
+	procps perl jq python3 postgresql-15 nginx-light memcached nodejs openjdk-17-jdk-headless golang-go \
+	openssh-server openssh-client
 LINT_PKGS := clang-format cppcheck shellcheck
 FUZZ_PKGS := clang
 LIBS := libprotobuf-c libuv liblz4 libcap libxxhash jansson libmnl libelf
@@ -62,8 +63,9 @@ deps:
 
 # The agent's verbs speak like cr-migrate and place pages like the page-server.
 $(B)/cr-agent: $(patsubst %.c,$(B)/%.o,$(wildcard src/agent/*.c)) $(addprefix $(B)/,migrate/report.o \
-	migrate/report_json.o migrate/units.o pageserver/place.o pageserver/page_rx.o) $(B)/libcr.a
-$(B)/page-server: $(patsubst %.c,$(B)/%.o,$(wildcard pageserver/*.c)) $(B)/libcr.a
+	migrate/report_json.o migrate/units.o migrate/hooks.o pageserver/place.o pageserver/page_rx.o) $(B)/libcr.a
+$(B)/page-server: $(patsubst %.c,$(B)/%.o,$(wildcard pageserver/*.c)) $(B)/migrate/units.o $(B)/libcr.a
+$(B)/page-server: LDLIBS += -lseccomp
 $(B)/cr-migrate: $(patsubst %.c,$(B)/%.o,$(wildcard migrate/*.c)) $(B)/libcr.a
 $(B)/cr-image: $(patsubst %.c,$(B)/%.o,$(wildcard tools/cr-image/*.c)) $(B)/migrate/units.o $(B)/libcr.a
 $(PROGS):

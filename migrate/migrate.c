@@ -37,6 +37,7 @@ static void migration_done(struct migration *m)
 	link_free(m->dest);
 	close_fdp(&m->signal_fd);
 	report_done_with(&m->report);
+	vec_done(&m->opt.hooks.list);
 }
 
 static void failed(struct migration *m, const struct cr_err *err)
@@ -86,7 +87,8 @@ static int send_migrate(struct migration *m, const struct msg_receive_ready *rea
 					  .pid = m->opt.pid,
 					  .cgroup = m->opt.cgroup,
 					  .freeze_cgroup = m->opt.freeze_cgroup,
-					  .opts = m->opt.opts}};
+					  .opts = m->opt.opts,
+					  .hooks = hooks_stages(&m->opt.hooks)}};
 	int r = link_send(m->source, &migrate, err);
 
 	return r < 0 ? cr_err_ctx(err, "the agent of %s", m->opt.source) : 0;
@@ -120,6 +122,8 @@ static int start(struct migration *m, bool *told, struct cr_err *err)
 /* True when it was the last message. */
 static bool take_message(struct migration *m, const struct msg *msg)
 {
+	struct cr_err ignored = {0};
+
 	switch (msg->type) {
 	case MSG_EVENT:
 		m->switching |= !strcmp(msg->event.name, MSG_EVENT_SWITCH_OVER);
@@ -133,6 +137,11 @@ static bool take_message(struct migration *m, const struct msg *msg)
 		return false;
 	case MSG_WARNING:
 		report_warning(&m->report, &msg->warning);
+		return false;
+	case MSG_RUN_HOOK:
+		/* that the link is gone shows at the next message */
+		if (hooks_answer(&m->opt.hooks, m->source, &msg->run_hook, &ignored))
+			report_notice(&m->report, "hook", "%s", ignored.msg);
 		return false;
 	case MSG_ERROR: /* it did not even start */
 		failed(m, &msg->error);
@@ -305,6 +314,9 @@ int cmd_migrate(int argc, char **argv)
 		cli_complain("%s", err.msg);
 		return EXIT_FAILED;
 	}
+	m.opt.hooks.pid = m.opt.pid;
+	m.opt.hooks.source = m.opt.source;
+	m.opt.hooks.dest = m.opt.dest;
 	m.report = (struct report){.json = m.opt.json,
 				   .terminal = isatty(STDOUT_FILENO),
 				   .source = m.opt.source,

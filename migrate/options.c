@@ -28,6 +28,7 @@ enum option_id {
 	OPT_POSTCOPY_TIMEOUT,
 	OPT_TCP,
 	OPT_MOVE_ADDRESS,
+	OPT_HOOK,
 	OPT_HELP,
 	OPT_VERSION,
 };
@@ -53,6 +54,7 @@ static const struct option longopts[] = {
     {"postcopy-timeout", required_argument, NULL, OPT_POSTCOPY_TIMEOUT},
     {"tcp", required_argument, NULL, OPT_TCP},
     {"move-address", required_argument, NULL, OPT_MOVE_ADDRESS},
+    {"hook", required_argument, NULL, OPT_HOOK},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {0},
@@ -165,6 +167,8 @@ static int take_value(struct migrate_options *o, int id, const char *text, struc
 		return r;
 	case OPT_MOVE_ADDRESS:
 		return add_address(&o->opts, text, err);
+	case OPT_HOOK:
+		return hooks_add(&o->hooks, text, ~0u, err);
 	case OPT_LAUNCH:
 		r = parse_choice(text, launch, &choice, err);
 		o->opts.launch = (enum msg_launch)choice;

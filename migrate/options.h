@@ -1,5 +1,6 @@
 /* The command line of a migration. */
 #pragma once
+#include "migrate/hooks.h"
 #include "migrate/hosts.h"
 #include "wire/msg.h"
 
@@ -10,6 +11,7 @@ struct migrate_options {
 	const char *freeze_cgroup;   /* "" if none */
 	const char *hosts;           /* file; NULL: from the environment */
 	bool json;
+	struct hooks hooks; /* for the caller to free its list */
 	struct msg_opts opts;
 };
 

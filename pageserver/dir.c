@@ -21,7 +21,7 @@ struct dir_image {
 };
 
 int dir_image_new(struct dir_image **ret, struct dir_sink *sink, const char *name,
-		  const struct mig_id *id, uint32_t *ret_rounds, struct cr_err *err)
+		  const struct mig_id *id, struct msg_image_ok *ret_was, struct cr_err *err)
 {
 	struct dir_image *di = calloc(1, sizeof(*di));
 
@@ -34,7 +34,7 @@ int dir_image_new(struct dir_image **ret, struct dir_sink *sink, const char *nam
 		return r;
 	}
 	pthread_rwlock_init(&di->lock, NULL);
-	*ret_rounds = di->im->rounds - 1;
+	*ret_was = (struct msg_image_ok){.rounds = di->im->rounds - 1, .writer = di->im->migration};
 	di->im->migration = *id;
 	*ret = di;
 	return 0;
@@ -54,6 +54,23 @@ void dir_image_free(struct dir_image *di)
 	image_free(di->im);
 	pthread_rwlock_destroy(&di->lock);
 	free(di);
+}
+
+const char *dir_image_name(const struct dir_image *di)
+{
+	return di->im->name;
+}
+
+const char *dir_image_state(const struct dir_image *di)
+{
+	if (di->broken)
+		return "incomplete";
+	return image_state_name(di->im->state == IMAGE_RECEIVING ? IMAGE_PARTIAL : di->im->state);
+}
+
+bool dir_image_is_prepared(struct dir_image *di)
+{
+	return di->im->state == IMAGE_PREPARED;
 }
 
 /* ---- pages ---- */

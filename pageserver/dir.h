@@ -22,10 +22,16 @@ struct dir_image; /* one migration's image */
 
 /* Name and id as the peer said. Errors: INPUT (-EINVAL, -EEXIST, -EBUSY), IO. */
 int dir_image_new(struct dir_image **ret, struct dir_sink *sink, const char *name,
-		  const struct mig_id *id, uint32_t *ret_rounds, struct cr_err *err) must_check;
+		  const struct mig_id *id, struct msg_image_ok *ret_was,
+		  struct cr_err *err) must_check;
 /* Keeps what it has: complete pages of a migration that ended are good to go on from. NULL is fine.
  */
 void dir_image_free(struct dir_image *di);
+
+const char *dir_image_name(const struct dir_image *di);
+/* What it will be once it is freed, for who watches. */
+const char *dir_image_state(const struct dir_image *di);
+bool dir_image_is_prepared(struct dir_image *di); /* waits for the source's decision */
 
 /* Answers one message. *reply may point into what `arena` holds. From one thread at a time; pages
  * may be placed meanwhile. 1: the conversation is over. */

@@ -3,10 +3,15 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <string.h>
+#include "base/clock.h"
 #include "base/log.h"
 #include "pageserver/options.h"
 #include "pageserver/server.h"
 #include "wire/addr.h"
+#include "wire/addr_resolve.h"
+
+enum { BACKLOG = 256, STOP_TIMEOUT_MS = 10000, STOP_LOOK_MS = 50 };
 
 static void close_any(uv_handle_t *h, void *arg)
 {
@@ -15,25 +20,120 @@ static void close_any(uv_handle_t *h, void *arg)
 		uv_close(h, NULL);
 }
 
-static void server_stop(struct server *sv)
+/* ---- the end ---- */
+
+static void close_connections(struct server *sv)
 {
-	if (sv->stopping)
-		return;
-	sv->stopping = true;
-	control_close_all(sv);
 	for (struct stream *st = sv->streams, *next; st; st = next) {
 		next = stream_next(st);
 		stream_close(st);
 	}
+	if (!uv_is_closing((uv_handle_t *)&sv->stop_timer))
+		uv_close((uv_handle_t *)&sv->stop_timer, NULL);
+}
+
+static void on_stop_timeout(uv_timer_t *t)
+{
+	close_connections(t->data);
+}
+
+/* When the last connection is gone, so is the loop's last handle but the timer. */
+static void on_stop_look(uv_timer_t *t)
+{
+	struct server *sv = t->data;
+
+	if (!sv->streams)
+		close_connections(sv);
+	else if (now_us() - sv->stopped_us > STOP_TIMEOUT_MS * 1000ull)
+		on_stop_timeout(t);
+}
+
+/* Who is about to be told that it is decided, or to say so, gets the time for it: it would be in
+ * doubt else. The others are told, so that their tasks run on. */
+static void server_stop(struct server *sv)
+{
+	struct cr_err why = {0};
+
+	if (sv->stopping)
+		return;
+	sv->stopping = true;
+	sv->stopped_us = now_us();
+	notify_stopping(&sv->notify);
+	cr_err_set(&why, CR_ERR_PEER, ESHUTDOWN, "the page-server is being stopped");
+	control_close_all(sv);
+	for (struct stream *st = sv->streams, *next; st; st = next) {
+		next = stream_next(st);
+		if (!stream_is_deciding(st) && !stream_has_decider(st))
+			stream_fail(st, &why);
+	}
 	uv_close((uv_handle_t *)&sv->listener, NULL);
 	uv_close((uv_handle_t *)&sv->sigterm, NULL);
 	uv_close((uv_handle_t *)&sv->sigint, NULL);
+	uv_close((uv_handle_t *)&sv->sighup, NULL);
+	uv_close((uv_handle_t *)&sv->sweep, NULL);
+	uv_close((uv_handle_t *)&sv->throttle, NULL);
+	sv->stop_timer.data = sv;
+	if (uv_timer_init(&sv->loop, &sv->stop_timer) ||
+	    uv_timer_start(&sv->stop_timer, on_stop_look, STOP_LOOK_MS, STOP_LOOK_MS))
+		close_connections(sv);
 }
 
 static void on_signal(uv_signal_t *h, int signo)
 {
 	log_info("signal %d: closing", signo);
 	server_stop(h->data);
+}
+
+/* ---- options ---- */
+
+static void apply(struct server *sv)
+{
+	const struct options *o = &sv->options;
+
+	log_set_level(o->verbose ? LOG_LVL_DEBUG : LOG_LVL_INFO);
+	sv->max_connections = o->max_connections;
+	sv->max_half_open =
+	    o->max_half_open < o->max_connections ? o->max_half_open : o->max_connections;
+	sv->idle_timeout_us = o->idle_timeout_us;
+	server_set_bandwidth(sv, o->max_bandwidth);
+	if (!sv->dir)
+		return;
+	sv->dir->token = o->token;
+	sv->dir->guarded = o->guarded;
+	sv->dir->sync = !o->no_sync;
+	sv->dir->limits.memory_max = o->max_memory;
+	sv->dir->limits.disk_max = o->max_disk;
+}
+
+static bool differ(const char *a, const char *b)
+{
+	return (a && b) ? strcmp(a, b) : a != b;
+}
+
+/* What is bound to how it started stays as it was. */
+static void on_reload(uv_signal_t *h, int signo)
+{
+	struct server *sv = h->data;
+	struct options o, *was = &sv->options;
+
+	(void)signo;
+	notify_reloading(&sv->notify);
+	if (options_parse(&o, sv->argc, sv->argv) >= 0) {
+		log_warn("SIGHUP: all stays as it was");
+		options_done(&o);
+	} else {
+		if (differ(o.listen, was->listen) || differ(o.control, was->control) ||
+		    differ(o.dir, was->dir) || o.serve != was->serve)
+			log_warn("SIGHUP: listen, control, dir and serve change by a restart only");
+		struct options keep = *was;
+
+		o.listen = keep.listen ? sv->first_listen : NULL;
+		*was = o;
+		options_done(&keep);
+		apply(sv);
+		log_info("SIGHUP: options read again");
+	}
+	notify_ready(&sv->notify, sv->info.listen);
 }
 
 static int uv_failed(struct cr_err *err, int code, const char *what)
@@ -60,17 +160,24 @@ static int report_address(struct server *sv, struct cr_err *err)
 
 static int listen_tcp(struct server *sv, const char *address, struct cr_err *err)
 {
+	char text[ADDR_TEXT];
 	struct addr a;
-	int r = addr_parse(address, &a, err);
+	int r = addr_resolve(address, text, err);
 
+	if (!r)
+		r = addr_parse(text, &a, err);
 	if (r)
 		return r;
-	if (sv->dir && !sv->dir->guarded && !addr_is_loopback(&a))
+	if (sv->dir && sv->options.serve && !sv->options.guarded && !addr_is_loopback(&a))
 		return cr_err_set(
 		    err, CR_ERR_INPUT, EPERM,
-		    "listen on %s: anybody there could write images; give --token-file, "
-		    "or --no-token if that is what you want",
+		    "listen on %s: anybody there could read the memory in the images; give "
+		    "--token-file, or --no-token if that is what you want",
 		    address);
+	if (sv->dir && !sv->options.guarded && !addr_is_loopback(&a))
+		log_warn("%s: whoever can connect can write images; --token-file FILE keeps "
+			 "others out, --no-token says that it is meant so",
+			 address);
 	if (a.sa.sa_family == AF_UNIX)
 		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "listen on %s: not an IP:PORT",
 				  address);
@@ -79,7 +186,7 @@ static int listen_tcp(struct server *sv, const char *address, struct cr_err *err
 		r = uv_tcp_bind(&sv->listener, &a.sa, 0);
 	sv->listener.data = sv;
 	if (!r)
-		r = uv_listen((uv_stream_t *)&sv->listener, 64, stream_accept);
+		r = uv_listen((uv_stream_t *)&sv->listener, BACKLOG, stream_accept);
 	if (r)
 		return cr_err_set(err, CR_ERR_IO, -r, "listen on %s: %s", address, uv_strerror(r));
 	return report_address(sv, err);
@@ -94,7 +201,7 @@ static int listen_given(struct server *sv, struct cr_err *err)
 		r = uv_tcp_open(&sv->listener, OPTIONS_FIRST_FD);
 	sv->listener.data = sv;
 	if (!r)
-		r = uv_listen((uv_stream_t *)&sv->listener, 64, stream_accept);
+		r = uv_listen((uv_stream_t *)&sv->listener, BACKLOG, stream_accept);
 	return r ? uv_failed(err, r, "the socket that was passed") : report_address(sv, err);
 }
 
@@ -105,12 +212,9 @@ static int open_dir(struct server *sv, const struct options *o, struct cr_err *e
 	if (!d)
 		return cr_err_oom(err);
 	sv->dir = d;
-	d->path = o->dir;
-	d->token = o->token;
-	d->guarded = o->guarded;
-	d->sync = !o->no_sync;
-	d->limits.memory_max = o->max_memory;
-	d->limits.disk_max = o->max_disk;
+	d->path = strdup(o->dir); /* the options may be read again */
+	if (!d->path)
+		return cr_err_oom(err);
 	d->fd = open(o->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	return d->fd < 0 ? cr_err_sys(err, "--dir %s", o->dir) : 0;
 }
@@ -118,8 +222,12 @@ static int open_dir(struct server *sv, const struct options *o, struct cr_err *e
 static int watch_signals(struct server *sv, struct cr_err *err)
 {
 	signal(SIGPIPE, SIG_IGN);
-	sv->sigterm.data = sv->sigint.data = sv;
+	sv->sigterm.data = sv->sigint.data = sv->sighup.data = sv;
 	int r = uv_signal_init(&sv->loop, &sv->sigterm);
+	if (!r)
+		r = uv_signal_init(&sv->loop, &sv->sighup);
+	if (!r)
+		r = uv_signal_start(&sv->sighup, on_reload, SIGHUP);
 	if (!r)
 		r = uv_signal_init(&sv->loop, &sv->sigint);
 	if (!r)
@@ -138,24 +246,34 @@ static int server_start(struct server *sv, const struct options *o, struct cr_er
 		rl.rlim_cur = rl.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &rl);
 	}
-	sv->max_connections = o->max_connections;
 	int r = watch_signals(sv, err);
+	if (!r)
+		r = server_start_timers(sv, err);
 	if (!r && o->dir)
 		r = open_dir(sv, o, err);
 	if (!r)
 		r = o->listen ? listen_tcp(sv, o->listen, err) : listen_given(sv, err);
 	if (!r && o->control)
 		r = control_listen(sv, o->control, err);
+	if (!r && o->user)
+		r = privilege_become(o->user, err);
 	if (!r)
 		r = privilege_drop(o->control != NULL, err);
+	notify_init(&sv->notify, o->status_fd);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they need more */
+	if (!r && !o->no_sandbox)
+		r = sandbox_enter(o->control != NULL, err);
+#endif
+	if (!r)
+		apply(sv);
 	return r;
 }
 
 int main(int argc, char **argv)
 {
-	struct options o;
+	struct options first;
 	struct cr_err err = {0};
-	int r = options_parse(&o, argc, argv);
+	int r = options_parse(&first, argc, argv);
 
 	if (r >= 0)
 		return r;
@@ -167,6 +285,11 @@ int main(int argc, char **argv)
 		log_error("out of memory");
 		return 1;
 	}
+	sv->options = first;
+	sv->first_listen = first.listen;
+	sv->argc = argc;
+	sv->argv = argv;
+	struct options *o = &sv->options;
 	r = uv_loop_init(&sv->loop);
 	if (!r)
 		r = uv_mutex_init(&sv->lock);
@@ -176,15 +299,16 @@ int main(int argc, char **argv)
 		log_error("event loop: %s", uv_strerror(r));
 		return 1;
 	}
-	r = server_start(sv, &o, &err);
+	r = server_start(sv, o, &err);
 	if (r) {
 		log_error("%s", err.msg);
 		control_close_all(sv);
 		uv_walk(&sv->loop, close_any, NULL);
 	} else {
 		log_info("page streams on %s, %s%s", sv->info.listen,
-			 o.control ? "control on unix:" : "images in ",
-			 o.control ? o.control : o.dir);
+			 o->control ? "control on unix:" : "images in ",
+			 o->control ? o->control : o->dir);
+		notify_ready(&sv->notify, sv->info.listen);
 	}
 	uv_run(&sv->loop, UV_RUN_DEFAULT);
 	uv_loop_close(&sv->loop);

@@ -1,20 +1,27 @@
-/* What the page-server is told on its command line. */
+/* The command line and the configuration file of the page-server. */
 #pragma once
-#include <stdbool.h>
-#include <stdint.h>
+#include "base/vec.h"
 #include "wire/ident.h"
 
-enum { OPTIONS_FIRST_FD = 3 }; /* SD_LISTEN_FDS_START, sd_listen_fds(3) */
+enum { OPTIONS_FIRST_FD = 3 /* of a socket that was passed, sd_listen_fds(3) */ };
 
 struct options {
-	const char *listen;  /* NULL: the socket that was passed */
-	const char *control; /* NULL: none */
-	const char *dir;     /* NULL: not in dir mode */
-	unsigned int max_connections;
-	uint64_t max_memory, max_disk; /* bytes; 0: no limit */
+	/* as it starts */
+	const char *listen; /* NULL: a socket was passed */
+	const char *control, *dir, *user, *config, *token_file;
+	bool serve, no_sandbox, no_token;
+	int status_fd; /* -1: none */
+	/* these may change while it runs */
 	struct mig_token token;
-	bool guarded, no_sync;
+	bool guarded; /* a token was given, or nobody is to be kept out */
+	bool no_sync, verbose;
+	unsigned int max_connections, max_half_open;
+	uint64_t max_memory, max_disk, max_bandwidth; /* bytes, bytes, bytes/s; 0: no limit */
+	uint64_t idle_timeout_us;
+	VEC(char *) strings; /* that the configuration file gave */
 };
 
-/* Returns -1 to go on, else the exit code. */
+/* Returns -1 to go on, else the exit status: what there is to say has been said. Options on the
+ * command line go before those of the file that --config names. May be called again, to reload. */
 int options_parse(struct options *o, int argc, char **argv);
+void options_done(struct options *o);

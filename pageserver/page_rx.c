@@ -47,6 +47,11 @@ bool page_rx_stalled(const struct page_rx *rx)
 	return rx->busy && rx->have_header && rx->end - rx->start >= page_frame_bytes(&rx->frame);
 }
 
+bool page_rx_in_frame(const struct page_rx *rx)
+{
+	return rx->end > rx->start && !page_rx_stalled(rx);
+}
+
 void page_rx_room(struct page_rx *rx, char **ret, size_t *ret_len)
 {
 	size_t have = rx->end - rx->start;

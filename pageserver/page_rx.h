@@ -56,5 +56,8 @@ int page_rx_advance(struct page_rx *rx, size_t n, struct cr_err *err) must_check
 /* A whole frame waits for a batch that is still in use: do not read on before page_rx_resume(). */
 bool page_rx_stalled(const struct page_rx *rx);
 
+/* Is part of a frame there, whose rest is still to come? */
+bool page_rx_in_frame(const struct page_rx *rx);
+
 /* The batch is no longer in use: handles what came meanwhile. */
 int page_rx_resume(struct page_rx *rx, struct cr_err *err) must_check;

@@ -22,6 +22,7 @@ struct peer {
 	/* what has come: memory is taken only as bytes arrive */
 	uint8_t *buf;
 	size_t have, cap;
+	uint64_t paid; /* of --max-memory, for buf */
 	/* the question under way */
 	uv_work_t work;
 	struct msg question;
@@ -61,6 +62,9 @@ void peer_free(struct peer *p)
 /* Not while a thread is at it. */
 static void end_session(struct peer *p)
 {
+	if (p->session && p->session->image)
+		notify_image(&stream_server(p->st)->notify, dir_image_name(p->session->image),
+			     dir_image_state(p->session->image));
 	session_end(stream_server(p->st), p->session);
 	p->session = NULL;
 }
@@ -78,6 +82,22 @@ void peer_room(struct peer *p, char **ret, size_t *ret_len)
 {
 	*ret = (char *)p->buf + p->have;
 	*ret_len = p->cap - p->have;
+}
+
+bool peer_in_message(const struct peer *p)
+{
+	return p->have && !p->question.type;
+}
+
+bool peer_is_deciding(const struct peer *p)
+{
+	return p->question.type ||
+	       (p->session && p->session->image && dir_image_is_prepared(p->session->image));
+}
+
+struct session *peer_session(const struct peer *p)
+{
+	return p ? p->session : NULL;
 }
 
 /* ---- frames ---- */
@@ -155,10 +175,11 @@ static int on_image(struct peer *p, const struct msg *m, struct cr_err *err)
 	memcpy(rq.token, p->token.b, sizeof(rq.token));
 	int r = session_new(&p->session, sv, &rq, err);
 	if (!r)
-		r = dir_image_new(&di, sv->dir, m->image.name, &p->id, &ok.image_ok.rounds, err);
+		r = dir_image_new(&di, sv->dir, m->image.name, &p->id, &ok.image_ok, err);
 	if (r)
 		return r;
 	p->session->image = di;
+	notify_image(&sv->notify, m->image.name, "receiving");
 	log_info("%s: image %s", stream_peer(p->st), m->image.name);
 	return send_msg(p, &ok, err);
 }
@@ -271,6 +292,11 @@ static int make_room(struct peer *p, size_t n, struct cr_err *err)
 		cap = n;
 	if (p->cap - p->have > 0 || cap <= p->cap)
 		return 0;
+	/* of a tree there is also the copy that is kept, and what it decodes to */
+	int r = cap > ROOM_BYTES ? stream_pay_memory(p->st, 3 * (cap - p->cap), err) : 0;
+	if (r)
+		return r;
+	p->paid += cap > ROOM_BYTES ? 3 * (cap - p->cap) : 0;
 	uint8_t *b = realloc(p->buf, cap);
 	if (!b)
 		return cr_err_oom(err);
@@ -288,6 +314,8 @@ static void shrink(struct peer *p)
 	if (b) {
 		p->buf = b;
 		p->cap = ROOM_BYTES;
+		stream_give_memory(p->st, p->paid);
+		p->paid = 0;
 	}
 }
 

@@ -1,3 +1,5 @@
+#include <grp.h>
+#include <pwd.h>
 #include <sys/capability.h>
 #include <sys/prctl.h>
 #include "base/log.h"
@@ -11,6 +13,18 @@ static void capsp_free(cap_t *c)
 {
 	if (*c)
 		cap_free(*c);
+}
+
+int privilege_become(const char *user, struct cr_err *err)
+{
+	const struct passwd *pw = getpwnam(user);
+
+	if (!pw)
+		return cr_err_set(err, CR_ERR_INPUT, ENOENT, "--user %s: no such user", user);
+	if (setgroups(0, NULL) || setresgid(pw->pw_gid, pw->pw_gid, pw->pw_gid) ||
+	    setresuid(pw->pw_uid, pw->pw_uid, pw->pw_uid))
+		return cr_err_sys(err, "--user %s", user);
+	return 0;
 }
 
 int privilege_drop(bool trace, struct cr_err *err)

@@ -7,15 +7,18 @@
 #pragma once
 #include <uv.h>
 #include "pageserver/dir.h"
+#include "pageserver/notify.h"
+#include "pageserver/options.h"
 #include "pageserver/place.h"
 #include "wire/ps_msg.h"
+#include "wire/token_bucket.h"
 
 struct stream;
 struct control;
 struct peer;
 
 enum {
-	SERVER_STREAMS_MOST = 32, /* that are past their HELLO: at most 1.8 MiB of memory each */
+	SERVER_STREAMS_MOST = 32, /* live, past their HELLO: at most 1.8 MiB of memory each */
 	SERVER_CONTROLS_MOST = 64,
 };
 
@@ -31,21 +34,34 @@ struct session {
 	unsigned int placing;     /* batches under way; under the server's lock */
 	struct page_ack placed;   /* by streams that are gone */
 	struct cr_err last_error; /* of a stream */
+	uint64_t heard_us;        /* when something last came on one of its streams */
 };
 
 struct server {
 	uv_loop_t loop;
 	uv_tcp_t listener;
 	struct control *control_listener;
-	uv_signal_t sigterm, sigint;
+	uv_signal_t sigterm, sigint, sighup;
 	struct ps_session_info info;
 	const char *control_path;
 	struct dir_sink *dir; /* NULL: not in dir mode */
 	struct session *sessions;
 	struct stream *streams; /* all TCP connections */
 	struct control *controls;
-	unsigned int nstreams, ngreeted, ncontrols, max_connections;
+	unsigned int nstreams, ngreeted, half_open, ncontrols, max_connections, max_half_open;
 	bool stopping;
+	/* a loop's now, as of its last event; of lines in the log about too many connections */
+	uint64_t now_us, complained_us;
+	unsigned int turned_away;
+	struct token_bucket bucket; /* of what is read, all together */
+	uv_timer_t throttle, sweep, stop_timer;
+	uint64_t idle_timeout_us;
+	struct notify notify;
+	struct options options;
+	const char *first_listen;
+	uint64_t stopped_us;
+	int argc;
+	char **argv;
 	uv_mutex_t lock;                 /* of `placing` of the sessions */
 	uv_cond_t idle;                  /* one of them went to zero */
 	char discard[64 * 1024];         /* what nobody wants to know */
@@ -94,8 +110,20 @@ void stream_pause(struct stream *st);
 void stream_resume(struct stream *st);
 void stream_busy(struct stream *st, bool busy);
 void stream_greeted(struct stream *st); /* said who it is: it may stay */
+/* Of --max-memory, until the stream closes or it is given back. */
+int stream_pay_memory(struct stream *st, uint64_t bytes, struct cr_err *err) must_check;
+void stream_give_memory(struct stream *st, uint64_t bytes);
+/* A peer link that waits for its source's decision, or whose question is being answered. */
+bool stream_is_deciding(const struct stream *st);
+/* A page stream of such a migration. */
+bool stream_has_decider(const struct stream *st);
 struct server *stream_server(const struct stream *st);
 const char *stream_peer(const struct stream *st);
+
+/* accept.c */
+
+void server_set_bandwidth(struct server *sv, uint64_t bytes_s); /* 0: no limit */
+int server_start_timers(struct server *sv, struct cr_err *err) must_check;
 
 /* peer.c: the peer link of a source agent, in dir mode */
 
@@ -105,7 +133,10 @@ int peer_advance(struct peer *p, size_t n, struct cr_err *err) must_check;
 /* The bytes that tell why; *ret malloc'ed, NULL when memory is out. */
 void peer_error(const struct cr_err *why, uint8_t **ret, size_t *n);
 void peer_closed(struct peer *p); /* the stream goes: ends its session. NULL is fine. */
-void peer_free(struct peer *p);   /* once nothing is under way. NULL is fine. */
+bool peer_in_message(const struct peer *p);
+bool peer_is_deciding(const struct peer *p);
+struct session *peer_session(const struct peer *p); /* NULL: none yet; p too */
+void peer_free(struct peer *p);                     /* once nothing is under way. NULL is fine. */
 
 /* control.c */
 
@@ -116,3 +147,10 @@ void control_close_all(struct server *sv); /* the listener too; removes the sock
 
 /* Gives up every capability for good; trace: but CAP_SYS_PTRACE, if it is there. */
 int privilege_drop(bool trace, struct cr_err *err) must_check;
+/* Root becomes that user. */
+int privilege_become(const char *user, struct cr_err *err) must_check;
+
+/* sandbox.c */
+
+/* From here on only the system calls that are needed; live: to write into tasks. */
+int sandbox_enter(bool live, struct cr_err *err) must_check;

@@ -1,46 +1,12 @@
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include "base/log.h"
-#include "pageserver/server.h"
-#include "wire/addr.h"
+#include "pageserver/stream_priv.h"
 
 enum {
-	HELLO_TIMEOUT_MS = 5000,
-	LINGER_MS = 2000,    /* for the peer to read why it failed */
-	INLINE_PAGES = 16,   /* placed at once: handing it to a thread would take longer */
-	DEAD_PEER_MS = 5000, /* unacknowledged for so long: the connection is lost */
-};
-
-struct stream {
-	uv_tcp_t tcp;
-	uv_timer_t timer; /* HELLO is due, or the end of the lingering */
-	unsigned int open_handles;
-	struct server *sv;
-	struct stream *prev, *next; /* of the server */
-	struct session *session;    /* NULL before HELLO and after the end */
-	struct stream *next_in_session;
-	uint16_t index;
-	bool greeted; /* counts in ngreeted */
-	bool over;    /* what still comes is thrown away */
-	bool closing;
-	char peer_name[64];
-	struct page_rx *rx;
-	struct peer *peer; /* this is a peer link instead, in dir mode */
-	bool peer_busy;    /* with work under way */
-	bool paused;
-	size_t begun; /* of `begin`, which tells what this is */
-	uint8_t begin[4];
-	struct page_ack placed;
-	/* the batch that a thread is placing */
-	bool working;
-	uv_work_t work;
-	struct session *work_session; /* stays while it has a batch under way */
-	struct page_batch work_batch;
-	struct page_ack work_placed;
-	struct cr_err work_err;
-	int work_result;
-	uint8_t *work_memory; /* PAGE_BATCH_BYTES, allocated when first needed */
+	LINGER_MS = 2000,  /* for the peer to read why it failed */
+	INLINE_PAGES = 16, /* placed at once: handing it to a thread would take longer */
+	/* of one that is past its HELLO: two buffers, one to unpack into, the runs of a batch */
+	STREAM_BYTES = 2 * PAGE_RX_BYTES + PAGE_BATCH_BYTES + (256 << 10),
 };
 
 const struct page_ack *stream_placed(const struct stream *st)
@@ -106,6 +72,7 @@ void stream_close(struct stream *st)
 		return;
 	st->closing = true;
 	st->over = true;
+	st->throttled = false;
 	peer_closed(st->peer);
 	leave_session(st);
 	if (st->prev)
@@ -116,25 +83,29 @@ void stream_close(struct stream *st)
 		st->next->prev = st->prev;
 	st->sv->nstreams--;
 	st->sv->ngreeted -= st->greeted;
+	st->sv->half_open -= !st->greeted && !st->known;
+	if (st->sv->dir)
+		st->sv->dir->limits.memory_bytes -= st->paid_bytes;
 	uv_close((uv_handle_t *)&st->tcp, on_closed);
 	uv_close((uv_handle_t *)&st->timer, on_closed);
 }
 
-static void read_on(struct stream *st)
+void stream_read_on(struct stream *st)
 {
+	if (st->throttled || st->paused)
+		return;
 	int r = uv_read_start((uv_stream_t *)&st->tcp, on_alloc, on_read);
 
 	if (r && r != UV_EALREADY)
 		stream_close(st);
 }
 
-static void on_timeout(uv_timer_t *timer)
+void stream_on_timeout(uv_timer_t *timer)
 {
 	struct stream *st = timer->data;
 
 	if (!st->over)
-		log_info("%s: said no HELLO within %d s, closed", st->peer_name,
-			 HELLO_TIMEOUT_MS / 1000);
+		log_info("%s: said no HELLO in time, closed", st->peer_name);
 	stream_close(st);
 }
 
@@ -177,13 +148,14 @@ void stream_fail(struct stream *st, const struct cr_err *why)
 	leave_session(st);
 	st->over = true;
 	if (say_why(st, why) || uv_fileno((uv_handle_t *)&st->tcp, &fd) ||
-	    shutdown(fd, SHUT_WR) < 0 || uv_timer_start(&st->timer, on_timeout, LINGER_MS, 0)) {
+	    shutdown(fd, SHUT_WR) < 0 ||
+	    uv_timer_start(&st->timer, stream_on_timeout, LINGER_MS, 0)) {
 		stream_close(st);
 		return;
 	}
 	/* A close with bytes unread would be a reset, which can overtake the text: read on, drop
 	 * all. */
-	read_on(st);
+	stream_read_on(st);
 }
 
 /* ---- frames ---- */
@@ -219,15 +191,19 @@ static int on_hello(void *arg, const struct page_hello *h, struct cr_err *err)
 		return cr_err_set(err, CR_ERR_PEER, EACCES, "unknown migration or wrong token");
 	ok.caps = session_caps(s, h->caps);
 	replace_same_index(s, h->stream);
-	if (s->nstreams >= PAGE_STREAMS_MAX || sv->ngreeted >= SERVER_STREAMS_MOST)
+	if (s->nstreams >= PAGE_STREAMS_MAX || (!sv->dir && sv->ngreeted >= SERVER_STREAMS_MOST))
 		return cr_err_set(err, CR_ERR_PEER, EBUSY, "the page-server has %u streams already",
 				  sv->ngreeted);
+	int r = stream_pay_memory(st, STREAM_BYTES, err);
+	if (r)
+		return r;
 	if (answer(st, PAGE_FRAME_HELLO_OK, 0, body, page_hello_ok_encode(body, &ok)))
 		return cr_err_set(err, CR_ERR_IO, EPIPE, "cannot answer");
 	uv_timer_stop(&st->timer);
 	st->index = h->stream;
 	st->greeted = true;
 	sv->ngreeted++;
+	sv->half_open--;
 	st->session = s;
 	st->next_in_session = s->streams;
 	s->streams = st;
@@ -265,7 +241,7 @@ static void after_placing(uv_work_t *w, int status)
 	if (page_rx_resume(st->rx, &err) < 0)
 		stream_fail(st, &err);
 	else if (!page_rx_stalled(st->rx))
-		read_on(st);
+		stream_read_on(st);
 }
 
 static int on_batch(void *arg, const struct page_batch *b, struct cr_err *err)
@@ -305,7 +281,7 @@ static int on_flush(void *arg, uint64_t seq, struct cr_err *err)
 	return 0;
 }
 
-static const struct page_rx_ops rx_ops = {.hello = on_hello, .batch = on_batch, .flush = on_flush};
+const struct page_rx_ops stream_rx_ops = {.hello = on_hello, .batch = on_batch, .flush = on_flush};
 
 /* ---- bytes ---- */
 
@@ -368,9 +344,16 @@ static void on_read(uv_stream_t *h, ssize_t n, const uv_buf_t *buf)
 	}
 	if (n == 0 || st->over)
 		return;
-	if (take_bytes(st, (size_t)n, &err) < 0)
+	bool had_part = stream_in_frame(st);
+	if (st->session)
+		st->session->heard_us = st->sv->now_us;
+	if (take_bytes(st, (size_t)n, &err) < 0) {
 		stream_fail(st, &err);
-	else if (!st->over && (st->paused || page_rx_stalled(st->rx)))
+		return;
+	}
+	if (!had_part || !stream_in_frame(st))
+		st->since_us = st->sv->now_us;
+	if (!st->over && (stream_must_wait(st, (size_t)n) || st->paused || page_rx_stalled(st->rx)))
 		uv_read_stop(h);
 }
 
@@ -389,6 +372,49 @@ const char *stream_peer(const struct stream *st)
 void stream_greeted(struct stream *st)
 {
 	uv_timer_stop(&st->timer);
+	st->known = true;
+	st->sv->half_open--;
+}
+
+bool stream_is_busy(const struct stream *st)
+{
+	return st->peer_busy || st->working;
+}
+
+bool stream_in_frame(const struct stream *st)
+{
+	return st->peer ? peer_in_message(st->peer) : page_rx_in_frame(st->rx);
+}
+
+bool stream_is_deciding(const struct stream *st)
+{
+	return !st->over && st->peer && peer_is_deciding(st->peer);
+}
+
+bool stream_has_decider(const struct stream *st)
+{
+	return !st->over && st->session && st->session->image && !st->session->placing &&
+	       dir_image_is_prepared(st->session->image);
+}
+
+int stream_pay_memory(struct stream *st, uint64_t bytes, struct cr_err *err)
+{
+	struct dir_sink *d = st->sv->dir;
+
+	if (!d)
+		return 0;
+	int r = image_limits_take_memory(&d->limits, bytes, err);
+	if (!r)
+		st->paid_bytes += bytes;
+	return r;
+}
+
+void stream_give_memory(struct stream *st, uint64_t bytes)
+{
+	if (!st->sv->dir)
+		return;
+	st->sv->dir->limits.memory_bytes -= bytes;
+	st->paid_bytes -= bytes;
 }
 
 void stream_busy(struct stream *st, bool busy)
@@ -408,7 +434,7 @@ void stream_resume(struct stream *st)
 {
 	st->paused = false;
 	if (!st->over)
-		read_on(st);
+		stream_read_on(st);
 }
 
 struct sending {
@@ -440,76 +466,4 @@ void stream_send(struct stream *st, uint8_t *bytes, size_t n)
 	free(bytes);
 	if (!st->over)
 		stream_close(st);
-}
-
-static void name_peer(struct stream *st)
-{
-	struct addr a = {0};
-	char text[ADDR_TEXT] = "?";
-	int len = sizeof(a.un);
-
-	if (!uv_tcp_getpeername(&st->tcp, &a.sa, &len)) {
-		a.len = (socklen_t)len;
-		addr_format(&a, text);
-	}
-	snprintf(st->peer_name, sizeof(st->peer_name), "stream from %.48s", text);
-}
-
-static void set_options(struct stream *st)
-{
-	static const struct {
-		int name, value;
-	} options[] = {
-	    {TCP_NODELAY, 1},
-	    {TCP_KEEPIDLE, 1},
-	    {TCP_KEEPINTVL, 1},
-	    {TCP_KEEPCNT, 5},
-	    {TCP_USER_TIMEOUT, DEAD_PEER_MS},
-	};
-	int fd, one = 1;
-
-	/* none of these is needed for a right result, only for a soon one */
-	if (uv_fileno((uv_handle_t *)&st->tcp, &fd))
-		return;
-	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
-	for (size_t i = 0; i < ARRAY_SIZE(options); i++)
-		setsockopt(fd, IPPROTO_TCP, options[i].name, &options[i].value, sizeof(int));
-}
-
-void stream_accept(uv_stream_t *listener, int status)
-{
-	struct server *sv = listener->data;
-	struct stream *st = status < 0 ? NULL : calloc(1, sizeof(*st));
-
-	if (!st) {
-		log_warn("accept: %s", status < 0 ? uv_strerror(status) : "out of memory");
-		return;
-	}
-	st->sv = sv;
-	st->open_handles = 2;
-	st->tcp.data = st->timer.data = st;
-	uv_timer_init(&sv->loop, &st->timer);
-	uv_tcp_init(&sv->loop, &st->tcp);
-	st->next = sv->streams;
-	if (st->next)
-		st->next->prev = st;
-	sv->streams = st;
-	sv->nstreams++;
-	st->rx = page_rx_new(&rx_ops, st);
-	if (!st->rx || uv_accept(listener, (uv_stream_t *)&st->tcp)) {
-		stream_close(st);
-		return;
-	}
-	name_peer(st);
-	if (sv->nstreams > sv->max_connections) {
-		log_warn("%s: refused, %u connections are the limit", st->peer_name,
-			 sv->max_connections);
-		stream_close(st);
-		return;
-	}
-	set_options(st);
-	if (uv_timer_start(&st->timer, on_timeout, HELLO_TIMEOUT_MS, 0))
-		stream_close(st);
-	else
-		read_on(st);
 }

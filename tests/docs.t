@@ -46,7 +46,7 @@ nothing_wrong('all of them exist', grep { $makefile !~ /^(?:[\w-]+ )*\Q$_\E(?: [
 
 my %help = (
 	'cr-migrate' => scalar qx(build/cr-migrate --help 2>&1),
-	'cr-agent' => scalar qx(build/cr-agent serve --help 2>&1),
+	'cr-agent' => join('', map { scalar qx(build/cr-agent $_ --help 2>&1) } qw(serve pre-dump dump restore)),
 	'page-server' => scalar qx(build/page-server --help 2>&1),
 	'cr-image' => join("\n", map { scalar qx(build/cr-image $_ --help 2>&1) } qw(ls show verify diff mem tree)),
 	'testbed' => scalar qx(tools/testbed --help 2>&1),

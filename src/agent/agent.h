@@ -36,10 +36,13 @@ int verb_prepare_state(const struct agent_config *cfg, struct cr_err *err) must_
 int conn_control(const struct agent_config *cfg, int fd, int life_fd);
 int conn_peer(const struct agent_config *cfg, int fd);
 
+struct source;
 struct source_image;
 /* image: NULL for a migration into another host. */
 void work_source(const struct agent_config *cfg, struct link *client, const struct msg_migrate *rq,
 		 const struct source_image *image, int life_fd);
+/* Takes the journal's lock, runs it, logs what became of it. */
+void work_source_run(const struct agent_config *cfg, struct source *s);
 void work_dest(const struct agent_config *cfg, struct link *client, const struct msg_receive *rq,
 	       int life_fd);
 

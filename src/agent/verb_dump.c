@@ -10,14 +10,20 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include "agent/agent.h"
-#include "agent/hooks.h"
 #include "agent/image_server.h"
-#include "agent/resolve_address.h"
+#include "wire/addr_resolve.h"
+#include "agent/track.h"
 #include "base/log.h"
+#include "base/version.h"
+#include "migrate/hooks.h"
 #include "migrate/report.h"
 #include "migrate/units.h"
 #include "source/source.h"
 #include "wire/token_file.h"
+
+#define STAGES                                                                                     \
+	(hook_bit(MSG_HOOK_PRE_DUMP) | hook_bit(MSG_HOOK_POST_DUMP) |                              \
+	 hook_bit(MSG_HOOK_NETWORK_LOCK) | hook_bit(MSG_HOOK_NETWORK_UNLOCK))
 
 enum leave { LEAVE_KILLED, LEAVE_RUNNING, LEAVE_STOPPED };
 
@@ -28,9 +34,10 @@ struct dump {
 	struct hooks hooks;
 	const char *page_server, *dir, *token_file;
 	char address[ADDR_TEXT];
-	bool pre, json;
+	bool pre, json, track;
 	enum leave leave;
 	struct image_server server;
+	struct track_request tracked; /* what is asked of who tracks the tasks, if somebody does */
 };
 
 static int usage(bool pre, FILE *f)
@@ -55,8 +62,11 @@ static int usage(bool pre, FILE *f)
 	      "  --id NAME                of the image there\n"
 	      "  --dir DIR                an image on this host, in DIR itself\n"
 	      "  --token-file FILE        what the page-server's --token-file holds\n"
-	      "  --hook STAGE=CMD         run CMD at pre-dump, post-dump, network-lock or\n"
-	      "                           network-unlock; its failure ends the dump\n"
+	      "  --hook STAGE=CMD         run CMD, by sh -c, at pre-dump, network-lock, post-dump "
+	      "or\n"
+	      "                           network-unlock (when the tasks go on); its failure "
+	      "ends the\n"
+	      "                           dump. Environment: CR_HOOK_STAGE, CR_PID, CR_IMAGE\n"
 	      "  --streams N              connections for pages (default 2)\n"
 	      "  --max-bandwidth RATE     beside the running tasks, such as 100M\n"
 	      "  --compress auto|lz4|none\n"
@@ -64,7 +74,16 @@ static int usage(bool pre, FILE *f)
 	      "  --state DIR              journals (default: /run/cr-agent/state)\n"
 	      "  --json                   one object a line\n",
 	      f);
-	if (!pre)
+	if (pre)
+		fputs(
+		    "  --track                  leave a process that goes on tracking writes: the "
+		    "next pre-dump or\n"
+		    "                           dump reads and sends only what was written, and "
+		    "need not stop\n"
+		    "                           the tasks to begin; it ends with them, or with "
+		    "the dump\n",
+		    f);
+	else
 		fputs("  --leave-running          the tasks go on afterwards\n"
 		      "  --leave-stopped          they stay, stopped by SIGSTOP\n",
 		      f);
@@ -145,7 +164,7 @@ static int take_option(struct dump *d, int c, const char *text, struct cr_err *e
 		d->token_file = text;
 		return 0;
 	case 'k':
-		return hooks_add(&d->hooks, text, err);
+		return hooks_add(&d->hooks, text, STAGES, err);
 	case 's':
 		return take_number(text, 16, &d->rq.opts.streams, err);
 	case 'b':
@@ -167,9 +186,8 @@ static int take_option(struct dump *d, int c, const char *text, struct cr_err *e
 		d->leave = LEAVE_STOPPED;
 		return 0;
 	case OPT_TRACK:
-		return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP,
-				  "--track: not supported yet; without it pages that the image has "
-				  "are read and told apart by their digests");
+		d->track = true;
+		return 0;
 	default:
 		return -EINVAL;
 	}
@@ -180,7 +198,7 @@ static bool complete(const struct dump *d)
 	bool remote = d->page_server && d->image.name, local = d->dir && !d->token_file;
 
 	return (d->rq.pid || *d->rq.cgroup) && remote != local && !(d->page_server && d->dir) &&
-	       (!d->pre || d->leave == LEAVE_KILLED);
+	       (d->pre ? d->leave == LEAVE_KILLED : !d->track);
 }
 
 /* -1: go on; else the exit status. */
@@ -204,41 +222,52 @@ static int parse(struct dump *d, int argc, char **argv)
 
 /* ---- the two ends: an engine in a process of its own, and this one, which tells the user ---- */
 
-static pid_t start_engine(struct dump *d, int client, int other, const int life[2],
-			  struct cr_err *err)
+/* In a session of its own, and with no descriptor that is not ours: it may outlive the caller. */
+static void stand_alone(int *client, int *life)
 {
-	pid_t pid = fork();
+	setsid();
+	int a = fcntl(*client, F_DUPFD_CLOEXEC, 10), b = fcntl(*life, F_DUPFD_CLOEXEC, 10);
 
-	if (pid < 0)
-		return cr_err_sys(err, "fork");
-	if (pid)
-		return pid;
+	if (a < 0 || b < 0 || dup3(a, 3, O_CLOEXEC) < 0 || dup3(b, 4, O_CLOEXEC) < 0 ||
+	    close_range(5, ~0U, 0))
+		_exit(1);
+	*client = 3;
+	*life = 4;
+}
+
+static void be_engine(struct dump *d, int client, int life)
+{
+	struct cr_err err = {0};
+	struct link *l;
+
 	/* what ends this program by the terminal is not to hit it in the middle of something: it
 	 * sees the end of its client, and undoes */
 	signal(SIGINT, SIG_IGN);
 	signal(SIGTERM, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);
-	close(other);
-	close(life[1]);
-	struct link *l;
-	if (link_new(&l, client, client, err))
+	if (d->track)
+		stand_alone(&client, &life);
+	if (link_new(&l, client, client, &err))
 		_exit(1);
-	work_source(&d->cfg, l, &d->rq, &d->image, life[0]);
+	if (d->track) {
+		track_engine(&d->cfg, l, &d->rq, &d->tracked, life);
+		_exit(0);
+	}
+	work_source(&d->cfg, l, &d->rq, &d->image, life);
 	link_free(l);
 	_exit(0);
 }
 
-static const char *outcome_word(const struct dump *d, const struct msg_done *done)
+static const char *outcome_word(const struct msg_done *done)
 {
 	if (done->outcome == MSG_OUTCOME_MIGRATED)
 		return "dumped";
 	return done->outcome == MSG_OUTCOME_REHEARSED ? "pre-dumped"
 						      : msg_outcome_name(done->outcome);
-	(void)d;
 }
 
-static void say_json(const struct dump *d, const struct msg_done *done)
+static void say_json(const struct msg_done *done)
 {
 	char text[2 * sizeof(done->error.msg)];
 	size_t n = 0;
@@ -251,7 +280,7 @@ static void say_json(const struct dump *d, const struct msg_done *done)
 	text[n] = 0;
 	printf("{\"event\":\"done\",\"outcome\":\"%s\",\"downtime_us\":%llu,\"total_us\":%llu,"
 	       "\"memory_bytes\":%llu,\"error\":",
-	       outcome_word(d, done), (unsigned long long)done->downtime_us,
+	       outcome_word(done), (unsigned long long)done->downtime_us,
 	       (unsigned long long)done->total_us, (unsigned long long)done->memory_bytes);
 	if (done->error.kind)
 		printf("{\"code\":%d,\"message\":\"%s\"}}\n", done->error.code, text);
@@ -274,7 +303,7 @@ static void say_text(const struct dump *d, const struct msg_done *done)
 		fprintf(stderr, "cr-agent: failed: %s; the tasks run on as before\n",
 			done->error.msg);
 	else
-		printf("%s to image %s: %s of memory in %s", outcome_word(d, done), d->image.name,
+		printf("%s to image %s: %s of memory in %s", outcome_word(done), d->image.name,
 		       units_format_bytes(done->memory_bytes, bytes),
 		       units_format_us(done->total_us, time));
 	if (done->outcome == MSG_OUTCOME_MIGRATED)
@@ -292,6 +321,9 @@ static int exit_status(enum msg_outcome o)
 	return (unsigned)o < ARRAY_SIZE(of) ? of[o] : 0;
 }
 
+enum { NOBODY_THERE = -2 };
+
+/* Returns the exit status. NOBODY_THERE: not a word came. */
 static int listen_to(struct dump *d, struct link *l)
 {
 	struct report rep = {.json = d->json, .source = d->cfg.host, .dest = "image"};
@@ -299,8 +331,10 @@ static int listen_to(struct dump *d, struct link *l)
 	struct msg m;
 	int status = -1;
 
-	while (status < 0) {
+	for (bool heard = false; status < 0; heard = true) {
 		if (link_recv(l, -1, &m, &err)) {
+			if (!heard)
+				return NOBODY_THERE;
 			fprintf(stderr,
 				"cr-agent: the engine ended unexpectedly (%s); what it "
 				"left is settled by the next call, or by the agent\n",
@@ -315,8 +349,13 @@ static int listen_to(struct dump *d, struct link *l)
 			report_refused(&rep, &m.refused);
 		else if (m.type == MSG_WARNING)
 			report_warning(&rep, &m.warning);
+		else if (m.type == MSG_RUN_HOOK && hooks_answer(&d->hooks, l, &m.run_hook, &err))
+			log_debug("%s", err.msg); /* the next message will not come */
 		if (m.type == MSG_DONE) {
-			(d->json ? say_json : say_text)(d, &m.done);
+			if (d->json)
+				say_json(&m.done);
+			else
+				say_text(d, &m.done);
 			status = exit_status(m.done.outcome);
 		}
 		msg_free(&m);
@@ -325,27 +364,89 @@ static int listen_to(struct dump *d, struct link *l)
 	return status;
 }
 
+struct ends { /* of the connection to an engine */
+	int ours, its, life[2];
+};
+
+static void close_ends(struct ends *e)
+{
+	close_fdp(&e->ours);
+	close_fdp(&e->its);
+	close_fdp(&e->life[0]);
+	close_fdp(&e->life[1]);
+}
+
+static int make_ends(struct ends *e, struct cr_err *err)
+{
+	int sv[2];
+
+	*e = (struct ends){-1, -1, {-1, -1}};
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv))
+		return cr_err_sys(err, "socketpair");
+	e->ours = sv[0];
+	e->its = sv[1];
+	return pipe2(e->life, O_CLOEXEC) ? cr_err_sys(err, "pipe") : 0;
+}
+
+static int talk(struct dump *d, struct ends *e, const struct msg *first, struct cr_err *err)
+{
+	_cleanup_(link_freep) struct link *l = NULL;
+	int r = link_new(&l, e->ours, e->ours, err);
+
+	if (r)
+		return r;
+	e->ours = -1;
+	close_fdp(&e->its);
+	close_fdp(&e->life[0]);
+	if (first && link_send(l, first, err))
+		return NOBODY_THERE;
+	return listen_to(d, l);
+}
+
+/* By who has tracked the tasks since the pre-dump before. NOBODY_THERE: there is none. */
+static int run_tracked(struct dump *d, struct cr_err *err)
+{
+	_cleanup_(close_ends) struct ends e;
+	struct msg m = msg_of(MSG_MIGRATE);
+	char name[40];
+	int r = make_ends(&e, err);
+
+	if (r)
+		return r;
+	track_name(name, sizeof(name), &d->rq);
+	pid_t who = track_ask(d->cfg.state_dir, name, &d->tracked, e.its, e.life[0]);
+	if (!who)
+		return NOBODY_THERE;
+	m.migrate = d->rq;
+	r = talk(d, &e, &m, err);
+	if (r == NOBODY_THERE || !d->track)
+		track_wait_end(who);
+	return r;
+}
+
+/* By an engine of our own. */
 static int run(struct dump *d, struct cr_err *err)
 {
-	int sv[2], life[2];
-	struct link *l;
+	_cleanup_(close_ends) struct ends e;
+	int r = make_ends(&e, err);
 
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) || pipe2(life, O_CLOEXEC))
-		return cr_err_sys(err, "socketpair");
-	pid_t engine = start_engine(d, sv[1], sv[0], life, err);
-	close(sv[1]);
-	close(life[0]);
+	if (r)
+		return r;
+	pid_t engine = fork();
 	if (engine < 0)
-		return engine;
-	int r = link_new(&l, sv[0], sv[0], err);
-	if (!r) {
-		r = listen_to(d, l);
-		link_free(l);
+		return cr_err_sys(err, "fork");
+	if (!engine) {
+		close(e.ours);
+		close(e.life[1]);
+		be_engine(d, e.its, e.life[0]);
 	}
-	close(life[1]);
-	while (waitpid(engine, NULL, 0) < 0 && errno == EINTR)
+	r = talk(d, &e, NULL, err);
+	close_fdp(&e.life[1]);
+	/* one that tracks on stays */
+	while ((!d->track || r) && waitpid(engine, NULL, 0) < 0 && errno == EINTR)
 		;
-	return r;
+	return r == NOBODY_THERE ? cr_err_set(err, CR_ERR_BUG, ECHILD, "the engine ended at once")
+				 : r;
 }
 
 /* ---- */
@@ -369,6 +470,27 @@ int verb_prepare_state(const struct agent_config *cfg, struct cr_err *err)
 	return r;
 }
 
+/* What who tracks the tasks has to agree to. */
+static int describe(struct dump *d, struct cr_err *err)
+{
+	struct track_request *t = &d->tracked;
+	_cleanup_free_ char *copy = d->dir ? strdup(d->dir) : NULL;
+	_cleanup_free_ char *where = copy ? realpath(dirname(copy), NULL) : NULL;
+
+	if (d->dir && !where)
+		return cr_err_sys(err, "--dir %s", d->dir);
+	snprintf(t->version, sizeof(t->version), "%s", CR_VERSION);
+	snprintf(t->name, sizeof(t->name), "%s", d->image.name);
+	int n = snprintf(t->key, sizeof(t->key), "%d %s %s %s/%s", d->rq.pid, d->rq.cgroup,
+			 d->rq.freeze_cgroup, d->dir ? where : d->address, d->image.name);
+	if (n >= (int)sizeof(t->key))
+		return cr_err_set(err, CR_ERR_INPUT, ENAMETOOLONG, "--dir or --cgroup: too long");
+	t->pre_dump = d->pre;
+	t->leave_stopped = d->leave == LEAVE_STOPPED;
+	t->track = d->track;
+	return 0;
+}
+
 static int prepare(struct dump *d, struct cr_err *err)
 {
 	int r = verb_prepare_state(&d->cfg, err);
@@ -382,7 +504,7 @@ static int prepare(struct dump *d, struct cr_err *err)
 	else if (!r)
 		token_none(&d->rq.token);
 	if (!r && !d->dir)
-		r = resolve_address(d->page_server, d->address, err);
+		r = addr_resolve(d->page_server, d->address, err);
 	if (r)
 		return r;
 	if (d->dir)
@@ -390,12 +512,11 @@ static int prepare(struct dump *d, struct cr_err *err)
 	d->rq.peer_address = d->rq.pages_address = d->dir ? d->server.address : d->address;
 	d->hooks.image = d->image.name;
 	d->hooks.pid = d->rq.pid;
-	d->image.hook = hooks_run;
-	d->image.hook_arg = &d->hooks;
+	d->rq.hooks = hooks_stages(&d->hooks);
 	d->image.pre_dump = d->pre;
 	d->image.leave_stopped = d->leave == LEAVE_STOPPED;
 	d->rq.opts.leave_running = d->leave == LEAVE_RUNNING;
-	return 0;
+	return describe(d, err);
 }
 
 static int dump_main(bool pre, int argc, char **argv)
@@ -415,6 +536,8 @@ static int dump_main(bool pre, int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	status = prepare(&d, &err);
 	if (!status)
+		status = run_tracked(&d, &err);
+	if (status == NOBODY_THERE)
 		status = run(&d, &err);
 	if (status < 0) {
 		fprintf(stderr, "cr-agent: %s\n", err.msg);

@@ -6,12 +6,17 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include "agent/agent.h"
-#include "agent/hooks.h"
 #include "agent/replay.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "migrate/hooks.h"
 #include "migrate/units.h"
 #include "wire/tree_codec.h"
+
+#define STAGES                                                                                     \
+	(hook_bit(MSG_HOOK_PRE_RESTORE) | hook_bit(MSG_HOOK_NETWORK_SWITCH) |                      \
+	 hook_bit(MSG_HOOK_PRE_RESUME) | hook_bit(MSG_HOOK_POST_RESUME) |                          \
+	 hook_bit(MSG_HOOK_POST_RESTORE))
 
 struct restore {
 	struct agent_config cfg;
@@ -78,7 +83,7 @@ static int parse(struct restore *rs, int argc, char **argv)
 			cr_err_set(&err, CR_ERR_UNSUPPORTED, ENOTSUP, "--lazy: not supported yet");
 		else if (c != 'k')
 			return usage(stderr);
-		else if (hooks_add(&rs->hooks, optarg, &err))
+		else if (hooks_add(&rs->hooks, optarg, STAGES, &err))
 			log_debug("%s", err.msg);
 		if (err.code) {
 			fprintf(stderr, "cr-agent: %s\n", err.msg);
@@ -158,7 +163,7 @@ static int rebuild(struct restore *rs, struct cr_err *err)
 	rs->hooks.pid = t->root_pid;
 	r = check(rs, t, err);
 	if (!r)
-		r = hooks_run(&rs->hooks, "pre-restore", err);
+		r = hooks_run(&rs->hooks, MSG_HOOK_PRE_RESTORE, false, err);
 	if (r) {
 		tree_free(t);
 		return r;
@@ -177,23 +182,26 @@ static int rebuild(struct restore *rs, struct cr_err *err)
 
 static int launch(struct restore *rs, struct cr_err *err)
 {
-	int r = hooks_run(&rs->hooks, "network-switch", err);
+	struct cr_err ignored = {0};
+	int r = hooks_run(&rs->hooks, MSG_HOOK_NETWORK_SWITCH, false, err);
 
 	if (!r)
-		r = hooks_run(&rs->hooks, "pre-resume", err);
+		r = hooks_run(&rs->hooks, MSG_HOOK_PRE_RESUME, false, err);
 	if (!r)
 		r = dest_let_go(&rs->d, err);
+	if (r && hooks_run(&rs->hooks, MSG_HOOK_NETWORK_SWITCH, true, &ignored))
+		fprintf(stderr, "cr-agent: undoing: %s\n", ignored.msg);
 	return r ? r : dest_launch(&rs->d, err);
 }
 
 /* They run: nothing is undone any more. */
 static void after(struct restore *rs)
 {
-	static const char *const stages[] = {"post-resume", "post-restore"};
+	static const enum msg_hook stages[] = {MSG_HOOK_POST_RESUME, MSG_HOOK_POST_RESTORE};
 	struct cr_err err = {0};
 
 	for (size_t i = 0; i < ARRAY_SIZE(stages); i++)
-		if (hooks_run(&rs->hooks, stages[i], &err))
+		if (hooks_run(&rs->hooks, stages[i], false, &err))
 			fprintf(stderr, "cr-agent: %s; the tasks run\n", err.msg);
 	if (journal_remove(rs->cfg.state_dir, &rs->d.journal, &err))
 		log_warn("%s", err.msg);

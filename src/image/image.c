@@ -270,6 +270,7 @@ static int begin_anew(struct image *im, struct cr_err *err)
 	free(take_ptr(im->tree));
 	im->tree_file_bytes = 0;
 	im->rounds = 0;
+	im->migration = (struct mig_id){0};
 	im->created_ns = clock_ns(CLOCK_REALTIME);
 	return remove_files(im, err);
 }

@@ -30,15 +30,18 @@ static bool take(_Atomic uint64_t *used, uint64_t max, uint64_t n)
 	return false;
 }
 
-static int take_memory(struct image_pages *p, uint64_t n, struct cr_err *err)
+int image_limits_take_memory(struct image_limits *l, uint64_t n, struct cr_err *err)
 {
-	struct image_limits *l = p->limits;
-
 	if (!l || take(&l->memory_bytes, l->memory_max, n))
 		return 0;
 	return cr_err_set(err, CR_ERR_IO, ENOMEM,
 			  "the receiver's memory limit (%llu bytes) is reached",
 			  (unsigned long long)l->memory_max);
+}
+
+static int take_memory(struct image_pages *p, uint64_t n, struct cr_err *err)
+{
+	return image_limits_take_memory(p->limits, n, err);
 }
 
 static int take_disk(struct image_pages *p, uint64_t n, struct cr_err *err)

@@ -31,6 +31,9 @@ struct image_limits {
 	_Atomic uint64_t memory_max, disk_max;     /* 0: no limit */
 };
 
+/* For what else it holds; the caller subtracts it from memory_bytes. -ENOMEM: over the limit. */
+int image_limits_take_memory(struct image_limits *l, uint64_t n, struct cr_err *err) must_check;
+
 struct image_pages {
 	int fd;                           /* owned */
 	uint32_t target;                  /* seed of the hashes */

@@ -210,19 +210,36 @@ static void guess(struct process *p)
 		attrs_guess_inside(p, &p->threads[i]);
 }
 
+static bool is_tracked(struct source *s, const struct process *p)
+{
+	const struct source_proc *sp = source_find(s, p->pid);
+
+	return p->zombie || (sp && sp->has_tracker);
+}
+
+static bool all_tracked(struct source *s, const struct tree *t)
+{
+	for (size_t i = 0; i < t->n_procs; i++)
+		if (!is_tracked(s, &t->procs[i]))
+			return false;
+	return true;
+}
+
 int source_arm(struct source *s, struct tree *t, struct cr_err *err)
 {
 	struct seize_request rq;
 	int r = 0;
 
 	source_request(s, &rq);
+	if (all_tracked(s, t)) /* since the pre-dump before */
+		return 0;
 	s->stops++;
 	if (rq.cgroup)
 		r = stop_and_arm(s, &rq, t, err);
 	for (size_t i = 0; i < t->n_procs && !r && !rq.cgroup; i++) {
 		const struct seize_request one = {.root = t->procs[i].pid, .alone = true};
 
-		if (t->procs[i].zombie)
+		if (is_tracked(s, &t->procs[i]))
 			continue;
 		r = stop_and_arm(s, &one, t, err);
 		if (r == -ESRCH && t->procs[i].pid != t->root_pid)

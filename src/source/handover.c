@@ -408,10 +408,8 @@ static int undo_switch(struct source *s, struct tree *t, int r, struct cr_err *e
 /* Once the tasks are about to go on here; too late for a failure to change anything. */
 static void unlock_network(struct source *s, bool locked)
 {
-	struct cr_err err = {0};
-
-	if (locked && source_hook(s, "network-unlock", &err))
-		source_event(s, "warning", err.msg);
+	if (locked)
+		source_hook_late(s, MSG_HOOK_NETWORK_UNLOCK, false);
 }
 
 /* They stay, in a group stop: each has the SIGSTOP pending as it leaves, before it runs anything.
@@ -435,6 +433,38 @@ static int announce(struct source *s, struct cr_err *err)
 
 	if (!r)
 		msg_free(&reply);
+	return r;
+}
+
+/* Before the decision: what others have to do for it, or may object to. Its commands are asked to
+ * undo what they did if it does not come to it. */
+static int last_hooks(struct source *s, struct cr_err *err)
+{
+	int r = source_hook(s, MSG_HOOK_POST_DUMP, false, err);
+
+	if (!r)
+		r = source_check_abort(s, err);
+	if (r || s->image || s->rq->opts.rehearse)
+		return r;
+	r = source_hook(s, MSG_HOOK_NETWORK_SWITCH, false, err);
+	if (!r)
+		r = source_hook(s, MSG_HOOK_PRE_RESUME, false, err);
+	if (r)
+		source_hook_late(s, MSG_HOOK_NETWORK_SWITCH, true);
+	return r;
+}
+
+/* They run at the destination, and only there. */
+static int conclude(struct source *s, struct cr_err *err)
+{
+	kill_source(s);
+	fault_point("source-killed");
+	int r = source_journal(s, JOURNAL_DONE, err);
+
+	if (!s->image) {
+		source_hook_late(s, MSG_HOOK_POST_RESUME, false);
+		source_hook_late(s, MSG_HOOK_POST_RESTORE, false);
+	}
 	return r;
 }
 
@@ -466,7 +496,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 			       s->notes.list.v[0].what, s->notes.list.v[0].pid,
 			       s->notes.list.v[0].why);
 	if (!r)
-		r = source_hook(s, "network-lock", err);
+		r = source_hook(s, MSG_HOOK_NETWORK_LOCK, false, err);
 	locked = !r;
 	if (!r)
 		r = source_check_hole(s, t, err);
@@ -499,9 +529,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	ph->launch = now_us() - t1;
 	fault_point("source-prepared");
 	if (!r)
-		r = source_hook(s, "post-dump", err);
-	if (!r)
-		r = source_check_abort(s, err);
+		r = last_hooks(s, err);
 	if (r || s->rq->opts.rehearse) {
 		s->done.downtime_us = now_us() - times.start_us;
 		unlock_network(s, locked);
@@ -512,6 +540,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	ph->commit = now_us() - t1;
 	s->done.downtime_us = now_us() - times.start_us;
 	if (r && !s->committed) {
+		if (!s->image)
+			source_hook_late(s, MSG_HOOK_NETWORK_SWITCH, true);
 		unlock_network(s, locked);
 		return undo_switch(s, t, r, err);
 	}
@@ -535,7 +565,5 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		*err = undo;
 		return cr_err_ctx(err, "letting the source run on");
 	}
-	kill_source(s);
-	fault_point("source-killed");
-	return source_journal(s, JOURNAL_DONE, err);
+	return conclude(s, err);
 }

@@ -14,6 +14,8 @@ int source_image_begin(struct source *s, struct cr_err *err)
 	int r = link_call(s->peer, &m, MSG_IMAGE_OK, ANSWER_TIMEOUT_MS, &reply, err);
 	if (r)
 		return cr_err_ctx(err, "the image's receiver");
+	s->image_is = (struct source_kept){
+	    .there = true, .writer = reply.image_ok.writer, .rounds = reply.image_ok.rounds};
 	msg_free(&reply);
 	return 0;
 }

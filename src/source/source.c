@@ -23,7 +23,14 @@ enum {
 void source_init(struct source *s, const struct source_env *env, const struct msg_migrate *rq,
 		 struct link *client)
 {
-	*s = (struct source){.env = env, .rq = rq, .client = client, .digest_budget = DIGEST_BYTES};
+	*s = (struct source){.env = env, .digest_budget = DIGEST_BYTES};
+	source_take_request(s, rq, client);
+}
+
+void source_take_request(struct source *s, const struct msg_migrate *rq, struct link *client)
+{
+	s->rq = rq;
+	s->client = client;
 	s->started_us = now_us();
 	mig_id_format(&rq->id, s->journal.id);
 	for (size_t i = 0; i < sizeof(rq->token.b); i++)
@@ -178,7 +185,12 @@ static int connect_peer(struct source *s, struct cr_err *err)
 				  s->rq->peer_address);
 	msg_free(&reply);
 	link_set_send_timeout(s->peer, STOP_TIMEOUT_MS);
-	return s->image ? source_image_begin(s, err) : 0;
+	if (!s->image)
+		return 0;
+	r = source_image_begin(s, err);
+	if (!r)
+		source_check_kept(s);
+	return r;
 }
 
 static int connect_pages(struct source *s, struct cr_err *err)
@@ -285,12 +297,16 @@ static int check(struct source *s, struct cr_err *err)
 /* The only stop before the switch-over: a tracker for every process. */
 static int arm(struct source *s, struct cr_err *err)
 {
-	source_event(s, "arm", "one short stop to start tracking writes");
+	source_event(s, "arm",
+		     s->kept.there ? "tracked since the last one; stopping only what is new"
+				   : "one short stop to start tracking writes");
 	int r = source_arm(s, s->checked, err);
 
-	if (!r)
-		s->tree = take_ptr(s->checked);
-	return r;
+	if (r)
+		return r;
+	tree_free(s->tree);
+	s->tree = take_ptr(s->checked);
+	return 0;
 }
 
 /* 0: the destination has heard it, or there is nobody who has promised anything. */
@@ -330,16 +346,11 @@ static int refuse_late(struct source *s, int r, struct cr_err *err)
 	return refuse_notes(s, err);
 }
 
-int source_hook(struct source *s, const char *stage, struct cr_err *err)
-{
-	return s->image && s->image->hook ? s->image->hook(s->image->hook_arg, stage, err) : 0;
-}
-
 static int end_pre_dump(struct source *s, struct cr_err *err)
 {
 	int r = source_image_keep(s, err);
 
-	return r ? r : source_hook(s, "post-dump", err);
+	return r ? r : source_hook(s, MSG_HOOK_POST_DUMP, false, err);
 }
 
 static int run(struct source *s, struct cr_err *err)
@@ -353,11 +364,13 @@ static int run(struct source *s, struct cr_err *err)
 	if (!r)
 		r = connect_pages(s, err);
 	if (!r)
-		r = source_hook(s, "pre-dump", err);
+		r = source_hook(s, MSG_HOOK_PRE_DUMP, false, err);
 	if (!r)
 		r = arm(s, err);
 	if (!r) /* some things show only from inside the tasks */
 		r = refuse_notes(s, err);
+	if (!r && !s->image)
+		r = source_hook(s, MSG_HOOK_PRE_RESTORE, false, err);
 	if (!r) {
 		source_event(s, "prepare",
 			     s->image ? "telling the receiver what there is"
@@ -366,7 +379,7 @@ static int run(struct source *s, struct cr_err *err)
 	}
 	if (!r)
 		r = refuse_notes(s, err);
-	if (!r && s->image)
+	if (!r && s->image && !s->kept.there)
 		r = source_image_learn(s, err);
 	if (!r) {
 		source_event(s, "pre-copy", "copying memory beside the running tasks");

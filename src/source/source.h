@@ -8,6 +8,8 @@
  *   residual.c  what is left behind, to be fetched by the destination
  *   handover.c  the two-phase commit
  *   image.c     what is different if the other side is an image
+ *   again.c     a pre-dump that goes on from where the one before stopped tracking
+ *   hook.c      commands that the user has run at stages
  *   serve.c     pages out of the stopped tasks, until the destination has all
  *   netmove.c   addresses that move along, connections that go on
  *
@@ -56,9 +58,12 @@ struct source_image { /* a migration into an image */
 	const char *name;
 	bool pre_dump;      /* rounds only: the tasks run on */
 	bool leave_stopped; /* once the image is sealed, the tasks stay, stopped by SIGSTOP */
-	/* Around what the user is to be told of: stage is the name of a hook. May be NULL. */
-	int (*hook)(void *arg, const char *stage, struct cr_err *err);
-	void *hook_arg;
+};
+
+struct source_kept { /* what the image is known to be since the pre-dump before */
+	bool there;
+	struct mig_id writer;
+	uint32_t rounds;
 };
 
 struct source {
@@ -70,8 +75,10 @@ struct source {
 	struct page_tx *tx;
 	struct reader *reader;
 	struct refusals notes;
-	struct tree *tree;    /* as the destination was last told; NULL before */
-	struct tree *checked; /* what the preflight saw, until the tasks have told the rest */
+	struct tree *tree;       /* as the destination was last told; NULL before */
+	struct tree *checked;    /* what the preflight saw, until the tasks have told the rest */
+	struct source_kept kept; /* by tracking on after a pre-dump */
+	struct source_kept image_is;  /* as the receiver told this time */
 	VEC(struct tree *) newcomers; /* what processes forked since have told, not yet in tree */
 	VEC(struct source_proc *) procs;
 	struct object_fds object_fds;
@@ -103,6 +110,8 @@ void source_run(struct source *s);
 void source_init(struct source *s, const struct source_env *env, const struct msg_migrate *rq,
 		 struct link *client);
 void source_done(struct source *s);
+/* Another request, of another client, from the start. */
+void source_take_request(struct source *s, const struct msg_migrate *rq, struct link *client);
 
 /* Tell the user; failures to tell are ignored: the link's end is seen where it matters. */
 void source_event(struct source *s, const char *name, const char *text);
@@ -180,8 +189,25 @@ int source_image_begin(struct source *s, struct cr_err *err) must_check;
 int source_image_learn(struct source *s, struct cr_err *err) must_check;
 /* What was sent is kept as it is, to go on from. */
 int source_image_keep(struct source *s, struct cr_err *err) must_check;
-/* Runs the hook of that stage, if there is one. */
-int source_hook(struct source *s, const char *stage, struct cr_err *err) must_check;
+
+/* ---- again.c ---- */
+
+/* After a pre-dump that went well: nothing stays connected, all is tracked on. */
+void source_rest(struct source *s);
+/* After source_rest(): the next one of the same tree, into the same image. */
+void source_again(struct source *s, const struct msg_migrate *rq, struct link *client);
+/* If the image is not what was left there, what was tracked is of no use. */
+void source_check_kept(struct source *s);
+/* None of what it tracks lives any more. */
+bool source_all_ended(const struct source *s);
+
+/* ---- hook.c ---- */
+
+/* Has what the user wants done at that stage done, and waits for it. */
+int source_hook(struct source *s, enum msg_hook stage, bool undo, struct cr_err *err) must_check;
+/* Where it is too late for a failure to change anything. */
+void source_hook_late(struct source *s, enum msg_hook stage, bool undo);
+
 /* ---- residual.c ---- */
 
 /* From here on what this process writes is noted, not sent. */

@@ -56,6 +56,7 @@ static const struct msg_codec codecs[MSG_TYPE_END] = {
     CODEC(KNOWN, known, known),
     CODEC(KNOWN_OK, known_ok, known_ok),
     CODEC(KEEP, nothing, nothing),
+    CODEC(RUN_HOOK, run_hook, run_hook),
 };
 
 const struct msg_codec *msg_codec_of(enum msg_type t)
@@ -168,6 +169,23 @@ const char *msg_outcome_name(enum msg_outcome o)
 	};
 
 	return (unsigned)o < ARRAY_SIZE(names) && names[o] ? names[o] : "?";
+}
+
+const char *msg_hook_name(enum msg_hook h)
+{
+	static const char *const names[] = {
+	    [MSG_HOOK_PRE_DUMP] = "pre-dump",
+	    [MSG_HOOK_POST_DUMP] = "post-dump",
+	    [MSG_HOOK_NETWORK_LOCK] = "network-lock",
+	    [MSG_HOOK_NETWORK_UNLOCK] = "network-unlock",
+	    [MSG_HOOK_PRE_RESTORE] = "pre-restore",
+	    [MSG_HOOK_POST_RESTORE] = "post-restore",
+	    [MSG_HOOK_PRE_RESUME] = "pre-resume",
+	    [MSG_HOOK_POST_RESUME] = "post-resume",
+	    [MSG_HOOK_NETWORK_SWITCH] = "network-switch",
+	};
+
+	return (unsigned)h < ARRAY_SIZE(names) ? names[h] : "?";
 }
 
 void msg_opts_default(struct msg_opts *o)

@@ -5,6 +5,7 @@
  *   any connection      HELLO -> HELLO | ERROR
  *   cr-migrate -> dest  RECEIVE -> RECEIVE_READY | ERROR; the link then stays open: its end undoes
  *   cr-migrate -> src   MIGRATE -> EVENT*, ROUND*, WARNING*, REFUSED?, DONE; ABORT at any time
+ *   src -> cr-migrate   RUN_HOOK -> OK | ERROR
  *   cr-migrate -> any   STATUS -> STATUS_LIST, RESOLVE -> RESOLVED | ERROR, QUERY -> STATE
  *   src -> dest (peer)  TREE -> TREE_OK, RESET -> OK, CLOCK -> CLOCK_REPLY, VERIFY -> VERIFY_OK,
  *                       PREPARE_COMMIT -> PREPARED, COMMIT -> RUNNING, ABORT -> ABORTED,
@@ -71,8 +72,24 @@ enum msg_type { /* the field numbers of Envelope's body in control.proto */
 		MSG_KNOWN,
 		MSG_KNOWN_OK,
 		MSG_KEEP,
+		MSG_RUN_HOOK,
 		MSG_TYPE_END,
 };
+
+/* What the user can have commands run at: --hook. */
+enum msg_hook {
+	MSG_HOOK_PRE_DUMP,       /* the preflight found nothing; nothing has been touched */
+	MSG_HOOK_POST_DUMP,      /* all is complete at the other side; nothing is decided */
+	MSG_HOOK_NETWORK_LOCK,   /* the tasks have just been stopped */
+	MSG_HOOK_NETWORK_UNLOCK, /* they are about to go on where they were */
+	MSG_HOOK_PRE_RESTORE,    /* before anything is built */
+	MSG_HOOK_POST_RESTORE,   /* the end, all is settled */
+	MSG_HOOK_PRE_RESUME,     /* all is built, nothing has run */
+	MSG_HOOK_POST_RESUME,    /* the tasks run */
+	MSG_HOOK_NETWORK_SWITCH, /* before PRE_RESUME: addresses that others move */
+	MSG_HOOK_END,
+};
+const char *msg_hook_name(enum msg_hook h); /* "pre-dump"; "?" */
 
 /* ---- options of a migration ---- */
 
@@ -153,6 +170,13 @@ struct msg_migrate {
 	const char *cgroup;        /* "" if none */
 	const char *freeze_cgroup; /* "" if none */
 	struct msg_opts opts;
+	uint32_t hooks; /* stages that RUN_HOOK is to be sent for: bits by enum msg_hook */
+};
+/* From the engine to who asked for the migration. */
+struct msg_run_hook {
+	enum msg_hook stage;
+	pid_t pid; /* the root of the tree */
+	bool undo; /* what it did before is to be undone */
 };
 /* Sent by the source before it stops the tasks for good: until then nothing can have been
  * committed. */
@@ -321,7 +345,8 @@ struct msg_image {
 	const char *name;
 };
 struct msg_image_ok {
-	uint32_t rounds; /* that it had before */
+	uint32_t rounds;      /* that it had before … */
+	struct mig_id writer; /* … and the migration that was the last of them; zero: none */
 };
 struct msg_known { /* which pages are there already? */
 	uint32_t target;
@@ -363,6 +388,7 @@ struct msg {
 		struct msg_image_ok image_ok;
 		struct msg_known known;
 		struct msg_known_ok known_ok;
+		struct msg_run_hook run_hook;
 		/* OK, STATUS, ABORT, ABORTED, CLOCK, VERIFY_OK, PREPARE_COMMIT, COMMIT, PING, PONG,
 		 * KEEP say all by their type */
 	};

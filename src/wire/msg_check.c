@@ -107,7 +107,15 @@ static int check_migrate(const struct msg *m, struct cr_err *err)
 	CHECK(given(g->pages_address), "address for pages");
 	CHECK(pid_or_none(g->pid), "pid");
 	CHECK(g->pid || given(g->cgroup), "pid or cgroup");
+	CHECK(!(g->hooks >> MSG_HOOK_END), "stage of a hook");
 	return check_opts(m, &g->opts, err);
+}
+
+static int check_run_hook(const struct msg *m, struct cr_err *err)
+{
+	CHECK(in_range(m->run_hook.stage, 0, MSG_HOOK_END - 1), "stage of a hook");
+	CHECK(pid_or_none(m->run_hook.pid), "pid");
+	return 0;
 }
 
 static int check_notes(const struct msg *m, const struct msg_notes *n, struct cr_err *err)
@@ -193,6 +201,8 @@ int msg_check(const struct msg *m, struct cr_err *err)
 		return 0;
 	case MSG_MIGRATE:
 		return check_migrate(m, err);
+	case MSG_RUN_HOOK:
+		return check_run_hook(m, err);
 	case MSG_EVENT:
 		CHECK(given(m->event.name), "name");
 		return 0;

@@ -216,6 +216,7 @@ int msg_put_migrate(struct arena *a, const struct msg *m, void *p)
 	pb->cgroup = pb_string(in->cgroup);
 	pb->freeze_cgroup = pb_string(in->freeze_cgroup);
 	pb->pid = (uint32_t)in->pid;
+	pb->hooks = in->hooks;
 	put_token(&in->token, &pb->token);
 	pb->opts = put_opts(a, &in->opts);
 	return pb->opts ? msg_put_id(a, &in->id, &pb->id) : -ENOMEM;
@@ -234,11 +235,34 @@ int msg_get_migrate(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	GET(freeze_cgroup)
 	out->dest_name = msg_text(pb->dest_name);
 	out->pid = (pid_t)pb->pid;
+	out->hooks = pb->hooks;
 	if ((r = get_token(&pb->token, &out->token, err)) < 0)
 		return r;
 	if ((r = msg_get_id(&pb->id, &out->id, err)) < 0)
 		return r;
 	return get_opts(pb->opts, &out->opts, err);
+}
+
+int msg_put_run_hook(struct arena *a, const struct msg *m, void *p)
+{
+	Wire__RunHook *pb = p;
+
+	(void)a;
+	pb->stage = (uint32_t)m->run_hook.stage;
+	pb->pid = (uint32_t)m->run_hook.pid;
+	pb->undo = m->run_hook.undo;
+	return 0;
+}
+
+int msg_get_run_hook(struct arena *a, struct msg *m, void *p, struct cr_err *err)
+{
+	Wire__RunHook *pb = p;
+
+	(void)a, (void)err;
+	m->run_hook.stage = (enum msg_hook)pb->stage;
+	m->run_hook.pid = (pid_t)pb->pid;
+	m->run_hook.undo = pb->undo;
+	return 0;
 }
 
 int msg_put_event(struct arena *a, const struct msg *m, void *p)

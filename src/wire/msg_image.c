@@ -23,18 +23,17 @@ int msg_put_image_ok(struct arena *a, const struct msg *m, void *p)
 {
 	Wire__ImageOk *pb = p;
 
-	(void)a;
 	pb->rounds = m->image_ok.rounds;
-	return 0;
+	return msg_put_id(a, &m->image_ok.writer, &pb->writer);
 }
 
 int msg_get_image_ok(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 {
 	Wire__ImageOk *pb = p;
 
-	(void)a, (void)err;
+	(void)a;
 	m->image_ok.rounds = pb->rounds;
-	return 0;
+	return msg_get_id(&pb->writer, &m->image_ok.writer, err);
 }
 
 int msg_put_known(struct arena *a, const struct msg *m, void *p)

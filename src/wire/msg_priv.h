@@ -59,3 +59,4 @@ MSG_CODEC(image);
 MSG_CODEC(image_ok);
 MSG_CODEC(known);
 MSG_CODEC(known_ok);
+MSG_CODEC(run_hook);

@@ -94,9 +94,9 @@ static inline struct msg example(enum msg_type type)
 		    (struct msg_receive_ready){"10.0.0.2:40000", "10.0.0.2:40001", "beta"};
 		break;
 	case MSG_MIGRATE:
-		m.migrate = (struct msg_migrate){an_id(),          a_token(), "10.0.0.2:40000",
-						 "10.0.0.2:40001", "beta",    4242,
-						 "/web",           "/web/1",  some_opts};
+		m.migrate = (struct msg_migrate){
+		    an_id(), a_token(), "10.0.0.2:40000", "10.0.0.2:40001", "beta",
+		    4242,    "/web",    "/web/1",         some_opts,        0x101};
 		break;
 	case MSG_EVENT:
 		m.event = (struct msg_event){"freeze", "freezing 3 processes"};
@@ -163,8 +163,12 @@ static inline struct msg example(enum msg_type type)
 	case MSG_IMAGE:
 		m.image.name = "web";
 		break;
+	case MSG_RUN_HOOK:
+		m.run_hook = (struct msg_run_hook){MSG_HOOK_NETWORK_SWITCH, 4242, true};
+		break;
 	case MSG_IMAGE_OK:
 		m.image_ok.rounds = 3;
+		m.image_ok.writer = an_id();
 		break;
 	case MSG_KNOWN:
 		m.known = (struct msg_known){7, 0x7f0000001000};
@@ -253,7 +257,8 @@ static inline void same_control(const struct msg *a, const struct msg *b)
 		break;
 	case MSG_MIGRATE:
 		SAME_ID(migrate.id), SAME_ID(migrate.token), SAME_STR(migrate.peer_address);
-		SAME_STR(migrate.pages_address), SAME_STR(migrate.dest_name), SAME(migrate.pid);
+		SAME_STR(migrate.pages_address), SAME_STR(migrate.dest_name), SAME(migrate.pid),
+		    SAME(migrate.hooks);
 		SAME_STR(migrate.cgroup), SAME_STR(migrate.freeze_cgroup);
 		same_opts(&a->migrate.opts, &b->migrate.opts);
 		break;
@@ -334,8 +339,11 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 	case MSG_IMAGE:
 		SAME_STR(image.name);
 		break;
+	case MSG_RUN_HOOK:
+		SAME(run_hook.stage), SAME(run_hook.pid), SAME(run_hook.undo);
+		break;
 	case MSG_IMAGE_OK:
-		SAME(image_ok.rounds);
+		SAME(image_ok.rounds), SAME_ID(image_ok.writer);
 		break;
 	case MSG_KNOWN:
 		SAME(known.target), SAME(known.from);

@@ -1,10 +1,10 @@
-#include "agent/resolve_address.h"
+#include "wire/addr_resolve.h"
 
 #include <netdb.h>
 #include <stdio.h>
 #include <string.h>
 
-int resolve_address(const char *text, char ret[ADDR_TEXT], struct cr_err *err)
+int addr_resolve(const char *text, char ret[ADDR_TEXT], struct cr_err *err)
 {
 	const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
 	struct addrinfo *list;

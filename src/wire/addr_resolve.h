@@ -3,4 +3,4 @@
 #include "wire/addr.h"
 
 /* "HOST:PORT", "[V6]:PORT" to "IP:PORT". Errors: INPUT. */
-int resolve_address(const char *text, char ret[ADDR_TEXT], struct cr_err *err) must_check;
+int addr_resolve(const char *text, char ret[ADDR_TEXT], struct cr_err *err) must_check;

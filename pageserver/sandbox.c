@@ -1,0 +1,187 @@
+/* The system calls that are left once everything is set up, seccomp(2). What is not listed fails
+ * with ENOSYS, which libraries know how to live with; what only an intruder would want ends the
+ * process. A thread that is made later has the same filter. */
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sched.h>
+#include <seccomp.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include "base/log.h"
+#include "pageserver/server.h"
+
+#define CALL(name) SCMP_SYS(name)
+
+/* The loop, threads, memory, sockets that are there. */
+static const int always[] = {
+    CALL(read),
+    CALL(readv),
+    CALL(write),
+    CALL(writev),
+    CALL(recvfrom),
+    CALL(recvmsg),
+    CALL(recvmmsg),
+    CALL(sendto),
+    CALL(sendmsg),
+    CALL(accept),
+    CALL(accept4),
+    CALL(shutdown),
+    CALL(getsockopt),
+    CALL(setsockopt),
+    CALL(getsockname),
+    CALL(getpeername),
+    CALL(close),
+    CALL(dup),
+    CALL(dup2),
+    CALL(dup3),
+    CALL(fcntl),
+    CALL(fstat),
+    CALL(lseek),
+    CALL(epoll_create1),
+    CALL(epoll_ctl),
+    CALL(epoll_wait),
+    CALL(epoll_pwait),
+    CALL(epoll_pwait2),
+    CALL(eventfd2),
+    CALL(pipe2),
+    CALL(poll),
+    CALL(ppoll),
+    CALL(mmap),
+    CALL(munmap),
+    CALL(mprotect),
+    CALL(mremap),
+    CALL(madvise),
+    CALL(brk),
+    CALL(futex),
+    CALL(futex_waitv),
+    CALL(set_robust_list),
+    CALL(rseq),
+    CALL(rt_sigaction),
+    CALL(rt_sigprocmask),
+    CALL(rt_sigreturn),
+    CALL(sigaltstack),
+    CALL(clock_gettime),
+    CALL(clock_nanosleep),
+    CALL(nanosleep),
+    CALL(gettimeofday),
+    CALL(time),
+    CALL(getpid),
+    CALL(gettid),
+    CALL(getuid),
+    CALL(geteuid),
+    CALL(tgkill),
+    CALL(exit),
+    CALL(exit_group),
+    CALL(restart_syscall),
+    CALL(sched_yield),
+    CALL(sched_getaffinity),
+    CALL(getrandom),
+    CALL(prlimit64),
+    CALL(uname),
+    CALL(membarrier),
+};
+/* Images. */
+static const int files[] = {
+    CALL(openat),    CALL(newfstatat), CALL(statx),     CALL(pread64),         CALL(pwrite64),
+    CALL(preadv),    CALL(pwritev),    CALL(preadv2),   CALL(pwritev2),        CALL(ftruncate),
+    CALL(fallocate), CALL(fsync),      CALL(fdatasync), CALL(renameat),        CALL(renameat2),
+    CALL(rename),    CALL(unlinkat),   CALL(unlink),    CALL(mkdirat),         CALL(getdents64),
+    CALL(flock),     CALL(fstatfs),    CALL(fadvise64), CALL(sync_file_range), CALL(open),
+    CALL(stat),      CALL(access),     CALL(faccessat), CALL(faccessat2),      CALL(readlink),
+};
+/* Tasks being rebuilt, and the socket that agents come to. */
+static const int tasks[] = {
+    CALL(process_vm_writev), CALL(process_vm_readv),  CALL(pread64),   CALL(pwrite64),
+    CALL(pidfd_open),        CALL(pidfd_send_signal), CALL(kill),      CALL(unlink),
+    CALL(unlinkat),          CALL(newfstatat),        CALL(fallocate), CALL(ftruncate),
+};
+static const int deadly[] = {
+    CALL(execve),
+    CALL(execveat),
+    CALL(ptrace),
+    CALL(fork),
+    CALL(vfork),
+    CALL(connect),
+    CALL(bind),
+    CALL(mount),
+    CALL(umount2),
+    CALL(pivot_root),
+    CALL(chroot),
+    CALL(setns),
+    CALL(unshare),
+    CALL(bpf),
+    CALL(io_uring_setup),
+    CALL(perf_event_open),
+    CALL(keyctl),
+    CALL(init_module),
+    CALL(finit_module),
+    CALL(kexec_load),
+    CALL(open_by_handle_at),
+    CALL(setuid),
+    CALL(setgid),
+    CALL(setresuid),
+    CALL(setresgid),
+    CALL(userfaultfd),
+    CALL(process_madvise),
+};
+static const unsigned long requests[] = {FIONBIO, FIOCLEX, FIONREAD};
+static const unsigned long task_requests[] = {UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE,
+					      UFFDIO_UNREGISTER, UFFDIO_WRITEPROTECT};
+
+static int add(scmp_filter_ctx f, uint32_t action, const int *v, size_t n)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < n && !r; i++)
+		r = seccomp_rule_add(f, action, v[i], 0);
+	return r;
+}
+
+static int add_requests(scmp_filter_ctx f, const unsigned long *v, size_t n)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < n && !r; i++)
+		r = seccomp_rule_add(f, SCMP_ACT_ALLOW, CALL(ioctl), 1,
+				     SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffff, v[i]));
+	return r;
+}
+
+/* clone(2) for threads only; clone3's arguments are out of a filter's sight, and glibc falls back
+ * to the former when it is not there. */
+static int add_threads(scmp_filter_ctx f)
+{
+	return seccomp_rule_add(f, SCMP_ACT_ALLOW, CALL(clone), 1,
+				SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD));
+}
+
+static int fill(scmp_filter_ctx f, bool live)
+{
+	int r = add(f, SCMP_ACT_ALLOW, always, ARRAY_SIZE(always));
+
+	if (!r)
+		r = live ? add(f, SCMP_ACT_ALLOW, tasks, ARRAY_SIZE(tasks))
+			 : add(f, SCMP_ACT_ALLOW, files, ARRAY_SIZE(files));
+	if (!r)
+		r = add(f, SCMP_ACT_KILL_PROCESS, deadly, ARRAY_SIZE(deadly));
+	if (!r)
+		r = add_requests(f, requests, ARRAY_SIZE(requests));
+	if (!r && live)
+		r = add_requests(f, task_requests, ARRAY_SIZE(task_requests));
+	return r ? r : add_threads(f);
+}
+
+int sandbox_enter(bool live, struct cr_err *err)
+{
+	scmp_filter_ctx f = seccomp_init(SCMP_ACT_ERRNO(ENOSYS));
+	int r = f ? fill(f, live) : -ENOMEM;
+
+	if (!r)
+		r = seccomp_attr_set(f, SCMP_FLTATR_CTL_TSYNC, 1);
+	if (!r)
+		r = seccomp_load(f);
+	seccomp_release(f);
+	return r ? cr_err_set(err, CR_ERR_KERNEL, -r, "filter of system calls: %s", strerror(-r))
+		 : 0;
+}
