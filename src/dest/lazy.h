@@ -80,6 +80,7 @@ struct fetch_args {
 	struct lazy_shared *shared;
 	struct lazy_stats *stats;
 	int control;
+	int wake; /* the other end of control: who writes there wakes the thread that reads */
 	uint32_t timeout_ms;
 	bool takes_over; /* from one that died */
 };

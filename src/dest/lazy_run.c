@@ -17,7 +17,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-enum { NOBODY = 65534, RESTARTS_MAX = 200 };
+enum { NOBODY = 65534, RESTARTS_MAX = 200, FETCH_PRIORITY = 30 };
 
 static int map_stats(struct lazy *l, struct cr_err *err)
 {
@@ -109,11 +109,17 @@ static int spawn(struct lazy *l, bool takes_over, struct cr_err *err)
 	const struct fetch_args a = {.shared = l->shared,
 				     .stats = l->stats,
 				     .control = pair[1],
+				     .wake = pair[0],
 				     .timeout_ms = l->timeout_ms,
 				     .takes_over = takes_over};
 	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
 	if (pid == 0) {
+		const struct sched_param sp = {.sched_priority = FETCH_PRIORITY};
+
 		signal(SIGPIPE, SIG_IGN);
+		/* while it may: its threads take that over, those for what is pushed give it up */
+		if (sched_setscheduler(0, SCHED_FIFO, &sp))
+			log_debug("fetcher: %s", strerror(errno));
 		if (drop_privileges())
 			log_warn("fetcher: cannot drop privileges: %s", strerror(errno));
 		_exit(fetch_run(&a));
@@ -156,18 +162,27 @@ void lazy_connection(struct lazy *l, int fd, enum msg_lazy_kind kind)
 		close(fd);
 }
 
+static bool is_noted(const struct lazy_shared *sh, int fd)
+{
+	bool is = fd == sh->urgent_fd;
+
+	for (size_t i = 0; i < LAZY_BULK_MAX; i++)
+		is |= fd == sh->bulk_fds[i];
+	return is;
+}
+
 /* Half a frame may have been read: the source connects anew. So it does where a connection had not
  * been taken yet; one that is noted and in the queue is the same. */
 static void close_connections(struct lazy *l)
 {
 	struct fetch_hand h;
-	int urgent = l->shared->urgent_fd, bulk = l->shared->bulk_fd;
 
 	while (recv(l->fetcher_control, &h, sizeof(h), MSG_DONTWAIT) == sizeof(h))
-		if (h.fd != urgent && h.fd != bulk)
+		if (h.fd >= 0 && !is_noted(l->shared, h.fd))
 			close(h.fd);
 	close_fdp(&l->shared->urgent_fd);
-	close_fdp(&l->shared->bulk_fd);
+	for (size_t i = 0; i < LAZY_BULK_MAX; i++)
+		close_fdp(&l->shared->bulk_fds[i]);
 }
 
 int lazy_fetcher_ended(struct lazy *l, struct cr_err *err)

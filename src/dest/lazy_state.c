@@ -41,7 +41,9 @@ int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages, stru
 	s->stride = stride;
 	s->seg_cap = cap;
 	s->bits = bits;
-	s->urgent_fd = s->bulk_fd = -1;
+	s->urgent_fd = -1;
+	for (size_t i = 0; i < LAZY_BULK_MAX; i++)
+		s->bulk_fds[i] = -1;
 	*ret = s;
 	return 0;
 }
@@ -69,6 +71,8 @@ struct lazy_space *lazy_space_new(struct lazy_shared *s, int uffd, pid_t origin)
 		if (sp->used)
 			continue;
 		*sp = (struct lazy_space){.uffd = uffd, .origin = origin};
+		if (i >= s->top)
+			s->top = (uint32_t)i + 1;
 		memset(bitmap(s, sp), 0, s->bits / 8);
 		return sp;
 	}

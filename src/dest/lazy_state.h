@@ -50,7 +50,9 @@ struct lazy_shared {
 	/* an event that was read and perhaps not acted upon: event 0 for none */
 	struct uffd_msg event;
 	uint32_t event_space;
-	int urgent_fd, bulk_fd; /* of the fetcher, whose end the supervisor closes them; -1 */
+	/* of the fetcher, at whose end the supervisor closes them; -1 */
+	int urgent_fd, bulk_fds[LAZY_BULK_MAX];
+	uint32_t top; /* spaces from here on have never been used */
 	struct lazy_space spaces[LAZY_SPACES];
 };
 

@@ -3,6 +3,11 @@
 #include "base/err.h"
 #include "wire/msg.h"
 
+struct serve_range {
+	pid_t pid;
+	uint64_t start, end;
+};
+
 struct serve {
 	const char *peer_address; /* of the destination's agent */
 	struct mig_id id;
@@ -11,7 +16,11 @@ struct serve {
 	const pid_t *pids; /* those whose memory may be asked for; stopped */
 	size_t n_pids;
 	uint64_t max_bandwidth; /* bytes/s of what is pushed; 0: no limit */
-	uint32_t timeout_ms;    /* how long a destination that is gone is waited for */
+	uint32_t streams;       /* connections to push on; 0: one */
+	const struct serve_range
+	    *recent; /* what was written last, the latest first: pushed first */
+	size_t n_recent;
+	uint32_t timeout_ms; /* how long a destination that is gone is waited for */
 	/* NULL, or told about once a second */
 	void (*progress)(void *arg, uint64_t left);
 	void *arg;

@@ -20,6 +20,7 @@ enum {
 	LAZY_CHUNK_BYTES = 72,  /* address, and a bit for each of the 512 pages from there */
 	LAZY_STATS_BYTES = 10 * 8,
 	LAZY_PAYLOAD_MAX = LAZY_PAGES_MAX * 4096,
+	LAZY_BULK_MAX = 4, /* connections on which pages are pushed */
 };
 
 enum lazy_type {

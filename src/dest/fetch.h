@@ -1,0 +1,82 @@
+/* What the parts of the fetcher share: fetch.c (connections, frames, the end), fetch_tasks.c (what
+ * the tasks do), fetch_put.c (pages into place).
+ *
+ * A thread of high priority reads faults and events, asks for pages and puts those in place that
+ * were asked for. Others, one for each connection, take what is pushed. Nobody looks at what is
+ * missing, reads an event or puts a page without the lock; so nothing changes between looking and
+ * putting: an event that happens in between makes the kernel refuse the page (EAGAIN) until it was
+ * read. */
+#pragma once
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include "base/vec.h"
+#include "dest/lazy.h"
+
+struct in { /* what came over a connection */
+	uint8_t *buf;
+	size_t n;
+};
+
+struct waiter { /* a fault that was asked for */
+	struct lazy_space *space;
+	uint64_t va;
+	pid_t origin;
+	uint64_t src;
+	uint64_t since_us;
+};
+
+struct fetch;
+struct bulk {
+	struct fetch *f;
+	pthread_t thread;
+	bool runs;
+	int fd;
+	struct in in;
+};
+
+struct fetch {
+	pthread_mutex_t lock; /* of sh and st, the userfaultfds, the waiters and lost_why */
+	struct lazy_shared *sh;
+	struct lazy_stats *st;
+	VEC(struct waiter) waiters;
+	const char *lost_why; /* the connection is to be given up */
+	/* the rest is the urgent thread's own */
+	int control, wake;
+	pid_t supervisor;
+	uint64_t timeout_us, alone_since_us, swept_us; /* alone: without the source; 0: is not */
+	bool started, told, complete_sent, bye;
+	struct in urgent;
+	struct bulk bulks[LAZY_BULK_MAX];
+	VEC(uint8_t) out; /* to the source */
+	size_t out_done;
+};
+
+/* ---- fetch.c ---- */
+
+/* Asks for a page, or will once the source is there. 0 or a negative errno. */
+int fetch_want(struct fetch *f, pid_t origin, uint64_t src) must_check;
+
+/* ---- fetch_tasks.c, with the lock ---- */
+
+void tasks_count_left(struct fetch *f);
+void tasks_drop_space(struct fetch *f, struct lazy_space *sp);
+/* Spaces of processes that have ended or called execve(2), of which nothing tells. */
+void tasks_sweep(struct fetch *f);
+/* A page is in place: those who waited for it have done so. */
+void tasks_arrived(struct fetch *f, const struct lazy_space *sp, uint64_t va);
+/* The urgent thread's alone. Returns how many events were read, or a negative errno. */
+int tasks_read_events(struct fetch *f, struct lazy_space *sp) must_check;
+/* What the fetcher before has read, and perhaps not acted upon. */
+int tasks_act_on_left_over(struct fetch *f) must_check;
+
+/* ---- fetch_put.c, without the lock ---- */
+
+enum fill { FILL_DATA, FILL_ZEROS, FILL_POISON };
+/* Wherever they are missing. pushed: by another than the urgent thread. */
+int put_pages(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, enum fill fill,
+	      bool pushed) must_check;
+/* With the lock, by the urgent thread: an event has to be read before a page is put. */
+int put_make_way(struct fetch *f, struct lazy_space *sp, unsigned int *tries) must_check;
+/* The source is lost: whoever touches what is missing gets SIGBUS. Says what. */
+void put_poison_all(struct fetch *f);

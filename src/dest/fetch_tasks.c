@@ -1,0 +1,212 @@
+/* What the tasks do while pages are missing: they fault, fork, move and discard memory, and end. */
+#include <string.h>
+#include "base/clock.h"
+#include "base/log.h"
+#include "dest/fetch.h"
+#include "kernel/uffd.h"
+
+enum { EVENTS_MAX = 64 /* in a row of one space */ };
+
+void tasks_count_left(struct fetch *f)
+{
+	uint64_t n = 0;
+
+	for (size_t i = 0; i < f->sh->top; i++)
+		n += lazy_count(f->sh, &f->sh->spaces[i]);
+	f->st->left = n;
+}
+
+void tasks_drop_space(struct fetch *f, struct lazy_space *sp)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < f->waiters.n; i++)
+		if (f->waiters.v[i].space != sp)
+			f->waiters.v[n++] = f->waiters.v[i];
+	f->waiters.n = n;
+	lazy_space_drop(sp);
+	tasks_count_left(f);
+}
+
+void tasks_sweep(struct fetch *f)
+{
+	for (size_t i = 0; i < f->sh->top; i++) {
+		struct lazy_space *sp = &f->sh->spaces[i];
+
+		if (sp->used && uffd_is_dead(sp->uffd))
+			tasks_drop_space(f, sp);
+	}
+	f->swept_us = now_us();
+}
+
+void tasks_arrived(struct fetch *f, const struct lazy_space *sp, uint64_t va)
+{
+	for (size_t i = 0; i < f->waiters.n;) {
+		struct waiter *w = &f->waiters.v[i];
+
+		if (w->space != sp || w->va != va) {
+			i++;
+			continue;
+		}
+		uint64_t us = now_us() - w->since_us;
+		f->st->buckets[lazy_bucket(us)]++;
+		if (us > f->st->max_us)
+			f->st->max_us = us;
+		*w = f->waiters.v[--f->waiters.n];
+	}
+}
+
+/* Zeros where nothing is missing: memory that nobody had written. */
+static int give_zeros(struct fetch *f, struct lazy_space *sp, uint64_t va)
+{
+	for (unsigned int tries = 0;;) {
+		int64_t n = uffd_put(sp->uffd, va, NULL, CR_PAGE_SIZE);
+		uint64_t page;
+		int r;
+
+		if (n != -EAGAIN) {
+			if (n < 0)
+				uffd_wake(sp->uffd, va, CR_PAGE_SIZE);
+			return 0;
+		}
+		r = put_make_way(f, sp, &tries);
+		if (r)
+			return r;
+		if (!sp->used || lazy_find_here(f->sh, sp, va, &page)) {
+			/* by a move it has become missing: it will be asked for */
+			if (sp->used)
+				uffd_wake(sp->uffd, va, CR_PAGE_SIZE);
+			return 0;
+		}
+	}
+}
+
+static int on_fault(struct fetch *f, struct lazy_space *sp, uint64_t va)
+{
+	uint64_t page;
+	struct lazy_seg *seg;
+	bool asked = false;
+
+	va &= ~(CR_PAGE_SIZE - 1);
+	seg = lazy_find_here(f->sh, sp, va, &page);
+	if (!seg)
+		return give_zeros(f, sp, va);
+	uint64_t src = seg->src + page * CR_PAGE_SIZE;
+	vec_foreach (w, &f->waiters)
+		asked |= w->origin == sp->origin && w->src == src;
+	struct waiter *w = vec_push(&f->waiters);
+	if (!w)
+		return -ENOMEM;
+	*w = (struct waiter){
+	    .space = sp, .va = va, .origin = sp->origin, .src = src, .since_us = now_us()};
+	f->st->faults++;
+	return asked ? 0 : fetch_want(f, sp->origin, src);
+}
+
+/* Waiters whose address has changed: they are woken, and look again. */
+static void forget_waiters(struct fetch *f, const struct lazy_space *sp, uint64_t start,
+			   uint64_t end)
+{
+	for (size_t i = 0; i < f->waiters.n;) {
+		struct waiter *w = &f->waiters.v[i];
+
+		if (w->space != sp || w->va < start || w->va >= end) {
+			i++;
+			continue;
+		}
+		uffd_wake(sp->uffd, w->va, CR_PAGE_SIZE);
+		*w = f->waiters.v[--f->waiters.n];
+	}
+}
+
+static void on_move(struct fetch *f, struct lazy_space *sp, uint64_t from, uint64_t to,
+		    uint64_t len)
+{
+	if (lazy_move(f->sh, sp, from, to, len)) {
+		/* moved in more pieces than can be kept apart: never zeros */
+		int64_t n = uffd_poison(sp->uffd, to, len);
+
+		log_error("fetching pages: no room to note what was moved to %#llx (%lld)",
+			  (unsigned long long)to, (long long)n);
+		f->st->lost += lazy_forget(f->sh, sp, from, from + len);
+	}
+	forget_waiters(f, sp, from, from + len);
+}
+
+/* What is in sh->event, perhaps left by the fetcher before. */
+static int act(struct fetch *f)
+{
+	const struct uffd_msg *m = &f->sh->event;
+	struct lazy_space *sp = &f->sh->spaces[f->sh->event_space];
+	int r = 0;
+
+	switch (m->event) {
+	case UFFD_EVENT_PAGEFAULT:
+		r = on_fault(f, sp, m->arg.pagefault.address);
+		break;
+	case UFFD_EVENT_FORK:
+		if (!lazy_fork(f->sh, sp, (int)m->arg.fork.ufd)) {
+			tasks_sweep(f);
+			if (!lazy_fork(f->sh, sp, (int)m->arg.fork.ufd))
+				return -ENOSPC;
+		}
+		tasks_count_left(f);
+		break;
+	case UFFD_EVENT_REMAP:
+		on_move(f, sp, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
+		break;
+	case UFFD_EVENT_REMOVE:
+	case UFFD_EVENT_UNMAP:
+		f->st->left -= lazy_forget(f->sh, sp, m->arg.remove.start, m->arg.remove.end);
+		forget_waiters(f, sp, m->arg.remove.start, m->arg.remove.end);
+		break;
+	default:
+		break;
+	}
+	return r;
+}
+
+static int act_once(struct fetch *f)
+{
+	struct uffd_msg event = f->sh->event;
+	int r;
+
+	/* a fault or zeros may need another event to be read first: this one is a copy by then */
+	if (event.event == UFFD_EVENT_PAGEFAULT) {
+		uint32_t space = f->sh->event_space;
+
+		f->sh->event.event = 0;
+		r = on_fault(f, &f->sh->spaces[space], event.arg.pagefault.address);
+	} else {
+		r = act(f);
+		f->sh->event.event = 0;
+	}
+	return r;
+}
+
+int tasks_act_on_left_over(struct fetch *f)
+{
+	return f->sh->event.event ? act_once(f) : 0;
+}
+
+/* The message is read into shared memory: should this process end
+ * before it has acted on it, the next one does. */
+int tasks_read_events(struct fetch *f, struct lazy_space *sp)
+{
+	int n = 0;
+
+	while (n < EVENTS_MAX && sp->used) {
+		f->sh->event_space = (uint32_t)(sp - f->sh->spaces);
+		ssize_t got = read(sp->uffd, &f->sh->event, sizeof(f->sh->event));
+
+		if (got != (ssize_t)sizeof(f->sh->event)) {
+			f->sh->event.event = 0;
+			return n;
+		}
+		int r = act_once(f);
+		if (r)
+			return r;
+		n++;
+	}
+	return n;
+}

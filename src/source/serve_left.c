@@ -1,0 +1,254 @@
+/* What is still to be sent, and in what order. */
+#include <stdlib.h>
+#include <string.h>
+#include "source/serve_state.h"
+
+enum {
+	HOT_BEFORE_PAGES = 8, /* pushed around a page that was asked for */
+	HOT_BEHIND_PAGES = 64,
+	AHEAD_FIRST_PAGES = 4,
+	NEAR_PAGES = 64, /* a request that far behind the last may be of the same reading */
+};
+
+struct memory *left_memory_of(struct server *s, pid_t pid)
+{
+	vec_foreach (m, &s->memories)
+		if (m->pid == pid)
+			return m;
+	return NULL;
+}
+
+static struct lazy_chunk *chunk_of(struct lazy_chunk *v, size_t n, uint64_t va)
+{
+	uint64_t start = va - va % (512 * CR_PAGE_SIZE);
+	size_t lo = 0, hi = n;
+
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (v[mid].start < start)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < n && v[lo].start == start ? &v[lo] : NULL;
+}
+
+static unsigned int index_of(uint64_t va)
+{
+	return (unsigned int)(va / CR_PAGE_SIZE % 512);
+}
+
+static bool is_set(const struct lazy_chunk *c, unsigned int i)
+{
+	return c && c->bits[i / 64] >> (i % 64) & 1;
+}
+
+static void take(struct server *s, struct lazy_chunk *c, unsigned int i)
+{
+	if (!is_set(c, i))
+		return;
+	c->bits[i / 64] &= ~(1ull << (i % 64));
+	s->left--;
+}
+
+static int by_start(const void *a, const void *b)
+{
+	const struct lazy_chunk *x = a, *y = b;
+
+	return x->start < y->start ? -1 : x->start > y->start;
+}
+
+int left_add(struct server *s, struct memory *m, const struct lazy_chunk *c)
+{
+	struct lazy_chunk *slot = vec_push(&m->left);
+
+	if (!slot)
+		return -ENOMEM;
+	*slot = *c;
+	for (int k = 0; k < 8; k++)
+		s->left += (uint64_t)__builtin_popcountll(c->bits[k]);
+	return 0;
+}
+
+int left_sort(struct server *s)
+{
+	vec_foreach (m, &s->memories) {
+		if (!m->left.n)
+			continue;
+		qsort(m->left.v, m->left.n, sizeof(*m->left.v), by_start);
+		for (size_t i = 0; i < m->left.n; i++) {
+			struct lazy_chunk *c = vec_push(&m->told);
+
+			if (!c)
+				return -ENOMEM;
+			*c = m->left.v[i];
+		}
+	}
+	return 0;
+}
+
+void left_forget(struct server *s)
+{
+	s->n_hot = s->recent_at = 0;
+	s->left = 0;
+	memset(s->reads, 0, sizeof(s->reads));
+	vec_foreach (m, &s->memories) {
+		m->left.n = m->told.n = 0;
+		m->at = 0;
+	}
+}
+
+void left_done(struct server *s)
+{
+	vec_foreach (m, &s->memories) {
+		close_fdp(&m->mem);
+		vec_done(&m->left);
+		vec_done(&m->told);
+	}
+	vec_done(&s->memories);
+}
+
+bool left_was_told(struct memory *m, uint64_t va)
+{
+	return is_set(chunk_of(m->told.v, m->told.n, va), index_of(va));
+}
+
+void left_take(struct server *s, struct memory *m, uint64_t va)
+{
+	take(s, chunk_of(m->left.v, m->left.n, va), index_of(va));
+}
+
+uint32_t left_take_run(struct server *s, struct memory *m, uint64_t va, uint32_t most)
+{
+	struct lazy_chunk *c = chunk_of(m->left.v, m->left.n, va);
+	unsigned int i = index_of(va);
+	uint32_t n = 0;
+
+	while (n < most && i + n < 512 && is_set(c, i + n))
+		take(s, c, i + n++);
+	return n;
+}
+
+/* ---- what was asked for ---- */
+
+static void heat(struct server *s, size_t memory, uint64_t va)
+{
+	const uint64_t before = HOT_BEFORE_PAGES * CR_PAGE_SIZE;
+
+	if (s->n_hot == HOT_MAX) {
+		memmove(s->hot, s->hot + 1, (HOT_MAX - 1) * sizeof(*s->hot));
+		s->n_hot--;
+	}
+	va = va > before ? va - before : 0;
+	s->hot[s->n_hot++] = (struct hot){memory, va, HOT_BEFORE_PAGES + HOT_BEHIND_PAGES};
+}
+
+/* Requests that follow one another: as long as they do, more and more is sent with each. */
+static uint32_t reads_ahead(struct server *s, size_t memory, uint64_t va)
+{
+	struct reading *r = NULL, *oldest = &s->reads[0];
+
+	s->requests++;
+	for (size_t i = 0; i < READS_MAX; i++) {
+		struct reading *k = &s->reads[i];
+
+		if (k->next && k->memory == memory && va >= k->next &&
+		    va - k->next < NEAR_PAGES * CR_PAGE_SIZE)
+			r = k;
+		if (k->used < oldest->used)
+			oldest = k;
+	}
+	if (!r) {
+		r = oldest;
+		*r = (struct reading){.memory = memory};
+	} else {
+		r->ahead = r->ahead ? r->ahead * 2 : AHEAD_FIRST_PAGES;
+		if (r->ahead > AHEAD_PAGES_MAX)
+			r->ahead = AHEAD_PAGES_MAX;
+	}
+	r->used = s->requests;
+	r->next = va + (1 + r->ahead) * CR_PAGE_SIZE;
+	return r->ahead;
+}
+
+uint32_t left_asked(struct server *s, struct memory *m, uint64_t va, uint32_t npages)
+{
+	size_t memory = (size_t)(m - s->memories.v);
+
+	heat(s, memory, va);
+	return reads_ahead(s, memory, va + (npages - 1) * CR_PAGE_SIZE);
+}
+
+/* ---- what is pushed ---- */
+
+static uint32_t next_hot(struct server *s, struct memory **m, uint64_t *va)
+{
+	while (s->n_hot) {
+		struct hot *h = &s->hot[s->n_hot - 1];
+		uint32_t n = 0;
+
+		*m = &s->memories.v[h->memory];
+		while (h->pages && !n) {
+			*va = h->va;
+			n = left_take_run(s, *m, h->va,
+					  h->pages < PUSH_PAGES ? h->pages : PUSH_PAGES);
+			h->va += (n ? n : 1) * CR_PAGE_SIZE;
+			h->pages -= n ? n : 1;
+		}
+		if (!h->pages)
+			s->n_hot--;
+		if (n)
+			return n;
+	}
+	return 0;
+}
+
+static uint32_t next_recent(struct server *s, struct memory **ret, uint64_t *va)
+{
+	for (; s->recent_at < s->sv->n_recent; s->recent_at++) {
+		const struct serve_range *g = &s->sv->recent[s->recent_at];
+		struct memory *m = left_memory_of(s, g->pid);
+
+		for (uint64_t at = g->start; m && at < g->end; at += CR_PAGE_SIZE) {
+			uint64_t pages = (g->end - at) / CR_PAGE_SIZE;
+			uint32_t n = left_take_run(
+			    s, m, at, pages < PUSH_PAGES ? (uint32_t)pages : PUSH_PAGES);
+
+			if (!n)
+				continue;
+			*ret = m;
+			*va = at;
+			return n;
+		}
+	}
+	return 0;
+}
+
+static uint32_t next_in_order(struct server *s, struct memory **ret, uint64_t *va)
+{
+	vec_foreach (m, &s->memories)
+		for (; m->at < m->left.n; m->at++) {
+			struct lazy_chunk *c = &m->left.v[m->at];
+
+			for (unsigned int i = 0; i < 8; i++) {
+				if (!c->bits[i])
+					continue;
+				unsigned int bit =
+				    i * 64 + (unsigned int)__builtin_ctzll(c->bits[i]);
+				*ret = m;
+				*va = c->start + bit * CR_PAGE_SIZE;
+				return left_take_run(s, m, *va, PUSH_PAGES);
+			}
+		}
+	return 0;
+}
+
+uint32_t left_next(struct server *s, struct memory **m, uint64_t *va)
+{
+	uint32_t n = next_hot(s, m, va);
+
+	if (!n)
+		n = next_recent(s, m, va);
+	return n ? n : next_in_order(s, m, va);
+}
