@@ -29,6 +29,7 @@ enum option_id {
 	OPT_TCP,
 	OPT_MOVE_ADDRESS,
 	OPT_HOOK,
+	OPT_COPY_FILES,
 	OPT_HELP,
 	OPT_VERSION,
 };
@@ -55,6 +56,7 @@ static const struct option longopts[] = {
     {"tcp", required_argument, NULL, OPT_TCP},
     {"move-address", required_argument, NULL, OPT_MOVE_ADDRESS},
     {"hook", required_argument, NULL, OPT_HOOK},
+    {"copy-files", no_argument, NULL, OPT_COPY_FILES},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {0},
@@ -199,6 +201,8 @@ static bool take_switch(struct migrate_options *o, int id)
 		return o->json = true;
 	case OPT_LEAVE_RUNNING:
 		return o->opts.leave_running = true;
+	case OPT_COPY_FILES:
+		return o->opts.copy_files = true;
 	case OPT_REHEARSE:
 		return o->opts.rehearse = true;
 	case OPT_NO_HW_BREAKPOINTS:

@@ -2,10 +2,10 @@
  *
  * `testbed-init switch` makes a network namespace only (the bridge lives there); `testbed-init host
  * NAME MONOTONIC BOOTTIME [KEEP…]` makes net, pid, mount, uts, ipc and time namespaces, the clocks
- * ahead by the seconds given (decimal), with a /proc and a /tmp of their own. A KEEP is a directory
- * below /tmp that stays visible in the new one. Prints the pid of the waiting process as the caller
- * sees it, once everything is in place. That process reaps, and leaves on SIGTERM: with pid 1 goes
- * everything in the host (pid_namespaces(7)). */
+ * ahead by the seconds given (decimal), with a /proc, a /tmp and a /dev/shm of their own. A KEEP is
+ * a directory below /tmp that stays visible in the new one. Prints the pid of the waiting process
+ * as the caller sees it, once everything is in place. That process reaps, and leaves on SIGTERM:
+ * with pid 1 goes everything in the host (pid_namespaces(7)). */
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -107,6 +107,8 @@ static void set_up_host(const struct host *h)
 	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
 		err(1, "mounting /proc");
 	mount_tmp(h->keep);
+	if (mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"))
+		err(1, "mounting /dev/shm");
 }
 
 /* Signals stay blocked: a blocked signal is queued even for a pid 1 without a handler. */

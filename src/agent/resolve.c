@@ -47,11 +47,7 @@ static int list_one(struct journal *j, void *arg)
 	if (l->n == STATUS_MAX)
 		return 0;
 	struct journal *k = &l->kept[l->n];
-	*k = *j;
-	memset(&j->pids, 0, sizeof(j->pids)); /* moved */
-	memset(&j->renames, 0, sizeof(j->renames));
-	memset(&j->moved, 0, sizeof(j->moved));
-	memset(&j->shms, 0, sizeof(j->shms));
+	*k = journal_take(j);
 	struct msg_status *s = &l->v[l->n++];
 	pid_t *pids = calloc(k->pids.n + 1, sizeof(*pids));
 	*s = (struct msg_status){.role = k->role,
@@ -105,13 +101,8 @@ static int pick_one(struct journal *j, void *arg)
 		return 0; /* kept to tell others, not open */
 	if (!mig_id_is_zero(p->id) && (!mig_id_parse(j->id, &id) || !mig_id_equal(&id, p->id)))
 		return 0;
-	if (p->n++ == 0) {
-		p->found = *j;
-		memset(&j->pids, 0, sizeof(j->pids));
-		memset(&j->renames, 0, sizeof(j->renames));
-		memset(&j->moved, 0, sizeof(j->moved));
-		memset(&j->shms, 0, sizeof(j->shms));
-	}
+	if (p->n++ == 0)
+		p->found = journal_take(j);
 	return 0;
 }
 

@@ -12,6 +12,7 @@
 #include "kernel/netdev.h"
 #include "kernel/procfs.h"
 #include "kernel/sysv_shm.h"
+#include "resource/carried.h"
 #include "resource/resource.h"
 #include "wire/tree_codec.h"
 
@@ -124,6 +125,7 @@ static int kill_cgroup(const struct journal *j, struct cr_err *err)
 
 	remove_rename_dirs(j);
 	remove_segments(j);
+	carried_undo(j);
 	if (!*j->cgroup || access(j->cgroup, F_OK))
 		return 0;
 	int r = open_cgroup(j, &cg, err);
@@ -211,7 +213,11 @@ static int run_cgroup(const struct agent_config *cfg, const struct journal *j, s
 			return cr_err_sys(err, "putting a socket at %s", m->to);
 	remove_rename_dirs(j);
 	r = run_network(cfg, j, err);
-	return r ? r : cgroup_thaw(cg, err);
+	if (!r)
+		r = cgroup_thaw(cg, err);
+	if (!r)
+		carried_keep(j);
+	return r;
 }
 
 static int write_state(const struct agent_config *cfg, struct journal *j, enum journal_state state,
@@ -290,6 +296,7 @@ int settle_commit(const struct agent_config *cfg, struct journal *j, char *text,
 		    "the destination was never told to run the tasks: they stay here");
 	signal_tasks(j, SIGKILL);
 	remove_segments(j);
+	carried_give(j);
 	snprintf(text, n, "the source's tasks were ended%s",
 		 j->lazy && j->state == JOURNAL_COMMIT ? ": no more pages come from here" : "");
 	drop(cfg, j);

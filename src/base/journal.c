@@ -25,6 +25,35 @@ int journal_add_rename(struct journal *j, const char *from, const char *to, stru
 	return 0;
 }
 
+int journal_add_carried(struct journal *j, const char *temp, const char *path, uint64_t dev,
+			uint64_t ino, struct cr_err *err)
+{
+	if (strpbrk(path, "\t\n"))
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL,
+				  "a file's path with tabs or newlines: %s", path);
+	struct journal_carried c = {temp ? strdup(temp) : NULL, strdup(path), dev, ino};
+	struct journal_carried *slot = c.path && (c.temp || !temp) ? vec_push(&j->carried) : NULL;
+	if (!slot) {
+		free(c.temp);
+		free(c.path);
+		return cr_err_oom(err);
+	}
+	*slot = c;
+	return 0;
+}
+
+int journal_add_dir(struct journal *j, const char *path, struct cr_err *err)
+{
+	char *copy = strdup(path), **slot = copy ? vec_push(&j->dirs) : NULL;
+
+	if (!slot) {
+		free(copy);
+		return cr_err_oom(err);
+	}
+	*slot = copy;
+	return 0;
+}
+
 const char *journal_state_name(enum journal_state s)
 {
 	return (unsigned)s < ARRAY_SIZE(state_names) ? state_names[s] : "?";
@@ -48,6 +77,11 @@ static void print(FILE *f, const struct journal *j)
 		fprintf(f, "rename %s\t%s\n", m->from, m->to);
 	vec_foreach (s, &j->shms)
 		fprintf(f, "shm %d %d\n", s->id, s->cpid);
+	vec_foreach (d, &j->dirs)
+		fprintf(f, "dir %s\n", *d);
+	vec_foreach (c, &j->carried)
+		fprintf(f, "carried %llu %llu\t%s\t%s\n", (unsigned long long)c->dev,
+			(unsigned long long)c->ino, c->temp ? c->temp : "-", c->path);
 	vec_foreach (a, &j->moved) {
 		char text[DEVADDR_TEXT];
 
@@ -84,6 +118,22 @@ static void set_text(char *dst, size_t n, const char *src)
 	snprintf(dst, n, "%s", strcmp(src, "-") ? src : "");
 }
 
+static bool parse_carried(struct journal *j, char *value)
+{
+	struct cr_err ignored = {0};
+	unsigned long long dev, ino;
+	int at = 0;
+
+	if (sscanf(value, "%llu %llu %n", &dev, &ino, &at) != 2 || !at)
+		return false;
+	char *temp = value + at, *tab = strchr(temp, '\t');
+	if (!tab)
+		return false;
+	*tab = 0;
+	return !journal_add_carried(j, strcmp(temp, "-") ? temp : NULL, tab + 1, dev, ino,
+				    &ignored);
+}
+
 static bool parse_line(struct journal *j, const char *key, char *value)
 {
 	if (!strcmp(key, "state")) {
@@ -116,6 +166,12 @@ static bool parse_line(struct journal *j, const char *key, char *value)
 
 		if (!s || sscanf(value, "%d %d", &s->id, &s->cpid) != 2)
 			return false;
+	} else if (!strcmp(key, "dir")) {
+		struct cr_err ignored = {0};
+
+		return !journal_add_dir(j, value, &ignored);
+	} else if (!strcmp(key, "carried")) {
+		return parse_carried(j, value);
 	} else if (!strcmp(key, "moved")) {
 		struct cr_err ignored = {0};
 		struct devaddr *a = vec_push(&j->moved);
@@ -210,6 +266,19 @@ int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void 
 	return r;
 }
 
+struct journal journal_take(struct journal *from)
+{
+	struct journal j = *from;
+
+	memset(&from->renames, 0, sizeof(from->renames));
+	memset(&from->carried, 0, sizeof(from->carried));
+	memset(&from->dirs, 0, sizeof(from->dirs));
+	memset(&from->shms, 0, sizeof(from->shms));
+	memset(&from->pids, 0, sizeof(from->pids));
+	memset(&from->moved, 0, sizeof(from->moved));
+	return j;
+}
+
 void journal_done(struct journal *j)
 {
 	vec_foreach (m, &j->renames) {
@@ -217,6 +286,14 @@ void journal_done(struct journal *j)
 		free(m->to);
 	}
 	vec_done(&j->renames);
+	vec_foreach (c, &j->carried) {
+		free(c->temp);
+		free(c->path);
+	}
+	vec_done(&j->carried);
+	vec_foreach (d, &j->dirs)
+		free(*d);
+	vec_done(&j->dirs);
 	vec_done(&j->shms);
 	vec_done(&j->pids);
 	vec_done(&j->moved);

@@ -48,12 +48,26 @@ struct journal {
 	/* source: goes with the tasks, once they are the destination's; destination: was made for
 	 * them, goes with the shells */
 	VEC(struct journal_shm) shms;
+	VEC(struct journal_carried) carried;
+	VEC(char *) dirs;          /* destination: directories that were made for them; owned */
 	VEC(struct devaddr) moved; /* source: addresses that the commit takes from this host */
+};
+
+struct journal_carried { /* a file that came along; all owned */
+	/* destination: the name beside it by which it is known that path is ours; NULL at the
+	 * source */
+	char *temp;
+	char *path;
+	uint64_t dev, ino; /* source: of the file that goes, once the tasks are gone */
 };
 
 /* Errors: memory; INPUT for paths that do not fit on a line. */
 int journal_add_rename(struct journal *j, const char *from, const char *to,
 		       struct cr_err *err) must_check;
+/* temp: NULL at the source. */
+int journal_add_carried(struct journal *j, const char *temp, const char *path, uint64_t dev,
+			uint64_t ino, struct cr_err *err) must_check;
+int journal_add_dir(struct journal *j, const char *path, struct cr_err *err) must_check;
 const char *journal_state_name(enum journal_state s);
 int journal_write(const char *dir, const struct journal *j, struct cr_err *err) must_check;
 /* -ENOENT if there is none. */
@@ -65,6 +79,8 @@ int journal_remove(const char *dir, const struct journal *j, struct cr_err *err)
  * (may be NULL). */
 int journal_each(const char *dir, int (*fn)(struct journal *j, void *arg), void *arg,
 		 void (*bad)(const struct cr_err *why), struct cr_err *err) must_check;
+/* All of it out of *from, which is as if done. */
+struct journal journal_take(struct journal *from);
 void journal_done(struct journal *j);
 
 /* A file beside the journal, gone with it: what whoever settles needs and does not fit on lines. */

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "kernel/sysv_shm.h"
 #include "memory/digest.h"
+#include "resource/carried.h"
 #include "wire/tree_codec.h"
 
 enum { SWITCH_PRIORITY = 40, HEAP_BYTES_PER_THREAD = 16 * 1024 };
@@ -109,6 +110,9 @@ void dest_undo(struct dest *d)
 	fileset_undo(d->files);
 	vec_foreach (s, &d->journal.shms)
 		sysv_shm_remove(s->id, s->cpid);
+	carrying_free(d->carrying);
+	d->carrying = NULL;
+	carried_undo(&d->journal);
 	remove_cgroup(d);
 	forget_journal(d);
 	d->state = DEST_ABORTED;
@@ -132,6 +136,7 @@ void dest_done(struct dest *d)
 	shells_forget(d->shells);
 	fileset_free(d->files);
 	objects_done(&d->objects);
+	carrying_free(d->carrying);
 	cgroup_close(d->cgroup);
 	tree_free(d->tree);
 	refusals_done(&d->notes);
@@ -329,6 +334,14 @@ static int dispatch(struct dest *d, struct msg *m, struct cr_err *err)
 		return on_tree(d, &m->tree, err);
 	case MSG_RESET:
 		return on_reset(d, &m->reset, err);
+	case MSG_FILES:
+		return dest_files_asked(d, &m->files, err);
+	case MSG_FILE:
+		return dest_file_begin(d, m, err);
+	case MSG_FILE_DATA:
+		return dest_file_data(d, &m->file_data, err);
+	case MSG_FILE_END:
+		return dest_file_end(d, err);
 	case MSG_VERIFY:
 		return on_verify(d, &m->verify, err);
 	case MSG_PREPARE_COMMIT:

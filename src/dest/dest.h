@@ -5,6 +5,7 @@
  *   shells*.c  processes and threads; layout.c their address spaces
  *   launch.c   registers, the hold, and the point where the tasks run
  *   lazy.h     memory that is fetched after the tasks run
+ *   carry.c    files that the source brings along
  *   clocks.c   a time namespace in which the tasks' clocks go on
  *
  * Until PREPARED, the end of this process ends every shell. From PREPARED on the shells survive it,
@@ -48,6 +49,7 @@ struct dest {
 	struct tree *tree;     /* as built */
 	struct refusals notes;
 	struct journal journal;
+	struct carrying *carrying; /* a file that is being written; NULL: none */
 	enum dest_state state;
 	uint32_t next_target;
 	bool copying; /* the page-server has userfaultfds of shells */
@@ -81,6 +83,18 @@ int dest_write_pages(struct dest *d, struct cr_err *err) must_check;
 /* Where pages go: one entry for every process and object; the caller frees *ret. */
 int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n,
 		 struct cr_err *err) must_check;
+
+/* ---- carry.c ---- */
+
+/* Which of those files are missing? Answers. */
+int dest_files_asked(struct dest *d, const struct msg_files *q, struct cr_err *err) must_check;
+/* One file, or another pass over it. Begin takes over what *m holds; end answers. */
+int dest_file_begin(struct dest *d, struct msg *m, struct cr_err *err) must_check;
+int dest_file_data(struct dest *d, const struct msg_file_data *x, struct cr_err *err) must_check;
+int dest_file_end(struct dest *d, struct cr_err *err) must_check;
+/* Those that the final tree has no use for go. */
+void dest_sweep_files(struct dest *d);
+void carrying_free(struct carrying *c); /* takes NULL */
 
 /* ---- launch.c ---- */
 /* All state written, nothing has run; held so that it survives us. */

@@ -7,6 +7,7 @@
 #include "kernel/sysv_shm.h"
 #include "kernel/task.h"
 #include "remote/park.h"
+#include "resource/carried.h"
 
 int dest_journal(struct dest *d, enum journal_state state, struct cr_err *err)
 {
@@ -168,6 +169,7 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 	if (!r)
 		r = fileset_prepare(d->files, d->tree, err);
 	remove_segments(d->tree);
+	dest_sweep_files(d);
 	if (!r)
 		r = renames_of_now(d, err);
 	if (!r && d->lazy) {
@@ -225,5 +227,7 @@ int dest_launch(struct dest *d, struct cr_err *err)
 		r = cgroup_thaw(d->cgroup, err);
 	if (!r)
 		d->state = DEST_RUNNING;
+	if (!r)
+		carried_keep(&d->journal);
 	return r;
 }

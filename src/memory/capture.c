@@ -12,6 +12,7 @@
 #include "kernel/build_id.h"
 #include "kernel/procfs.h"
 #include "kernel/sysv_shm.h"
+#include "memory/shm_name.h"
 #include "model/layout.h"
 
 #define DELETED " (deleted)"
@@ -438,6 +439,7 @@ static int fill_vmas(struct capture *c, struct object_fds *o, struct process *p,
 
 	if (r)
 		return r;
+	shm_names_find(&maps);
 	p->mm.vmas = arena_array(c->tree->arena, struct vma, maps.list.n + 1);
 	if (!p->mm.vmas)
 		r = cr_err_oom(err);
@@ -667,9 +669,11 @@ static void check_mapped_file(const struct tree *t, const struct mapped_file *f,
 {
 	struct stat st;
 
+	if (f->carried)
+		return;
 	if (stat(f->path, &st)) {
-		refuse(refused, 0, f->path, "mapped file is missing at the destination: %s",
-		       strerror(errno));
+		refuse(refused, 0, f->path, "mapped file is missing at the destination: %s%s",
+		       strerror(errno), errno == ENOENT ? "; --copy-files brings it along" : "");
 		return;
 	}
 	bool same = is_the_file(t, f, &st);

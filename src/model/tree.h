@@ -58,6 +58,7 @@ struct mapped_file { /* a regular file that is mapped or is an executable */
 	uint64_t dev;    /* as maps shows it, for telling mappings apart; 0 of an executable */
 	uint64_t st_dev; /* as stat(2) does: some file systems show two */
 	bool writable;   /* some shared mapping of it may be written: open read-write */
+	bool carried;    /* the source brings it along: the destination does not have it */
 	uint8_t build_id[20];
 	uint8_t build_id_len; /* 0: not an ELF file with a note */
 };
@@ -266,6 +267,7 @@ struct file { /* one open file description: what dup and fork share */
 	const char *path;
 	uint64_t size, ino, dev, mtime_ns, rdev;
 	uint32_t mode;
+	bool carried; /* REGULAR: the source brings it along */
 	/* PIPE: both ends carry the pipe's inode; the contents travel with the first file of it */
 	uint64_t pipe_ino;
 	bool pipe_has_data; /* this entry carries data and capacity */

@@ -146,10 +146,12 @@ static void check(const struct file_check *k, const struct file *f)
 	struct statfs sf;
 	struct stat st;
 
-	if (below_tree_proc(k->t, f->path))
-		return; /* there once the process is */
+	if (below_tree_proc(k->t, f->path) || f->carried)
+		return; /* there once the process is, or once it has been brought */
 	if (stat(f->path, &st)) {
-		file_check_refuse(k, "%.180s: %s here", f->path, strerror(errno));
+		file_check_refuse(
+		    k, "%.180s: %s here%s", f->path, strerror(errno),
+		    errno == ENOENT && S_ISREG(f->mode) ? "; --copy-files brings it along" : "");
 		return;
 	}
 	if ((st.st_mode & S_IFMT) != (f->mode & S_IFMT)) {
@@ -183,7 +185,7 @@ static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr
 	if ((st.st_mode & S_IFMT) != (f->mode & S_IFMT))
 		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "%s: another type of file here",
 				  f->path);
-	h->same_file = is_pseudo((uint32_t)sf.f_type) ||
+	h->same_file = f->carried || is_pseudo((uint32_t)sf.f_type) ||
 		       is_same_file(fs->same_kernel, fs->same_kernel_known, f, &st);
 	h->fd = take_fd(&fd);
 	return 0;

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/heap.h"
 #include "memory/digest.h"
+#include "resource/carried.h"
 #include "base/fault.h"
 #include "kernel/sysv_shm.h"
 #include "source/serve.h"
@@ -119,6 +120,9 @@ static bool layout_changed(const struct tree *old, const struct tree *t)
 static int send_rest(struct source *s, struct tree *t, struct cr_err *err)
 {
 	int r = track_newcomers(s, t, err);
+
+	if (!r) /* files before what is mapped of them */
+		r = source_carry_last(s, t, err);
 
 	/* pages need their mappings first: only if there are new ones does this cost a round trip
 	 */
@@ -302,6 +306,7 @@ static void kill_source(struct source *s)
 	s->seizure = NULL;
 	vec_foreach (seg, &s->journal.shms)
 		sysv_shm_remove(seg->id, seg->cpid);
+	carried_give(&s->journal);
 	/* the last references: what is in repair mode closes without a word */
 	net_lock_free(s->net_lock);
 	s->net_lock = NULL;

@@ -283,8 +283,13 @@ int source_follow_structure(struct source *s, struct cr_err *err)
 		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s of %d: %s",
 			       s->notes.list.v[0].what, s->notes.list.v[0].pid,
 			       s->notes.list.v[0].why);
-	if (!r && source_structure_differs(s->tree, t))
-		r = source_send_tree(s, MSG_STAGE_MEND, t, err);
+	if (!r && source_structure_differs(s->tree, t)) {
+		r = source_carry_look(s, t, err);
+		if (!r)
+			r = source_carry_ahead(s, err);
+		if (!r)
+			r = source_send_tree(s, MSG_STAGE_MEND, t, err);
+	}
 	if (r) {
 		tree_free(t);
 		return r;

@@ -53,6 +53,7 @@ void source_done(struct source *s)
 		sentmap_done(&o->sent);
 	vec_done(&s->objects);
 	object_fds_done(&s->object_fds);
+	source_carry_done(s);
 	reader_free(s->reader);
 	page_tx_free(s->tx);
 	link_free(s->peer);
@@ -263,10 +264,13 @@ static int refuse_notes(struct source *s, struct cr_err *err)
 
 /* The destination's refusals come in the same list. A tree in which things are missing that this
  * side refuses may be none that can be sent: then this side's have to do. */
-static int check_there(struct source *s, const struct tree *t, struct cr_err *err)
+static int check_there(struct source *s, struct tree *t, struct cr_err *err)
 {
 	struct cr_err ignored = {0};
+	int r = source_carry_look(s, t, err);
 
+	if (r)
+		return r;
 	if (!s->notes.list.n)
 		return source_send_tree(s, MSG_STAGE_CHECK, t, err);
 	if (source_send_tree(s, MSG_STAGE_CHECK, t, &ignored))
@@ -365,6 +369,8 @@ static int run(struct source *s, struct cr_err *err)
 		r = connect_pages(s, err);
 	if (!r)
 		r = source_hook(s, MSG_HOOK_PRE_DUMP, false, err);
+	if (!r)
+		r = source_carry_ahead(s, err);
 	if (!r)
 		r = arm(s, err);
 	if (!r) /* some things show only from inside the tasks */

@@ -11,6 +11,7 @@
  *   again.c     a pre-dump that goes on from where the one before stopped tracking
  *   hook.c      commands that the user has run at stages
  *   serve.c     pages out of the stopped tasks, until the destination has all
+ *   carry.c     files that come along
  *   netmove.c   addresses that move along, connections that go on
  *
  * All of it runs in one thread: ptrace(2) wants that. */
@@ -24,6 +25,7 @@
 #include "memory/tracker.h"
 #include "model/refusal.h"
 #include "model/tree.h"
+#include "source/carry.h"
 #include "source/parasite.h"
 #include "source/seize.h"
 #include "wire/link.h"
@@ -83,7 +85,8 @@ struct source {
 	VEC(struct source_proc *) procs;
 	struct object_fds object_fds;
 	VEC(struct source_object) objects;
-	pid_t young_pid; /* a process forked since, as seen in the last look */
+	VEC(struct source_file) files; /* that the destination has, or that come along */
+	pid_t young_pid;               /* a process forked since, as seen in the last look */
 	uint64_t young_start;
 	size_t digest_budget;
 	uint64_t hole_start, hole_end;

@@ -57,6 +57,11 @@ static const struct msg_codec codecs[MSG_TYPE_END] = {
     CODEC(KNOWN_OK, known_ok, known_ok),
     CODEC(KEEP, nothing, nothing),
     CODEC(RUN_HOOK, run_hook, run_hook),
+    CODEC(FILES, file_paths, files),
+    CODEC(FILES_OK, files_ok, files_ok),
+    CODEC(FILE, file, file),
+    CODEC(FILE_DATA, file_data, file_data),
+    CODEC(FILE_END, nothing, nothing),
 };
 
 const struct msg_codec *msg_codec_of(enum msg_type t)

@@ -9,7 +9,8 @@
  *   cr-migrate -> any   STATUS -> STATUS_LIST, RESOLVE -> RESOLVED | ERROR, QUERY -> STATE
  *   src -> dest (peer)  TREE -> TREE_OK, RESET -> OK, CLOCK -> CLOCK_REPLY, VERIFY -> VERIFY_OK,
  *                       PREPARE_COMMIT -> PREPARED, COMMIT -> RUNNING, ABORT -> ABORTED,
- *                       QUERY -> STATE, PING -> PONG; each may be answered by ERROR instead
+ *                       QUERY -> STATE, PING -> PONG, FILES -> FILES_OK; FILE, FILE_DATA*,
+ *                       FILE_END -> OK; each may be answered by ERROR instead
  *   src -> dest (lazy)  LAZY -> OK; then wire/lazy_stream.h
  *   src -> page-server  in dir mode, besides: IMAGE -> IMAGE_OK, KNOWN -> KNOWN_OK, KEEP -> OK
  *
@@ -73,6 +74,11 @@ enum msg_type { /* the field numbers of Envelope's body in control.proto */
 		MSG_KNOWN_OK,
 		MSG_KEEP,
 		MSG_RUN_HOOK,
+		MSG_FILES = 60,
+		MSG_FILES_OK,
+		MSG_FILE,
+		MSG_FILE_DATA,
+		MSG_FILE_END,
 		MSG_TYPE_END,
 };
 
@@ -130,6 +136,7 @@ struct msg_opts {
 	enum msg_tcp tcp;
 	uint32_t n_move; /* addresses that move along, "ADDR/LEN%DEV" */
 	char move[MSG_MOVES_MAX][DEVADDR_TEXT];
+	bool copy_files; /* regular files that the destination does not have come along */
 };
 void msg_opts_default(struct msg_opts *o);
 
@@ -339,6 +346,38 @@ struct msg_state {
 	const char *text; /* for the user, may be "" */
 };
 
+struct msg_files {
+	const char **paths;
+	size_t n;
+};
+struct msg_files_ok {
+	uint32_t *wanted; /* indices of those that are missing there */
+	size_t n;
+};
+struct msg_xattr {
+	const char *name;
+	const uint8_t *value;
+	size_t len;
+};
+struct msg_directory {
+	uint32_t mode, uid, gid;
+};
+struct msg_file { /* begins a file, or another pass over it */
+	const char *path;
+	uint64_t size;
+	uint32_t mode, uid, gid;
+	uint64_t atime_ns, mtime_ns;
+	struct msg_xattr *xattrs;
+	size_t n_xattrs;
+	struct msg_directory *parents; /* from the root's entry down */
+	size_t n_parents;
+};
+struct msg_file_data {
+	uint64_t offset, hole; /* a hole of that many bytes … */
+	const uint8_t *data;   /* … or what is there */
+	size_t len;
+};
+
 /* ---- source agent and a page-server that keeps images ---- */
 
 struct msg_image {
@@ -389,8 +428,12 @@ struct msg {
 		struct msg_known known;
 		struct msg_known_ok known_ok;
 		struct msg_run_hook run_hook;
+		struct msg_files files;
+		struct msg_files_ok files_ok;
+		struct msg_file file;
+		struct msg_file_data file_data;
 		/* OK, STATUS, ABORT, ABORTED, CLOCK, VERIFY_OK, PREPARE_COMMIT, COMMIT, PING, PONG,
-		 * KEEP say all by their type */
+		 * KEEP, FILE_END say all by their type */
 	};
 	struct arena *arena; /* of a received message; NULL otherwise */
 };

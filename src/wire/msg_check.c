@@ -2,6 +2,9 @@
  */
 #include "wire/msg_priv.h"
 
+#include <limits.h>
+#include <string.h>
+
 enum {
 	PID_MAX_LIMIT = 4 << 20, /* proc_sys_kernel(5), pid_max */
 	STREAMS_MAX = 16,
@@ -186,6 +189,47 @@ static int check_reset(const struct msg *m, struct cr_err *err)
 	return 0;
 }
 
+/* Whoever makes it takes the path for what it says. */
+static bool path_ok(const char *path)
+{
+	size_t len = path ? strlen(path) : 0;
+
+	return len > 1 && len < PATH_MAX && path[0] == '/' && path[len - 1] != '/' &&
+	       !strstr(path, "//") && !strstr(path, "/../") && !strstr(path, "/./") &&
+	       !strpbrk(path, "\t\n") && strcmp(path + len - 2, "/.") &&
+	       (len < 3 || strcmp(path + len - 3, "/.."));
+}
+
+static size_t count_parents(const char *path)
+{
+	size_t n = 0;
+
+	for (const char *p = path + 1; (p = strchr(p, '/')); p++)
+		n++;
+	return n;
+}
+
+static int check_file(const struct msg *m, const struct msg_file *f, struct cr_err *err)
+{
+	CHECK(path_ok(f->path), "path");
+	CHECK(f->size <= INT64_MAX, "size");
+	CHECK(!(f->mode & ~07777u), "mode");
+	CHECK(!f->n_parents || f->n_parents == count_parents(f->path), "parent directory");
+	for (size_t i = 0; i < f->n_parents; i++)
+		CHECK(!(f->parents[i].mode & ~07777u), "mode of a directory");
+	for (size_t i = 0; i < f->n_xattrs; i++)
+		CHECK(given(f->xattrs[i].name), "name of an attribute");
+	return 0;
+}
+
+static int check_file_data(const struct msg *m, const struct msg_file_data *d, struct cr_err *err)
+{
+	CHECK(d->offset <= INT64_MAX && d->hole <= INT64_MAX - d->offset, "offset");
+	CHECK(d->len <= INT64_MAX - d->offset, "length");
+	CHECK(!d->hole != !d->len, "data");
+	return 0;
+}
+
 int msg_check(const struct msg *m, struct cr_err *err)
 {
 	switch (m->type) {
@@ -244,6 +288,14 @@ int msg_check(const struct msg *m, struct cr_err *err)
 	case MSG_LAZY:
 		CHECK(in_range(m->lazy.kind, MSG_LAZY_URGENT, MSG_LAZY_BULK), "kind");
 		return 0;
+	case MSG_FILES:
+		for (size_t i = 0; i < m->files.n; i++)
+			CHECK(path_ok(m->files.paths[i]), "path");
+		return 0;
+	case MSG_FILE:
+		return check_file(m, &m->file, err);
+	case MSG_FILE_DATA:
+		return check_file_data(m, &m->file_data, err);
 	default: /* nothing to be wrong */
 		return 0;
 	}

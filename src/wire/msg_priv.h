@@ -60,3 +60,7 @@ MSG_CODEC(image_ok);
 MSG_CODEC(known);
 MSG_CODEC(known_ok);
 MSG_CODEC(run_hook);
+MSG_CODEC(files);
+MSG_CODEC(files_ok);
+MSG_CODEC(file);
+MSG_CODEC(file_data);

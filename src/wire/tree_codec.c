@@ -64,7 +64,7 @@ int tree_get_string(struct arena *a, const char *pb, const char **ret, struct cr
 
 /* clang-format off */
 #define MAPPED_FILE_NUMBERS(X) \
-	X(size) X(ino) X(dev) X(mtime_ns) X(writable) X(st_dev)
+	X(size) X(ino) X(dev) X(mtime_ns) X(writable) X(st_dev) X(carried)
 /* clang-format on */
 /* clang-format off */
 #define OBJECT_NUMBERS(X) \

@@ -47,7 +47,8 @@ static const struct msg_opts some_opts = {.downtime_limit_us = 5000,
 					  .postcopy_timeout_ms = 700,
 					  .tcp = MSG_TCP_CLOSE,
 					  .n_move = 2,
-					  .move = {"192.0.2.7/24%eth0", "2001:db8::1/64%bond0"}};
+					  .move = {"192.0.2.7/24%eth0", "2001:db8::1/64%bond0"},
+					  .copy_files = true};
 
 static struct msg_note some_notes[] = {{"alpha", 4242, "fd 7 (redis-server)", "io_uring instance"},
 				       {"beta", 0, "the host", "no userfaultfd"}};
@@ -68,6 +69,11 @@ static struct msg_status some_status = {.role = "source",
 					.postcopy = {10, 9, 8, 7, 6, 5, 4, 3, 2, 1},
 					.pages_left = 77,
 					.histogram = some_histogram};
+static const char *some_paths[] = {"/opt/program", "/tmp/x y"};
+static uint32_t some_wanted[] = {1, 0};
+static struct msg_xattr some_xattrs[] = {{"user.a", (const uint8_t *)"1", 1},
+					 {"user.b", (const uint8_t *)"", 0}};
+static struct msg_directory some_dirs[] = {{01777, 7, 8}};
 static const struct cr_err some_err = {.code = ENOSPC,
 				       .kind = CR_ERR_KERNEL,
 				       .pid = 4242,
@@ -179,6 +185,19 @@ static inline struct msg example(enum msg_type type)
 	case MSG_LAZY:
 		m.lazy.kind = MSG_LAZY_BULK;
 		break;
+	case MSG_FILES:
+		m.files = (struct msg_files){some_paths, 2};
+		break;
+	case MSG_FILES_OK:
+		m.files_ok = (struct msg_files_ok){some_wanted, 2};
+		break;
+	case MSG_FILE:
+		m.file = (struct msg_file){"/opt/program", 1, 02755,     3, 4, 5, 6,
+					   some_xattrs,    2, some_dirs, 1};
+		break;
+	case MSG_FILE_DATA:
+		m.file_data = (struct msg_file_data){4096, 0, (const uint8_t *)"bytes", 5};
+		break;
 	default: /* says all by its type */
 		break;
 	}
@@ -203,7 +222,7 @@ static inline void same_opts(const struct msg_opts *a, const struct msg_opts *b)
 	SAME(compress), SAME(verify), SAME(launch), SAME(leave_running);
 	SAME(rehearse), SAME(no_hw_breakpoints), SAME(mode), SAME(no_convergence);
 	SAME(postcopy_timeout_ms);
-	SAME(tcp), SAME(n_move);
+	SAME(tcp), SAME(n_move), SAME(copy_files);
 	for (uint32_t i = 0; i < a->n_move; i++)
 		assert_string_equal(a->move[i], b->move[i]);
 }
@@ -309,6 +328,30 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 		same_notes(&a->tree_ok.warnings, &b->tree_ok.warnings);
 		SAME(tree_ok.hole_start), SAME(tree_ok.hole_end), SAME(tree_ok.n_targets);
 		assert_memory_equal(a->tree_ok.targets, b->tree_ok.targets, sizeof(some_targets));
+		break;
+	case MSG_FILES:
+		SAME(files.n);
+		for (size_t i = 0; i < a->files.n; i++)
+			SAME_STR(files.paths[i]);
+		break;
+	case MSG_FILES_OK:
+		SAME(files_ok.n);
+		assert_memory_equal(a->files_ok.wanted, b->files_ok.wanted, sizeof(some_wanted));
+		break;
+	case MSG_FILE:
+		SAME_STR(file.path), SAME(file.size), SAME(file.mode), SAME(file.uid);
+		SAME(file.gid), SAME(file.atime_ns), SAME(file.mtime_ns);
+		SAME(file.n_xattrs), SAME(file.n_parents);
+		for (size_t i = 0; i < a->file.n_xattrs; i++) {
+			SAME_STR(file.xattrs[i].name), SAME(file.xattrs[i].len);
+			assert_memory_equal(a->file.xattrs[i].value, b->file.xattrs[i].value,
+					    a->file.xattrs[i].len);
+		}
+		assert_memory_equal(a->file.parents, b->file.parents, sizeof(some_dirs));
+		break;
+	case MSG_FILE_DATA:
+		SAME(file_data.offset), SAME(file_data.hole), SAME(file_data.len);
+		assert_memory_equal(a->file_data.data, b->file_data.data, a->file_data.len);
 		break;
 	case MSG_RESET:
 		SAME(reset.pid), SAME(reset.object), SAME(reset.n_ranges);

@@ -75,6 +75,11 @@ static void reads_back_what_was_written(void **state)
 	strcpy(j.cgroup, "/sys/fs/cgroup/with a blank");
 	*vec_push(&j.pids) = (struct journal_pid){17, 1234567890123ull};
 	assert_int_equal(journal_add_rename(&j, "/run/x y/.cr-a/s", "/run/x y/s", &err), 0);
+	assert_int_equal(journal_add_dir(&j, "/opt/a dir", &err), 0);
+	assert_int_equal(journal_add_carried(&j, "/opt/a dir/.cr-1", "/opt/a dir/x y", 0, 0, &err),
+			 0);
+	assert_int_equal(journal_add_carried(&j, NULL, "/dev/shm/s", 7, 8, &err), 0);
+	assert_int_equal(journal_add_carried(&j, NULL, "/tab\there", 7, 8, &err), -EINVAL);
 	assert_int_equal(journal_write(f->dir, &j, &err), 0);
 	assert_int_equal(journal_read(f->dir, "0123", "destination", &k, &err), 0);
 	assert_string_equal(k.id, "0123");
@@ -90,6 +95,15 @@ static void reads_back_what_was_written(void **state)
 	assert_int_equal(k.renames.n, 1);
 	assert_string_equal(k.renames.v[0].from, "/run/x y/.cr-a/s");
 	assert_string_equal(k.renames.v[0].to, "/run/x y/s");
+	assert_int_equal(k.dirs.n, 1);
+	assert_string_equal(k.dirs.v[0], "/opt/a dir");
+	assert_int_equal(k.carried.n, 2);
+	assert_string_equal(k.carried.v[0].temp, "/opt/a dir/.cr-1");
+	assert_string_equal(k.carried.v[0].path, "/opt/a dir/x y");
+	assert_null(k.carried.v[1].temp);
+	assert_string_equal(k.carried.v[1].path, "/dev/shm/s");
+	assert_int_equal(k.carried.v[1].dev, 7);
+	assert_int_equal(k.carried.v[1].ino, 8);
 	journal_done(&k);
 	assert_int_equal(journal_remove(f->dir, &j, &err), 0);
 	assert_int_equal(journal_read(f->dir, "0123", "destination", &k, &err), -ENOENT);

@@ -285,6 +285,7 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 	e->ino = fill_u64(f);
 	e->dev = fill_u64(f);
 	e->mtime_ns = fill_u64(f);
+	e->carried = fill_bool(f);
 	e->rdev = fill_u64(f);
 	e->mode = fill_u32(f);
 	e->pipe_ino = fill_u64(f);
@@ -341,6 +342,7 @@ static inline void fill_tables(struct filler *f)
 		m->dev = fill_u64(f);
 		m->mtime_ns = fill_u64(f);
 		m->st_dev = fill_u64(f);
+		m->carried = fill_bool(f);
 		m->writable = fill_bool(f);
 		m->build_id_len = i ? 20 : 8;
 		memcpy(m->build_id, fill_bytes(f, 20), m->build_id_len);
@@ -541,6 +543,7 @@ static inline void same_file(const struct file *a, const struct file *b)
 {
 	SAME(kind), SAME(flags), SAME(pos), SAME(owner_type), SAME(owner_pid), SAME(owner_sig);
 	SAME(size), SAME(ino), SAME(dev), SAME(mtime_ns), SAME(rdev), SAME(mode), SAME(pipe_ino);
+	SAME(carried);
 	SAME(pipe_has_data), SAME(pipe_capacity), SAME(pipe_packet), SAME(counter);
 	SAME(semaphore), SAME(clockid), SAME(settime_flags), SAME(value_ns), SAME(interval_ns);
 	SAME(ticks), SAME(sigmask), SAME(object), SAME(sock_family), SAME(sock_type);
@@ -562,7 +565,7 @@ static inline void same_mapped_file(const struct mapped_file *a, const struct ma
 {
 	SAME_STR(path);
 	SAME(size), SAME(ino), SAME(dev), SAME(mtime_ns), SAME(st_dev), SAME(writable),
-	    SAME(build_id_len);
+	    SAME(carried), SAME(carried), SAME(build_id_len);
 	assert_memory_equal(a->build_id, b->build_id, sizeof(a->build_id));
 }
 

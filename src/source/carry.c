@@ -1,0 +1,462 @@
+/* Files that come along, because the destination does not have them (resource/carried.h): regular
+ * files that the tasks have open, mapped, or as their program, with --copy-files; POSIX shared
+ * memory in any case. They are sent whole beside the running tasks, and once more at the stop what
+ * changed of them since, block by block. */
+#include "source/carry.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <time.h>
+#include "base/clock.h"
+#include "resource/carried.h"
+#include "source/source.h"
+
+enum {
+	BLOCK = 128 * 1024,
+	ASK_PATHS = 150, /* of PATH_MAX bytes, in one message */
+	LOOK_BLOCKS = 64,
+	MS_PER_MIB = 20,
+	XATTR_BYTES = 65536,
+	/* A change within this time of the last one may show no other time: a tick of the slowest
+	 * clock, and some more */
+	SAME_TIME_NS = 20 * 1000 * 1000,
+};
+
+static uint64_t ns_of(struct timespec t)
+{
+	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+void source_carry_done(struct source *s)
+{
+	vec_foreach (f, &s->files) {
+		free(f->path);
+		vec_done(&f->blocks);
+	}
+	vec_done(&s->files);
+}
+
+/* ---- which ---- */
+
+static struct source_file *find(struct source *s, const char *path)
+{
+	vec_foreach (f, &s->files)
+		if (!strcmp(f->path, path))
+			return f;
+	return NULL;
+}
+
+/* One that was not asked for yet is added. The inode of a name that was used again is the new one.
+ */
+static int note(struct source *s, const char *path, uint64_t dev, uint64_t ino, struct cr_err *err)
+{
+	struct source_file *f = find(s, path);
+	bool shm = false;
+
+	if (f) {
+		f->in_tree = true;
+		f->dev = dev;
+		f->ino = ino;
+		return 0;
+	}
+	if (!carried_can(path, &shm) || (!shm && !s->rq->opts.copy_files))
+		return 0;
+	char *copy = strdup(path);
+	f = copy ? vec_push(&s->files) : NULL;
+	if (!f) {
+		free(copy);
+		return cr_err_oom(err);
+	}
+	*f =
+	    (struct source_file){.path = copy, .dev = dev, .ino = ino, .shm = shm, .in_tree = true};
+	return 0;
+}
+
+static int list(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach (f, &s->files)
+		f->in_tree = f->mapped = false;
+	for (size_t i = 0; i < t->n_files && !r; i++)
+		if (t->files[i].kind == FILE_REGULAR && S_ISREG(t->files[i].mode))
+			r = note(s, t->files[i].path, t->files[i].dev, t->files[i].ino, err);
+	for (size_t i = 0; i < t->n_mapped_files && !r; i++) {
+		const struct mapped_file *m = &t->mapped_files[i];
+
+		r = note(s, m->path, m->st_dev, m->ino, err);
+		struct source_file *f = find(s, m->path);
+		if (f)
+			f->mapped |= m->writable;
+	}
+	return r;
+}
+
+static int ask_some(struct source *s, size_t first, size_t n, struct cr_err *err)
+{
+	const char *paths[ASK_PATHS];
+	struct msg m = msg_of(MSG_FILES), reply;
+
+	for (size_t i = 0; i < n; i++)
+		paths[i] = s->files.v[first + i].path;
+	m.files = (struct msg_files){paths, n};
+	int r = link_call(s->peer, &m, MSG_FILES_OK, source_patience_ms(s, 0), &reply, err);
+	if (r)
+		return cr_err_ctx(err, "asking which files are missing");
+	for (size_t i = 0; i < reply.files_ok.n; i++)
+		if (reply.files_ok.wanted[i] < n)
+			s->files.v[first + reply.files_ok.wanted[i]].wanted = true;
+	msg_free(&reply);
+	return 0;
+}
+
+static int ask(struct source *s, size_t first, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = first; i < s->files.n && !r; i += ASK_PATHS)
+		r = ask_some(s, i, s->files.n - i < ASK_PATHS ? s->files.n - i : ASK_PATHS, err);
+	return r;
+}
+
+static bool is_carried(struct source *s, const char *path)
+{
+	const struct source_file *f = find(s, path);
+
+	return f && f->wanted;
+}
+
+int source_carry_look(struct source *s, struct tree *t, struct cr_err *err)
+{
+	size_t had = s->files.n;
+
+	if (s->image)
+		return 0;
+	int r = list(s, t, err);
+	if (!r)
+		r = ask(s, had, err);
+	for (size_t i = had; i < s->files.n && !r; i++)
+		if (s->files.v[i].wanted && s->files.v[i].shm)
+			carried_refuse_shared(t, s->files.v[i].path, s->files.v[i].dev,
+					      s->files.v[i].ino, &s->notes);
+	for (size_t i = 0; i < t->n_files; i++)
+		t->files[i].carried =
+		    t->files[i].kind == FILE_REGULAR && is_carried(s, t->files[i].path);
+	for (size_t i = 0; i < t->n_mapped_files; i++)
+		t->mapped_files[i].carried = is_carried(s, t->mapped_files[i].path);
+	if (!r && s->tree && s->notes.list.n) /* later than the preflight, nobody else looks */
+		return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s: %s",
+				  s->notes.list.v[0].what, s->notes.list.v[0].why);
+	return r;
+}
+
+/* ---- one file ---- */
+
+struct pass {
+	struct source *s;
+	struct source_file *f;
+	int fd;
+	uint64_t size;
+	bool fresh;          /* the destination has nothing of it: holes are there already */
+	uint64_t data, hole; /* where the next data begins, and the hole after it */
+	uint64_t sent_bytes;
+	uint8_t *buf;
+};
+
+static int send_piece(struct pass *p, uint64_t offset, uint64_t hole, const uint8_t *data,
+		      size_t len, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_FILE_DATA);
+
+	m.file_data =
+	    (struct msg_file_data){.offset = offset, .hole = hole, .data = data, .len = len};
+	p->sent_bytes += len;
+	return link_send(p->s->peer, &m, err);
+}
+
+/* lseek(2) SEEK_DATA: from at on. */
+static void seek_data(struct pass *p, uint64_t at)
+{
+	if (at < p->hole)
+		return;
+	off_t d = lseek(p->fd, (off_t)at, SEEK_DATA);
+	off_t h = d < 0 ? -1 : lseek(p->fd, d, SEEK_HOLE);
+
+	p->data = d < 0 ? p->size : (uint64_t)d;
+	p->hole = h < 0 ? p->size : (uint64_t)h;
+	if (d < 0)
+		p->hole = UINT64_MAX; /* no more */
+}
+
+struct segment {
+	uint64_t start, end;
+};
+
+/* What is data in [at, end): read into buf at its place; a digest of it and of where it is. */
+static int read_block(struct pass *p, uint64_t at, uint64_t end, struct segment *segs, size_t max,
+		      size_t *n, XXH128_hash_t *ret, struct cr_err *err)
+{
+	XXH3_state_t *st = XXH3_createState();
+
+	if (!st)
+		return cr_err_oom(err);
+	XXH3_128bits_reset(st);
+	*n = 0;
+	for (uint64_t pos = at; pos < end && *n < max;) {
+		struct segment g;
+
+		seek_data(p, pos);
+		g.start = p->data > pos ? p->data : pos;
+		g.end = p->hole < end ? p->hole : end;
+		if (g.start >= end)
+			break;
+		ssize_t got =
+		    pread(p->fd, p->buf + (g.start - at), g.end - g.start, (off_t)g.start);
+		if (got <= 0)
+			break; /* shorter by now: there is another pass */
+		g.end = g.start + (uint64_t)got;
+		XXH3_128bits_update(st, &g, sizeof(g));
+		XXH3_128bits_update(st, p->buf + (g.start - at), (size_t)got);
+		segs[(*n)++] = g;
+		pos = g.end;
+	}
+	*ret = *n ? XXH3_128bits_digest(st) : (XXH128_hash_t){0, 0};
+	XXH3_freeState(st);
+	return 0;
+}
+
+/* Pages are what holes consist of: no block has more pieces than that. */
+static int send_block(struct pass *p, size_t i, struct cr_err *err)
+{
+	struct segment segs[BLOCK / 4096];
+	uint64_t at = (uint64_t)i * BLOCK, end = at + BLOCK < p->size ? at + BLOCK : p->size;
+	XXH128_hash_t digest;
+	size_t n = 0;
+	int r = read_block(p, at, end, segs, ARRAY_SIZE(segs), &n, &digest, err);
+
+	if (r || XXH128_isEqual(digest, p->f->blocks.v[i]))
+		return r;
+	if (!p->fresh)
+		r = send_piece(p, at, end - at, NULL, 0, err);
+	for (size_t k = 0; k < n && !r; k++)
+		r = send_piece(p, segs[k].start, 0, p->buf + (segs[k].start - at),
+			       segs[k].end - segs[k].start, err);
+	p->f->blocks.v[i] = digest;
+	return r;
+}
+
+static int send_blocks(struct pass *p, struct cr_err *err)
+{
+	size_t n = (size_t)((p->size + BLOCK - 1) / BLOCK);
+	int r = 0;
+
+	/* what was cut off there is a hole when the file grows again */
+	if (p->f->blocks.n > n)
+		p->f->blocks.n = n;
+	if (n && p->f->blocks.n == n && p->f->sent && p->size < (uint64_t)p->f->seen.st_size)
+		memset(&p->f->blocks.v[n - 1], 0xff, sizeof(*p->f->blocks.v));
+	while (p->f->blocks.n < n)
+		if (!vec_push(&p->f->blocks))
+			return cr_err_oom(err);
+	for (size_t i = 0; i < n && !r; i++) {
+		static const XXH128_hash_t hole;
+		uint64_t at = (uint64_t)i * BLOCK;
+
+		seek_data(p, at);
+		if (p->data >= at + BLOCK && XXH128_isEqual(p->f->blocks.v[i], hole))
+			continue;
+		r = send_block(p, i, err);
+		if (!r && i % LOOK_BLOCKS == LOOK_BLOCKS - 1)
+			r = source_check_abort(p->s, err);
+	}
+	return r;
+}
+
+static int read_xattrs(struct pass *p, struct arena *a, struct msg_file *m, struct cr_err *err)
+{
+	char *names = arena_alloc(a, XATTR_BYTES);
+	ssize_t n = names ? flistxattr(p->fd, names, XATTR_BYTES) : 0;
+
+	if (!names)
+		return cr_err_oom(err);
+	for (char *name = names; n > 0 && name < names + n; name += strlen(name) + 1)
+		m->n_xattrs++;
+	m->xattrs = arena_array(a, struct msg_xattr, m->n_xattrs + 1);
+	if (!m->xattrs)
+		return cr_err_oom(err);
+	m->n_xattrs = 0;
+	for (char *name = names; n > 0 && name < names + n; name += strlen(name) + 1) {
+		ssize_t len = fgetxattr(p->fd, name, p->buf, BLOCK);
+		uint8_t *value = len < 0 ? NULL : arena_memdup(a, p->buf, (size_t)len + 1);
+
+		if (len < 0)
+			continue; /* gone meanwhile */
+		if (!value)
+			return cr_err_oom(err);
+		m->xattrs[m->n_xattrs++] = (struct msg_xattr){name, value, (size_t)len};
+	}
+	return 0;
+}
+
+static int read_parents(const char *path, struct arena *a, struct msg_file *m, struct cr_err *err)
+{
+	char *copy = arena_strdup(a, path);
+	size_t n = 0;
+
+	for (const char *p = path + 1; (p = strchr(p, '/')); p++)
+		n++;
+	m->parents = arena_array(a, struct msg_directory, n + 1);
+	if (!copy || !m->parents)
+		return cr_err_oom(err);
+	for (char *p = strchr(copy + 1, '/'); p; p = strchr(p + 1, '/')) {
+		struct stat st;
+
+		*p = '\0';
+		if (stat(copy, &st))
+			return cr_err_sys(err, "%s", copy);
+		*p = '/';
+		m->parents[m->n_parents++] =
+		    (struct msg_directory){st.st_mode & 07777, st.st_uid, st.st_gid};
+	}
+	return 0;
+}
+
+static int begin(struct pass *p, const struct stat *st, struct cr_err *err)
+{
+	struct arena *a = arena_new();
+	struct msg m = msg_of(MSG_FILE);
+
+	if (!a)
+		return cr_err_oom(err);
+	m.file = (struct msg_file){.path = p->f->path,
+				   .size = p->size,
+				   .mode = st->st_mode & 07777,
+				   .uid = st->st_uid,
+				   .gid = st->st_gid,
+				   .atime_ns = ns_of(st->st_atim),
+				   .mtime_ns = ns_of(st->st_mtim)};
+	int r = read_xattrs(p, a, &m.file, err);
+	if (!r)
+		r = read_parents(p->f->path, a, &m.file, err);
+	if (!r)
+		r = link_send(p->s->peer, &m, err);
+	arena_free(a);
+	return r;
+}
+
+static int end(struct pass *p, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_FILE_END), reply;
+	int ms = source_patience_ms(p->s, (p->sent_bytes >> 20) * MS_PER_MIB);
+	int r = link_call(p->s->peer, &m, MSG_OK, ms, &reply, err);
+
+	if (!r)
+		msg_free(&reply);
+	return r;
+}
+
+static int open_quietly(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOATIME);
+
+	return fd >= 0 ? fd : open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+}
+
+static int send_file(struct source *s, struct source_file *f, struct cr_err *err)
+{
+	_cleanup_fd_ int fd = open_quietly(f->path);
+	_cleanup_free_ uint8_t *buf = malloc(BLOCK);
+	struct stat st;
+
+	if (!buf)
+		return cr_err_oom(err);
+	if (fd < 0 && errno == ENOENT)
+		return 0; /* the tasks are done with it: so is the destination, at the end */
+	if (fd < 0 || fstat(fd, &st))
+		return cr_err_sys(err, "opening %s", f->path);
+	/* another file under that name: the destination's holes may be where this one has none */
+	if (f->sent && (f->seen.st_ino != st.st_ino || f->seen.st_dev != st.st_dev) && f->blocks.n)
+		memset(f->blocks.v, 0xff, f->blocks.n * sizeof(*f->blocks.v));
+	struct pass p = {
+	    .s = s, .f = f, .fd = fd, .size = (uint64_t)st.st_size, .fresh = !f->sent, .buf = buf};
+	uint64_t now = clock_ns(CLOCK_REALTIME);
+	int r = begin(&p, &st, err);
+	if (!r)
+		r = send_blocks(&p, err);
+	if (!r)
+		r = end(&p, err);
+	if (r)
+		return cr_err_ctx(err, "bringing %s along", f->path);
+	f->seen = st;
+	f->seen_ns = now;
+	f->sent = true;
+	return 0;
+}
+
+/* As it was when it was last read? */
+static bool unchanged(const struct source_file *f)
+{
+	struct stat st;
+
+	return f->sent && !f->mapped && !stat(f->path, &st) && st.st_ino == f->seen.st_ino &&
+	       st.st_dev == f->seen.st_dev && st.st_size == f->seen.st_size &&
+	       ns_of(st.st_mtim) == ns_of(f->seen.st_mtim) &&
+	       ns_of(st.st_ctim) == ns_of(f->seen.st_ctim) &&
+	       ns_of(st.st_ctim) + SAME_TIME_NS < f->seen_ns;
+}
+
+/* ---- all of them ---- */
+
+static void announce(struct source *s)
+{
+	uint64_t bytes = 0;
+	size_t n = 0;
+	char text[120];
+
+	vec_foreach (f, &s->files) {
+		struct stat st;
+
+		if (!f->wanted || f->sent || !f->in_tree)
+			continue;
+		n++;
+		if (!stat(f->path, &st))
+			bytes += (uint64_t)st.st_size;
+	}
+	snprintf(text, sizeof(text),
+		 "bringing %zu file%s along that the destination does not have: %llu.%llu MB", n,
+		 n == 1 ? "" : "s", (unsigned long long)(bytes / 1000000),
+		 (unsigned long long)(bytes / 100000 % 10));
+	if (n)
+		source_event(s, "files", text);
+}
+
+int source_carry_ahead(struct source *s, struct cr_err *err)
+{
+	int r = 0;
+
+	announce(s);
+	for (size_t i = 0; i < s->files.n && !r; i++)
+		if (s->files.v[i].wanted && s->files.v[i].in_tree && !s->files.v[i].sent)
+			r = send_file(s, &s->files.v[i], err);
+	return r;
+}
+
+int source_carry_last(struct source *s, struct tree *t, struct cr_err *err)
+{
+	int r = source_carry_look(s, t, err);
+
+	for (size_t i = 0; i < s->files.n && !r; i++) {
+		struct source_file *f = &s->files.v[i];
+
+		if (!f->wanted || !f->in_tree)
+			continue;
+		if (!unchanged(f))
+			r = send_file(s, f, err);
+		if (!r && f->shm && !s->rq->opts.leave_running)
+			r = journal_add_carried(&s->journal, NULL, f->path, f->dev, f->ino, err);
+	}
+	return r;
+}
