@@ -7,13 +7,13 @@ Q := $(if $(filter 0,$(V)),@)
 
 # Debian packages: what the build links against, and what the tests and the demo run besides.
 BUILD_PKGS := gcc make pkg-config libprotobuf-c-dev protobuf-c-compiler libuv1-dev liblz4-dev \
-	libcap-dev libxxhash-dev libjansson-dev libmnl-dev libelf-dev libseccomp-dev
+	libcap-dev libxxhash-dev libjansson-dev libmnl-dev libelf-dev libseccomp-dev libbpf-dev
 TEST_PKGS := libcmocka-dev libhiredis-dev redis-server redis-tools iperf3 iproute2 util-linux \
 	procps perl jq python3 postgresql-15 nginx-light memcached nodejs openjdk-17-jdk-headless golang-go \
 	openssh-server openssh-client
 LINT_PKGS := clang-format cppcheck shellcheck
 FUZZ_PKGS := clang
-LIBS := libprotobuf-c libuv liblz4 libcap libxxhash jansson libmnl libelf
+LIBS := libprotobuf-c libuv liblz4 libcap libxxhash jansson libmnl libelf libbpf
 
 CFLAGS ?= -O2 -g
 WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
