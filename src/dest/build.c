@@ -25,6 +25,7 @@ void dest_check(const struct tree *t, struct refusals *notes)
 	files_check(t, notes);
 	attrs_check(t, notes);
 	net_check(t, notes);
+	dest_check_ways(t, notes);
 	if (vdso_describe(getpid(), &start, &end, digest, &err))
 		refuse(notes, 0, "vdso", "%s", err.msg);
 	else if (memcmp(digest, t->vdso_digest, sizeof(digest)))

@@ -108,6 +108,7 @@ void dest_undo(struct dest *d)
 	shells_free(d->shells);
 	d->shells = NULL;
 	fileset_undo(d->files);
+	dest_close_ways(d);
 	vec_foreach (s, &d->journal.shms)
 		sysv_shm_remove(s->id, s->cpid);
 	carrying_free(d->carrying);
@@ -118,19 +119,25 @@ void dest_undo(struct dest *d)
 	d->state = DEST_ABORTED;
 }
 
+void dest_release_files(struct dest *d)
+{
+	fileset_free(d->files);
+	d->files = NULL;
+}
+
 void dest_release(struct dest *d)
 {
 	ps_close(d->ps);
 	d->ps = NULL;
 	shells_forget(d->shells);
 	d->shells = NULL;
-	fileset_free(d->files);
-	d->files = NULL;
+	dest_release_files(d);
 	objects_done(&d->objects);
 }
 
 void dest_done(struct dest *d)
 {
+	dest_close_ways(d);
 	lazy_free(d->lazy);
 	ps_close(d->ps);
 	shells_forget(d->shells);
@@ -197,6 +204,8 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "a tree in a wrong state");
 	}
 	r = dest_write_pages(d, err);
+	if (!final)
+		dest_open_ways(d, t);
 	if (!r)
 		r = dest_journal_segments(d, t, err);
 	/* whoever finishes in our place needs it */
@@ -348,7 +357,16 @@ static int dispatch(struct dest *d, struct msg *m, struct cr_err *err)
 		return on_prepare(d, err);
 	case MSG_COMMIT:
 		r = on_commit(d, err);
-		return r ? r : 1;
+		if (r || !d->ways)
+			return r ? r : 1;
+		/* packets follow; whoever settles meanwhile is to see that the tasks run */
+		return d->lazy ? 0 : dest_journal(d, JOURNAL_DONE, err);
+	case MSG_WAITING:
+		return dest_on_waiting(d, &m->waiting, err);
+	case MSG_PACKETS: /* an answer that fails is sent when the link ends */
+		return d->state == DEST_RUNNING
+			   ? dest_on_packets(d, &m->packets)
+			   : cr_err_set(err, CR_ERR_PEER, EPROTO, "packets in a wrong state");
 	case MSG_ABORT:
 		if (d->state >= DEST_COMMITTED)
 			return cr_err_set(err, CR_ERR_PEER, EPROTO, "committed: cannot be undone");
@@ -404,6 +422,10 @@ int dest_serve(struct dest *d, struct link *peer, int life_fd, struct cr_err *er
 		r = wait_message(d, peer, life_fd, err);
 		if (!r)
 			r = link_recv(peer, -1, &m, err);
+		if (r && d->state == DEST_RUNNING) {
+			r = 1; /* it ended after RUNNING */
+			break;
+		}
 		if (r)
 			break;
 		r = dispatch(d, &m, err);
@@ -421,5 +443,7 @@ int dest_serve(struct dest *d, struct link *peer, int life_fd, struct cr_err *er
 	}
 	d->peer = NULL;
 	real_time(false);
+	if (d->state == DEST_RUNNING)
+		dest_close_ways(d);
 	return r == 1 ? 0 : r;
 }

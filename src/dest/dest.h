@@ -43,7 +43,10 @@ struct dest {
 	char pages_address[64];
 	struct shells *shells;
 	struct objects objects;
-	struct fileset *files;
+	struct fileset *files;  /* until the tasks run: what they close is to be closed then */
+	struct net_ways *ways;  /* for packets that came to the source; NULL: none */
+	struct waiting waiting; /* connections that nobody has accepted, in waiting_arena */
+	struct arena *waiting_arena;
 	struct lazy *lazy;     /* what stays behind; NULL: nothing so far */
 	struct cgroup *cgroup; /* holds the tasks */
 	struct tree *tree;     /* as built */
@@ -101,12 +104,25 @@ void carrying_free(struct carrying *c); /* takes NULL */
 int dest_prepare(struct dest *d, struct cr_err *err) must_check;
 /* Detach from the frozen tasks. */
 int dest_let_go(struct dest *d, struct cr_err *err) must_check;
+void dest_release_files(struct dest *d);
 int dest_launch(struct dest *d, struct cr_err *err) must_check;
 int dest_journal(struct dest *d, enum journal_state state, struct cr_err *err) must_check;
 /* Before a build: note the System V segments that it is going to make. */
 int dest_journal_segments(struct dest *d, const struct tree *t, struct cr_err *err) must_check;
 /* Note what a build has left in the file system, for whoever undoes it in our place. */
 int dest_journal_built(struct dest *d, struct cr_err *err) must_check;
+
+/* ---- netmove.c ---- */
+/* Ahead: a way in for what comes for the addresses of t. That there is none is no failure here. */
+void dest_open_ways(struct dest *d, const struct tree *t);
+/* Preflight: what will be missing without one. */
+void dest_check_ways(const struct tree *t, struct refusals *notes);
+int dest_on_waiting(struct dest *d, const struct msg_waiting *w, struct cr_err *err) must_check;
+/* After the addresses have come. */
+void dest_tell_waiting(struct dest *d);
+/* 1: no more come. */
+int dest_on_packets(struct dest *d, const struct msg_packets *p);
+void dest_close_ways(struct dest *d);
 
 /* ---- clocks.c ---- */
 /* Once, before the first shell: children of this process then live in a time namespace in which the

@@ -218,8 +218,12 @@ int dest_launch(struct dest *d, struct cr_err *err)
 	fault_point("dest-commit");
 	if (!r)
 		r = net_take_addresses(d->tree, err);
-	if (!r)
+	if (!r && d->files)
 		r = fileset_launch(d->files, d->tree, err);
+	if (!r && d->files) {
+		dest_tell_waiting(d);
+		dest_release_files(d);
+	}
 	fault_point("dest-launched");
 	if (!r)
 		r = dest_let_go(d, err);

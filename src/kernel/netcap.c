@@ -144,6 +144,18 @@ int netcap_open(struct netcap **ret, const struct devaddr *v, size_t n, struct c
 	return r;
 }
 
+int netcap_stop(struct netcap *c, struct cr_err *err)
+{
+	static struct sock_filter none = {BPF_RET | BPF_K, 0, 0, 0};
+	const struct sock_fprog prog = {1, &none};
+
+	for (int i = 0; i < 2; i++)
+		if (c->fd[i] >= 0 &&
+		    setsockopt(c->fd[i], SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog)))
+			return cr_err_sys(err, "a filter for packets");
+	return 0;
+}
+
 /* ---- reading ---- */
 
 /* -1: unknown, so where the IP header begins is not known. */

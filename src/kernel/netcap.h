@@ -13,6 +13,8 @@ int netcap_open(struct netcap **ret, const struct devaddr *v, size_t n,
 		struct cr_err *err) must_check;
 /* The next one; valid until the next call. 1: there is one, 0: none at present. */
 int netcap_next(struct netcap *c, struct net_packet *ret, struct cr_err *err) must_check;
+/* No more are taken up; what is there can still be read. */
+int netcap_stop(struct netcap *c, struct cr_err *err) must_check;
 /* How many there was no room for. */
 unsigned int netcap_lost(struct netcap *c);
 void netcap_free(struct netcap *c); /* takes NULL */

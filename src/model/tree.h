@@ -256,6 +256,9 @@ struct tcp_conn {
 	uint32_t sndbuf, rcvbuf, buf_lock; /* as getsockopt(2) tells them */
 	const uint8_t *in, *out;           /* not read yet; not acknowledged yet */
 	size_t in_len, out_len;
+	bool has_urgent;    /* one of in is urgent … */
+	uint32_t urgent_at; /* … this one … */
+	bool urgent_read;   /* … and was read out of band */
 };
 
 struct file { /* one open file description: what dup and fork share */
@@ -296,6 +299,8 @@ struct file { /* one open file description: what dup and fork share */
 	uint32_t sockaddr_len;
 	struct sockopt_rec *opts;
 	size_t n_opts;
+	uint64_t *filter; /* classic, attached by the program: resource/sock_filter.h */
+	size_t n_filter;
 	uint32_t uid, gid; /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
 	/* UNIX_CONN: data is what waits to be read, of packets each with its length before it */
 	uint32_t peer;          /* index into tree.files; UINT32_MAX: none, or closed */
@@ -310,6 +315,13 @@ struct file { /* one open file description: what dup and fork share */
 	/* UNIX_LISTEN: what a client reads by SO_PEERCRED; UNIX_CONN: what is read here */
 	int32_t cred_pid;
 	uint32_t cred_uid, cred_gid;
+};
+
+/* Connections that nobody has accepted: files of kind TCP_CONN that have their state and belong to
+ * no process. */
+struct waiting {
+	struct file *list;
+	size_t n;
 };
 
 /* ---- the whole ---- */

@@ -99,7 +99,18 @@ static const struct fd_seen *find_target(struct files_ctx *x, const struct fd_se
 	return NULL;
 }
 
-/* Still the same entry on a second look? Ahead, entries come and go while we read. */
+/* Has it been opened since the descriptors were listed? */
+static bool is_open_now(pid_t pid, const struct tfd_line *line)
+{
+	char path[64];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, line->tfd);
+	return !stat(path, &st) && st.st_ino == line->ino;
+}
+
+/* Still the same entry on a second look? Ahead, entries come and go while we read. First whether it
+ * is open, then whether it is watched: one that is closed meanwhile is neither. */
 static bool still_there(struct files_ctx *x, const struct fd_seen *ep, const struct tfd_line *line)
 {
 	_cleanup_(text_buf_done) struct text_buf b = {0};
@@ -107,6 +118,8 @@ static bool still_there(struct files_ctx *x, const struct fd_seen *ep, const str
 	char path[64];
 	size_t off;
 
+	if (is_open_now(x->c->tree->procs[ep->proc].pid, line))
+		return false;
 	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", x->c->tree->procs[ep->proc].pid, ep->fd);
 	if (text_append_file(&b, AT_FDCWD, path, &off) < 0)
 		return false;

@@ -6,6 +6,7 @@
 #pragma once
 #include <sys/stat.h>
 #include "base/vec.h"
+#include "kernel/tcp_diag.h"
 #include "resource/resource.h"
 
 /* ---- capture ---- */
@@ -49,6 +50,8 @@ struct fd_probe {
 	int so_domain, so_type, so_protocol;
 	bool so_listening;
 	int tcp_state; /* TCP_ESTABLISHED…; 0 if it is no TCP socket */
+	/* a TCP connection, as it is listed. Ahead, that is all there is: local is -1 */
+	const struct tcp_diag_entry *diag;
 };
 
 struct fd_seen {       /* one descriptor of one process */
@@ -90,6 +93,8 @@ struct files_ctx {
 	int self_fds; /* /proc/self/fd */
 	VEC(struct reference_socket) references;
 	VEC(struct fd_watch) watches;
+	struct tcp_diag connections; /* listed after the descriptors; empty where exact … */
+	bool connections_listed;     /* … but for those that are on the way there */
 	unsigned int n_closed, n_closed_said; /* connections that the move closes */
 	VEC(uint32_t) undecided; /* connections that go on if their other end is in the tree */
 };
@@ -107,6 +112,8 @@ const struct fd_seen *files_seen(const struct files_ctx *x, uint32_t proc, int f
 int files_watch(struct files_ctx *x, const struct fd_watch *w, struct cr_err *err) must_check;
 /* A duplicate of tree->files[file], for the caller to close. */
 int files_getfd(struct files_ctx *x, uint32_t file, struct cr_err *err) must_check;
+/* A TCP connection as sock_diag(7) lists it; NULL: not listed. */
+const struct tcp_diag_entry *files_connection(struct files_ctx *x, const struct fd_probe *p);
 /* 0: same description; 1, 2: an order among them; negative errno. kcmp(2) KCMP_FILE. */
 /* What the previous capture found under that number of that process; NULL if nothing. */
 const struct file *files_before(const struct files_ctx *x, const struct fd_probe *p);
@@ -224,6 +231,7 @@ struct fileset {
 	struct fileset_tasks tasks;
 	struct pipe_end *pipe_ends; /* during fileset_build */
 	size_t n_pipe_ends;
+	const struct net_ways *ways; /* for what comes for addresses that move; NULL: none */
 	int reset_listener; /* during fileset_build: where connections that get reset are made */
 };
 

@@ -47,8 +47,8 @@ static bool idle_match(const struct fd_probe *p)
 {
 	struct pollfd pfd = {.fd = p->local, .events = POLLIN};
 
-	return tcp_is_socket(p) && p->tcp_state == TCP_CLOSE && poll(&pfd, 1, 0) >= 0 &&
-	       !(pfd.revents & POLLIN);
+	return tcp_is_socket(p) && p->local >= 0 && p->tcp_state == TCP_CLOSE &&
+	       poll(&pfd, 1, 0) >= 0 && !(pfd.revents & POLLIN);
 }
 
 static bool closed_match(const struct fd_probe *p)
@@ -150,7 +150,9 @@ int tcp_closed_capture(struct files_ctx *x, const struct fd_probe *p, struct fil
 		return 0; /* has ended already: nothing is lost */
 	if (x->c->exact && x->c->tcp != TCP_MODE_REFUSE)
 		return 0; /* nobody reads warnings now */
-	if (!getpeername(p->local, (struct sockaddr *)&sa, &len))
+	if (p->diag)
+		sockaddr_text(&p->diag->peer, sizeof(p->diag->peer), text, sizeof(text));
+	else if (!getpeername(p->local, (struct sockaddr *)&sa, &len))
 		sockaddr_text(&sa, len, text, sizeof(text));
 	if (x->c->tcp == TCP_MODE_REFUSE)
 		files_refuse(x, p->pid, p->fd,

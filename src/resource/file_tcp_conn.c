@@ -18,6 +18,8 @@
 #include <sys/socket.h>
 #include "base/clock.h"
 #include "base/log.h"
+#include "resource/net_ways.h"
+#include "resource/sock_filter.h"
 #include "resource/tcp_repair.h"
 
 #ifndef IPV6_TRANSPARENT
@@ -36,23 +38,32 @@ static bool match(const struct fd_probe *p)
 
 /* ---- capture ---- */
 
-/* 1: there is one (SYN_SENT knows its peer only to the kernel: it is in ESTABLISHED's place), 0:
- * none. */
+static int keep(struct files_ctx *x, struct file *f, const struct sockaddr_storage *us,
+		const struct sockaddr_storage *peer, struct cr_err *err)
+{
+	uint32_t len =
+	    us->ss_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+
+	f->sockaddr = arena_memdup(x->c->tree->arena, us, len);
+	f->peeraddr = arena_memdup(x->c->tree->arena, peer, len);
+	f->sockaddr_len = f->peeraddr_len = len;
+	return f->sockaddr && f->peeraddr ? 1 : cr_err_oom(err);
+}
+
+/* 1: it has a peer, 0: none. */
 static int addresses(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		     struct cr_err *err)
 {
 	struct sockaddr_storage us = {0}, peer = {0};
 	socklen_t len = sizeof(us), peer_len = sizeof(peer);
 
-	if (getsockname(p->local, (struct sockaddr *)&us, &len))
+	if (p->local >= 0 && getsockname(p->local, (struct sockaddr *)&us, &len))
 		return cr_err_sys(err, "getsockname");
-	if (getpeername(p->local, (struct sockaddr *)&peer, &peer_len))
-		return 0;
-	f->sockaddr = arena_memdup(x->c->tree->arena, &us, len);
-	f->sockaddr_len = len;
-	f->peeraddr = arena_memdup(x->c->tree->arena, &peer, peer_len);
-	f->peeraddr_len = peer_len;
-	return f->sockaddr && f->peeraddr ? 1 : cr_err_oom(err);
+	if (p->local >= 0 && !getpeername(p->local, (struct sockaddr *)&peer, &peer_len))
+		return keep(x, f, &us, &peer, err);
+	/* in SYN_SENT, getpeername(2) tells nothing */
+	const struct tcp_diag_entry *e = files_connection(x, p);
+	return e ? keep(x, f, &e->us, &e->peer, err) : 0;
 }
 
 static bool is_link_local(const struct file *f)
@@ -68,19 +79,17 @@ static const char *trouble(const struct fd_probe *p, const struct file *f)
 {
 	char ulp[16] = "";
 	socklen_t len = sizeof(ulp) - 1;
-	int locked = 0;
 
+	if (p->local < 0)
+		snprintf(ulp, sizeof(ulp), "%s", p->diag->ulp);
+	else if (getsockopt(p->local, IPPROTO_TCP, TCP_ULP, ulp, &len))
+		ulp[0] = '\0';
 	if (is_link_local(f))
 		return "over a link-local address";
-	if (!getsockopt(p->local, IPPROTO_TCP, TCP_ULP, ulp, &len) && len)
+	if (ulp[0])
 		return !strcmp(ulp, "tls") ? "with TLS in the kernel (kTLS)"
 					   : "with an upper layer protocol (TCP_ULP)";
-	len = sizeof(locked);
-	if (tcp_has_filter(p->local))
-		return "with a filter (SO_ATTACH_FILTER)";
-	if (!getsockopt(p->local, SOL_SOCKET, SO_LOCK_FILTER, &locked, &len) && locked)
-		return "with SO_LOCK_FILTER set";
-	return NULL;
+	return p->local < 0 ? NULL : sock_filter_trouble(p->local);
 }
 
 static void refuse_because(struct files_ctx *x, const struct fd_probe *p, const struct file *f,
@@ -134,7 +143,7 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 			return cr_err_oom(err);
 		*u = (uint32_t)x->c->tree->n_files;
 	}
-	return sockopts_capture(x, p, f, err);
+	return p->local < 0 ? 0 : sockopts_capture(x, p, f, err);
 }
 
 /* ---- both ends in the tree ---- */
@@ -306,6 +315,18 @@ static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr
 	return 0;
 }
 
+static struct netinject *way_in(const struct fileset *fs, const struct tree *t,
+				const struct file *f)
+{
+	return net_is_inside(t, f) ? NULL : net_ways_to(fs->ways, f->sockaddr, f->sockaddr_len);
+}
+
+/* A connection whose other end is here hears its end from there. */
+static bool can_tell(const struct fileset *fs, const struct tree *t, const struct file *f)
+{
+	return way_in(fs, t, f) || (net_is_inside(t, f) && !f->tcp->has_urgent);
+}
+
 static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	const struct file *f = &t->files[i];
@@ -315,6 +336,13 @@ static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 		return cr_err_set(err, CR_ERR_PEER, EPROTO,
 				  "a TCP connection came without its state");
 	int r = tcp_rebuild(fs->held[i].fd, f, err);
+	/* here, and not after the decision */
+	if (!r && tcp_needs_telling(f->tcp) && !can_tell(fs, t, f))
+		r = cr_err_set(
+		    err, CR_ERR_UNSUPPORTED, ENOTSUP,
+		    f->tcp->has_urgent
+			? "urgent data that waits cannot be handed on here"
+			: "the peer has shut its side down, which it cannot be told here");
 	if (!r)
 		return 0;
 	sockaddr_text(f->sockaddr, f->sockaddr_len, us, sizeof(us));
@@ -326,11 +354,12 @@ static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct c
  * that fails, not a workload. */
 static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
+	const struct file *f = &t->files[i];
 	struct cr_err why = {0};
 	uint64_t now = clock_ns(CLOCK_MONOTONIC) + (uint64_t)fs->monotonic_off_ns;
 
 	(void)err;
-	if (!fs->held[i].launched && tcp_launch(fs->held[i].fd, &t->files[i], now, &why))
+	if (!fs->held[i].launched && tcp_launch(fs->held[i].fd, f, now, way_in(fs, t, f), &why))
 		log_warn("a TCP connection: %s", why.msg);
 	return 0;
 }

@@ -29,6 +29,7 @@ static void ctx_done(struct files_ctx *x)
 	vec_done(&x->references);
 	vec_done(&x->watches);
 	vec_done(&x->undecided);
+	tcp_diag_done(&x->connections);
 	free(x->proc_first);
 	free(x->text.v);
 }
@@ -350,7 +351,7 @@ static void capture_owner(struct files_ctx *x, const struct fd_probe *p, struct 
 {
 	struct f_owner_ex ow = {0};
 
-	if (fcntl(p->local, F_GETOWN_EX, &ow) || !ow.pid)
+	if (p->local < 0 || fcntl(p->local, F_GETOWN_EX, &ow) || !ow.pid)
 		return;
 	if (!files_pid_in_tree(x->c->tree, ow.pid, ow.type == F_OWNER_PGRP))
 		files_refuse(x, p->pid, p->fd,
@@ -410,6 +411,45 @@ static bool refused_at_sight(struct files_ctx *x, const struct fd_seen *s, pid_t
 	return true;
 }
 
+/* While it runs, a task may close a connection at any time: then nobody else may have it. false: it
+ * is none, or gone. */
+static bool probe_connection(struct files_ctx *x, struct fd_probe *p)
+{
+	char path[64];
+
+	p->diag = p->info.ino ? tcp_diag_find(&x->connections, p->info.ino) : NULL;
+	if (!p->diag)
+		return false;
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", p->pid, p->fd);
+	if (stat(path, &p->st) || p->st.st_ino != p->info.ino)
+		return false;
+	p->local = -1;
+	p->fs_magic = SOCKFS_MAGIC;
+	p->link = "";
+	p->so_domain = p->diag->family;
+	p->so_type = SOCK_STREAM;
+	p->so_protocol = IPPROTO_TCP;
+	p->tcp_state = p->diag->state;
+	return true;
+}
+
+static int list_connections(struct files_ctx *x, struct cr_err *err)
+{
+	if (x->connections_listed)
+		return 0;
+	x->connections_listed = true;
+	return tcp_diag_read(&x->connections, err);
+}
+
+const struct tcp_diag_entry *files_connection(struct files_ctx *x, const struct fd_probe *p)
+{
+	struct cr_err ignored = {0};
+
+	if (p->diag)
+		return p->diag;
+	return list_connections(x, &ignored) ? NULL : tcp_diag_find(&x->connections, p->st.st_ino);
+}
+
 static int capture_description(struct files_ctx *x, uint32_t id, struct cr_err *err)
 {
 	const struct fd_seen *s = &x->seen.v[id];
@@ -421,6 +461,10 @@ static int capture_description(struct files_ctx *x, uint32_t id, struct cr_err *
 	char link[PATH_MAX];
 
 	if (refused_at_sight(x, s, p.pid))
+		return 0;
+	if (!x->c->exact && probe_connection(x, &p))
+		return capture_probe(x, &p, err);
+	if (p.diag) /* closed meanwhile */
 		return 0;
 	_cleanup_fd_ int local =
 	    (int)syscall(SYS_pidfd_getfd, x->c->procs[s->proc].pidfd, s->fd, 0);
@@ -524,6 +568,8 @@ int files_capture(struct capture *c, struct cr_err *err)
 	int r = see_all(&x, err);
 	if (!r)
 		r = find_leaders(&x, err);
+	if (!r && !c->exact)
+		r = list_connections(&x, err);
 	if (!r)
 		r = capture_descriptions(&x, err);
 	if (!r)

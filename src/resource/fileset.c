@@ -145,6 +145,11 @@ void fileset_set_tasks(struct fileset *fs, const struct fileset_tasks *tasks)
 	fs->tasks = *tasks;
 }
 
+void fileset_set_ways(struct fileset *fs, const struct net_ways *ways)
+{
+	fs->ways = ways;
+}
+
 static void held_done(struct held *h)
 {
 	const struct file_ops *ops = file_ops_of(h->id.kind);

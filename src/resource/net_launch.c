@@ -3,6 +3,7 @@
 #include "resource/file_kind.h"
 
 #include <net/if.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -10,6 +11,7 @@
 #include "base/log.h"
 #include "kernel/netdev.h"
 #include "kernel/timens.h"
+#include "resource/net_ways.h"
 #include "resource/tcp_repair.h"
 
 void net_check(const struct tree *t, struct refusals *refused)
@@ -51,26 +53,53 @@ int net_take_addresses(const struct tree *t, struct cr_err *err)
 	return 0;
 }
 
+bool net_is_inside(const struct tree *t, const struct file *f)
+{
+	const struct sockaddr_in *in = (const void *)f->peeraddr;
+	const struct sockaddr_in6 *in6 = (const void *)f->peeraddr;
+	const uint8_t *v4 = (const uint8_t *)&in->sin_addr;
+
+	if (in->sin_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr))
+		return true;
+	if (in->sin_family == AF_INET6)
+		v4 = IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr) ? &in6->sin6_addr.s6_addr[12] : NULL;
+	return (v4 && v4[0] == IN_LOOPBACKNET) ||
+	       tree_moves_address(t, f->peeraddr, f->peeraddr_len);
+}
+
 /* ---- in somebody else's place ---- */
 
-static void finish_one(int pidfd, int number, const struct file *f, uint64_t now)
+static void finish_one(int pidfd, int number, const struct tree *t, const struct file *f,
+		       const struct net_ways *w, uint64_t now)
 {
 	_cleanup_fd_ int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
 	struct cr_err why = {0};
 
 	if (fd < 0)
 		log_warn("TCP connection, fd %d: %s", number, strerror(errno));
-	else if (tcp_launch(fd, f, now, &why))
+	else if (tcp_launch(fd, f, now,
+			    net_is_inside(t, f) ? NULL
+						: net_ways_to(w, f->sockaddr, f->sockaddr_len),
+			    &why))
 		log_warn("TCP connection, fd %d: %s", number, why.msg);
+}
+
+static void net_ways_freep(struct net_ways **w)
+{
+	net_ways_free(*w);
 }
 
 int net_finish_launch(const struct tree *t, struct cr_err *err)
 {
+	_cleanup_(net_ways_freep) struct net_ways *ways = NULL;
+	struct cr_err why = {0};
 	_cleanup_free_ bool *done = calloc(t->n_files + 1, sizeof(*done));
 	struct timens_offsets own, theirs;
 
 	if (!done)
 		return cr_err_oom(err);
+	if (t->n_moved && net_ways_open(&ways, t->moved, t->n_moved, &why))
+		log_warn("%s", why.msg);
 	for (size_t i = 0; i < t->n_procs; i++) {
 		const struct process *p = &t->procs[i];
 		_cleanup_fd_ int pidfd = p->zombie ? -1 : (int)syscall(SYS_pidfd_open, p->pid, 0);
@@ -86,7 +115,7 @@ int net_finish_launch(const struct tree *t, struct cr_err *err)
 			    !t->files[file].tcp)
 				continue;
 			done[file] = true;
-			finish_one(pidfd, p->fds[k].fd, &t->files[file], now);
+			finish_one(pidfd, p->fds[k].fd, t, &t->files[file], ways, now);
 		}
 	}
 	return 0;

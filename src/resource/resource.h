@@ -196,6 +196,9 @@ struct fileset_tasks {
 	int (*enter)(void *arg, pid_t pid, struct rtask **rt, int *slot);
 	void *arg;
 };
+/* For connections: stays the caller's, and until fileset_launch(). */
+struct net_ways;
+void fileset_set_ways(struct fileset *fs, const struct net_ways *ways);
 void fileset_set_tasks(struct fileset *fs, const struct fileset_tasks *tasks);
 /* Open what t lists. Called again with a later tree, it opens only what is new and closes what is
  * gone; then every process needs fileset_install again (which likewise does only what differs).
@@ -230,6 +233,10 @@ int fileset_renames(const struct fileset *fs, const struct tree *t,
 /* At the point of no return, before the tasks run: unix sockets take over their paths. */
 int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
 
+/* After that, before the tasks run: connections that nobody had accepted at the source wait here to
+ * be accepted. What fails is logged. */
+void fileset_tell_waiting(struct fileset *fs, const struct tree *t, const struct waiting *list);
+
 /* ---- what fileset_launch needs of the network, and who does it elsewhere (resource/net_*.c) ----
  */
 
@@ -243,20 +250,29 @@ int net_take_addresses(const struct tree *t, struct cr_err *err) must_check;
  * connections of the tasks, which are frozen, talk to their peers. What fails is logged: the tasks
  * run in any case. */
 int net_finish_launch(const struct tree *t, struct cr_err *err) must_check;
+/* Its other end is this host: what it says, the socket there says. */
+bool net_is_inside(const struct tree *t, const struct file *f);
 
 /* The source's sockets out of the network while their state is taken. */
 struct net_lock;
 struct net_lock *net_lock_new(void); /* NULL when memory is out */
-/* Nothing reaches the connections of the tasks, which are stopped, and, if asked for, their
- * listeners; the state of the connections is added to t. -EAGAIN: connections wait to be accepted;
- * later perhaps none does. After a failure: net_lock_undo(). */
-int net_lock_take(struct net_lock *l, struct tree *t, bool listeners,
-		  struct cr_err *err) must_check;
+/* Nothing reaches the connections of the tasks, which are stopped, and, if asked for, no handshake
+ * begins at their listeners, and no datagram comes; the state of the connections is added to t.
+ * After a failure: net_lock_undo(). */
+int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *err) must_check;
 /* Nothing has come in since? */
 int net_lock_verify(const struct net_lock *l, struct cr_err *err) must_check;
+/* After the decision, once no packet comes for them any more: connections that nobody has accepted
+ * are taken out of the listeners' queues and dumped, into t's arena. */
+int net_lock_accept(struct net_lock *l, const struct tree *t, struct waiting *ret,
+		    struct cr_err *err) must_check;
 /* As they were. */
 int net_lock_undo(struct net_lock *l, struct cr_err *err) must_check;
 /* Closes our references: that of a task that has ended is then silent. Takes NULL. */
 void net_lock_free(struct net_lock *l);
 /* The same for a process that got lost with a lock taken: the sockets of pid. */
 int net_unlock_process(pid_t pid, struct cr_err *err) must_check;
+/* net_lock_accept() in the place of a process that got lost: from the sockets of pid, added to *w.
+ * clock_offset_ns: the tasks' CLOCK_MONOTONIC less ours. */
+int net_accept_process(pid_t pid, struct arena *a, int64_t clock_offset_ns, struct waiting *w,
+		       struct cr_err *err) must_check;

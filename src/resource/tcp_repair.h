@@ -1,6 +1,6 @@
 /* One TCP connection taken out of one socket and put into another: TCP_REPAIR, tcp(7).
  *
- * At the source: tcp_lock, tcp_dump; then either tcp_release (it goes on there) or close(2), which
+ * At the source: sock_lock, tcp_dump; then either tcp_release (it goes on there) or close(2), which
  * sends nothing. At the destination: tcp_rebuild into a fresh socket, and tcp_launch once packets
  * for it come to this host. */
 #pragma once
@@ -8,16 +8,8 @@
 #include "base/err.h"
 #include "model/tree.h"
 
-/* The socket drops whatever comes in, before TCP sees it. Not if a filter of the program's own is
- * there: UNSUPPORTED. */
-int tcp_lock(int fd, struct cr_err *err) must_check;
-/* Is it our lock that is on it? */
-bool tcp_is_locked(int fd);
-/* Nothing to do where it is not locked. Children that were accepted meanwhile inherit the lock. */
-int tcp_unlock(int fd, struct cr_err *err) must_check;
+struct netinject;
 
-/* What the program attached, SO_ATTACH_FILTER or SO_ATTACH_BPF; a lock of ours is none. */
-bool tcp_has_filter(int fd);
 /* Is it taken out of TCP's hands? Not for sockets that are no TCP sockets. */
 bool tcp_is_in_repair(int fd);
 
@@ -38,6 +30,21 @@ int tcp_release(int fd, int reuseaddr, struct cr_err *err) must_check;
 /* f (TCP_CONN, with f->tcp) into the fresh socket fd, which stays in repair mode: nothing is sent,
  * and close(2) is silent. Its address need not be here yet. */
 int tcp_rebuild(int fd, const struct file *f, struct cr_err *err) must_check;
-/* It talks to its peer again. now_ns: CLOCK_MONOTONIC of the tasks. May be repeated after somebody
- * else's attempt got lost half way. */
-int tcp_launch(int fd, const struct file *f, uint64_t now_ns, struct cr_err *err) must_check;
+/* It talks to its peer again. in: of the device that its packets come over; NULL: none. May be
+ * repeated after somebody else's attempt got lost half way. */
+int tcp_launch(int fd, const struct file *f, uint64_t now_ns, struct netinject *in,
+	       struct cr_err *err) must_check;
+/* Has the peer said anything that a socket can only be told by the network: urgent data, its end?
+ * Then tcp_launch() needs a way in for packets. */
+bool tcp_needs_telling(const struct tcp_conn *c);
+
+/* ---- tcp_tell.c ---- */
+
+/* What tcp_needs_telling(), to a socket that is launched. The task gets no SIGURG for it. May be
+ * repeated. in NULL: an error, unless there is nothing to be told. */
+int tcp_tell(int fd, const struct file *f, struct netinject *in, struct cr_err *err) must_check;
+/* f, a connection that nobody had accepted, waits here to be accepted by whoever listens for it. */
+int tcp_tell_waiting(const struct file *f, uint64_t now_ns, struct netinject *in,
+		     struct cr_err *err) must_check;
+/* The connection's own clock (RFC 7323) at now_ns of the tasks' CLOCK_MONOTONIC. */
+uint32_t tcp_timestamp_at(const struct tcp_conn *c, uint64_t now_ns);

@@ -276,6 +276,9 @@ static int settle_commit(struct source *s, struct cr_err *err)
 			r = link_hello(s->peer, &hello, 2000, &reply, err);
 		if (!r) {
 			msg_free(&reply);
+			r = source_send_waiting(s, err);
+		}
+		if (!r) {
 			r = link_call(s->peer, &m, MSG_RUNNING, COMMIT_TIMEOUT_MS, &reply, err);
 		}
 		if (!r) {
@@ -312,9 +315,31 @@ static void kill_source(struct source *s)
 	s->net_lock = NULL;
 }
 
-static int commit(struct source *s, struct cr_err *err)
+/* COMMIT is told to a link that works; what came for the tasks follows it at once. */
+static int tell_commit(struct source *s, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_COMMIT), reply;
+	int r = source_send_waiting(s, err);
+
+	if (!r)
+		r = link_send(s->peer, &m, err);
+	if (!r)
+		source_send_packets(s, false);
+	if (!r)
+		r = link_recv(s->peer, COMMIT_TIMEOUT_MS, &reply, err);
+	if (!r && reply.type != MSG_RUNNING) {
+		r = reply.type == MSG_ERROR ? (*err = reply.error, cr_err_ctx(err, "COMMIT"))
+					    : cr_err_set(err, CR_ERR_PEER, EPROTO, "unexpected %s",
+							 msg_type_name(reply.type));
+		msg_free(&reply);
+	} else if (!r) {
+		msg_free(&reply);
+	}
+	return r;
+}
+
+static int commit(struct source *s, const struct tree *t, struct cr_err *err)
+{
 
 	s->journal.lazy = s->lazy;
 	int r = source_journal(s, JOURNAL_COMMIT, err);
@@ -326,10 +351,11 @@ static int commit(struct source *s, struct cr_err *err)
 	/* before any socket that has it is closed: nothing can be answered by a reset then; and
 	 * before the destination has it */
 	source_leave_addresses(s);
-	r = link_call(s->peer, &m, MSG_RUNNING, COMMIT_TIMEOUT_MS, &reply, err);
-	if (!r)
-		msg_free(&reply);
-	else
+	/* they are lost if this fails, and not the tasks */
+	if (source_collect_waiting(s, t, err))
+		source_event(s, "warning", err->msg);
+	r = tell_commit(s, err);
+	if (r)
 		r = settle_commit(s, err);
 	if (r == -ECANCELED) /* undecided by the destination itself, before anything ran there */
 		s->committed = false;
@@ -407,6 +433,7 @@ static int undo_switch(struct source *s, struct tree *t, int r, struct cr_err *e
 	s->held = false;
 	if (source_resume(s, &undo))
 		r = undo_failed(r, &undo, err);
+	source_replay_packets(s);
 	return r;
 }
 
@@ -463,6 +490,8 @@ static int last_hooks(struct source *s, struct cr_err *err)
 static int conclude(struct source *s, struct cr_err *err)
 {
 	kill_source(s);
+	if (!s->lazy)
+		source_send_packets(s, true);
 	fault_point("source-killed");
 	int r = source_journal(s, JOURNAL_DONE, err);
 
@@ -541,7 +570,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		return undo_switch(s, t, r, err);
 	}
 	t1 = now_us();
-	r = commit(s, err);
+	r = commit(s, t, err);
 	ph->commit = now_us() - t1;
 	s->done.downtime_us = now_us() - times.start_us;
 	if (r && !s->committed) {
@@ -552,6 +581,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	}
 	real_time(false);
 	tree_free(t);
+	/* neighbours have been told by now where the addresses are */
+	source_send_packets(s, !r && s->lazy);
 	if (!r && s->lazy)
 		r = serve_destination(s, err);
 	if (r) /* decided, but not confirmed: stopped, and held, until somebody settles it */

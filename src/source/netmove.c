@@ -4,8 +4,17 @@
 
 #include <string.h>
 #include "base/fault.h"
+#include "kernel/netcap.h"
 #include "kernel/netdev.h"
+#include "resource/net_ways.h"
 #include "resource/resource.h"
+#include "wire/tree_codec.h"
+
+enum {
+	PACKETS_MAX = 1000,
+	PACKETS_BYTES = MSG_BYTES / 2, /* of a message */
+	PACKET_OVERHEAD = 64,
+};
 
 enum tcp_mode source_tcp_mode(const struct source *s)
 {
@@ -113,6 +122,11 @@ int source_lock_network(struct source *s, struct tree *t, struct cr_err *err)
 	s->net_lock = net_lock_new();
 	if (!s->net_lock)
 		return cr_err_oom(err);
+	/* first: what no socket takes any more has to be in there */
+	if (t->n_moved)
+		r = netcap_open(&s->packets, t->moved, t->n_moved, err);
+	if (r)
+		return r;
 	r = net_lock_take(s->net_lock, t, t->n_moved || source_tcp_mode(s) == TCP_MODE_ESTABLISHED,
 			  err);
 	fault_point("source-locked");
@@ -131,6 +145,119 @@ int source_unlock_network(struct source *s, struct cr_err *err)
 	net_lock_free(s->net_lock);
 	s->net_lock = NULL;
 	return r;
+}
+
+/* ---- what came meanwhile ---- */
+
+struct batch {
+	struct source *s;
+	struct msg_packet v[PACKETS_MAX];
+	size_t n, bytes;
+	uint8_t data[PACKETS_BYTES + NET_PACKET_MAX];
+};
+
+static int flush(struct batch *b, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_PACKETS);
+
+	if (!b->n)
+		return 0;
+	m.packets = (struct msg_packets){b->v, b->n};
+	b->n = b->bytes = 0;
+	return link_send(b->s->peer, &m, err);
+}
+
+static int add(struct batch *b, const struct net_packet *p, struct cr_err *err)
+{
+	uint8_t *data = b->data + b->bytes;
+
+	memcpy(data, p->data, p->len);
+	b->v[b->n++] = (struct msg_packet){.flags = p->flags,
+					   .gso_type = p->gso_type,
+					   .hdr_len = p->hdr_len,
+					   .gso_size = p->gso_size,
+					   .csum_start = p->csum_start,
+					   .csum_offset = p->csum_offset,
+					   .data = data,
+					   .len = p->len};
+	b->bytes += p->len + PACKET_OVERHEAD;
+	return b->n == PACKETS_MAX || b->bytes >= PACKETS_BYTES ? flush(b, err) : 0;
+}
+
+/* A lost packet is sent again by whoever sent it: no failure here is one of the migration. */
+void source_send_packets(struct source *s, bool last)
+{
+	_cleanup_free_ struct batch *b = calloc(1, sizeof(*b));
+	struct msg none = msg_of(MSG_PACKETS);
+	struct net_packet p;
+	struct cr_err why = {0};
+	int r = 0;
+
+	if (!s->packets || !b || !s->peer)
+		return;
+	b->s = s;
+	while (!r && netcap_next(s->packets, &p, &why) == 1)
+		r = add(b, &p, &why);
+	if (!r)
+		r = flush(b, &why);
+	if (!r && last)
+		r = link_send(s->peer, &none, &why);
+	if (r)
+		source_event(s, "warning", why.msg);
+	if (netcap_lost(s->packets) && last)
+		source_event(s, "warning",
+			     "packets that came meanwhile were too many to be kept: "
+			     "they have to be sent again");
+}
+
+/* The tasks go on here: so does what came for them. */
+static int replay(struct source *s, struct cr_err *err)
+{
+	struct net_ways *w = NULL;
+	struct net_packet p;
+	/* what is put in is not to be seen again */
+	int r = netcap_stop(s->packets, err);
+	int n = r ? r : netcap_next(s->packets, &p, err);
+
+	if (n <= 0)
+		return n;
+	r = net_ways_open(&w, s->journal.moved.v, s->journal.moved.n, err);
+	while (!r && n == 1) {
+		r = net_ways_put(w, &p, err);
+		n = r ? r : netcap_next(s->packets, &p, err);
+	}
+	net_ways_free(w);
+	return r ? r : n;
+}
+
+void source_replay_packets(struct source *s)
+{
+	struct cr_err why = {0};
+
+	if (s->packets && replay(s, &why))
+		source_event(s, "warning", why.msg);
+	netcap_free(s->packets);
+	s->packets = NULL;
+}
+
+/* ---- what waits to be accepted ---- */
+
+int source_collect_waiting(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	struct waiting w;
+
+	if (!s->net_lock || s->rq->opts.leave_running || s->image)
+		return 0;
+	int r = net_lock_accept(s->net_lock, t, &w, err);
+	return r || !w.n ? r : waiting_encode(&w, &s->waiting, &s->waiting_len, err);
+}
+
+int source_send_waiting(struct source *s, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_WAITING);
+
+	m.waiting = (struct msg_waiting){s->waiting, s->waiting_len};
+	return s->waiting ? link_send(s->peer, &m, err) : 0;
 }
 
 /* What cannot be removed is said: the destination will have it, too, and neighbours believe who

@@ -7,6 +7,7 @@
 #include <time.h>
 #include "base/clock.h"
 #include "base/log.h"
+#include "kernel/netcap.h"
 #include "resource/resource.h"
 
 enum {
@@ -58,6 +59,8 @@ void source_done(struct source *s)
 	page_tx_free(s->tx);
 	link_free(s->peer);
 	net_lock_free(s->net_lock);
+	netcap_free(s->packets);
+	free(s->waiting);
 	tree_free(s->tree);
 	tree_free(s->checked);
 	vec_foreach (t, &s->newcomers)

@@ -92,6 +92,9 @@ struct source {
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure;   /* while the tasks are stopped */
 	struct net_lock *net_lock; /* while the tasks' sockets are out of the network */
+	uint8_t *waiting;          /* connections that nobody had accepted; of waiting_encode() */
+	size_t waiting_len;
+	struct netcap *packets; /* what has come for them since; NULL: nothing is kept */
 	struct journal journal;
 	bool aborted;          /* the user said so, or cr-migrate went away */
 	bool asked_to_prepare; /* the destination may have promised to wait for our word */
@@ -238,6 +241,14 @@ int source_verify_network(struct source *s, struct cr_err *err) must_check;
 int source_unlock_network(struct source *s, struct cr_err *err) must_check;
 /* After the decision. */
 void source_leave_addresses(struct source *s);
+/* After that, once: connections that nobody has accepted. Then tell the destination of them, as
+ * often as of the commit. */
+int source_collect_waiting(struct source *s, const struct tree *t, struct cr_err *err) must_check;
+int source_send_waiting(struct source *s, struct cr_err *err) must_check;
+/* What came for the tasks since they were taken out of the network. last: no more comes. */
+void source_send_packets(struct source *s, bool last);
+/* The same after an undo, for the tasks here. */
+void source_replay_packets(struct source *s);
 
 /* ---- handover.c ---- */
 

@@ -62,6 +62,8 @@ static const struct msg_codec codecs[MSG_TYPE_END] = {
     CODEC(FILE, file, file),
     CODEC(FILE_DATA, file_data, file_data),
     CODEC(FILE_END, nothing, nothing),
+    CODEC(WAITING, waiting, waiting),
+    CODEC(PACKETS, packets, packets),
 };
 
 const struct msg_codec *msg_codec_of(enum msg_type t)
@@ -76,7 +78,7 @@ static void arena_freep(struct arena **a)
 
 static size_t frame_limit(enum msg_type t)
 {
-	return t == MSG_TREE ? MSG_TREE_BYTES : MSG_BYTES;
+	return t == MSG_TREE || t == MSG_WAITING ? MSG_TREE_BYTES : MSG_BYTES;
 }
 
 int msg_encode(const struct msg *m, uint8_t **ret, size_t *ret_len, struct cr_err *err)

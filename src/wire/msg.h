@@ -8,7 +8,8 @@
  *   src -> cr-migrate   RUN_HOOK -> OK | ERROR
  *   cr-migrate -> any   STATUS -> STATUS_LIST, RESOLVE -> RESOLVED | ERROR, QUERY -> STATE
  *   src -> dest (peer)  TREE -> TREE_OK, RESET -> OK, CLOCK -> CLOCK_REPLY, VERIFY -> VERIFY_OK,
- *                       PREPARE_COMMIT -> PREPARED, COMMIT -> RUNNING, ABORT -> ABORTED,
+ *                       PREPARE_COMMIT -> PREPARED, (WAITING,) COMMIT -> RUNNING, PACKETS
+ *                       (no answer), ABORT -> ABORTED,
  *                       QUERY -> STATE, PING -> PONG, FILES -> FILES_OK; FILE, FILE_DATA*,
  *                       FILE_END -> OK; each may be answered by ERROR instead
  *   src -> dest (lazy)  LAZY -> OK; then wire/lazy_stream.h
@@ -31,7 +32,8 @@
 enum {
 	MSG_VERSION = 1, /* a party talks to its own version and to the one before and after it */
 	MSG_BYTES = 1 << 20,        /* longest frame of any message … */
-	MSG_TREE_BYTES = 512 << 20, /* … but TREE, which carries what is queued in connections */
+	MSG_TREE_BYTES = 512 << 20, /* … but TREE and WAITING, which carry what is queued in
+				     * connections */
 };
 
 enum msg_type { /* the field numbers of Envelope's body in control.proto */
@@ -79,6 +81,8 @@ enum msg_type { /* the field numbers of Envelope's body in control.proto */
 		MSG_FILE,
 		MSG_FILE_DATA,
 		MSG_FILE_END,
+		MSG_WAITING = 200,
+		MSG_PACKETS,
 		MSG_TYPE_END,
 };
 
@@ -312,6 +316,19 @@ struct msg_reset { /* pages that the destination must forget: discarded, or unkn
 	struct msg_range *ranges;
 	size_t n_ranges;
 };
+struct msg_waiting {         /* with COMMIT, before it: connections that nobody has accepted */
+	const uint8_t *list; /* of waiting_encode() */
+	size_t len;
+};
+struct msg_packet { /* as struct net_packet (kernel/netpacket.h) has it */
+	uint32_t flags, gso_type, hdr_len, gso_size, csum_start, csum_offset;
+	const uint8_t *data;
+	size_t len;
+};
+struct msg_packets { /* after COMMIT: what came for the tasks' addresses meanwhile; none: no more */
+	struct msg_packet *v;
+	size_t n;
+};
 struct msg_clock_reply {
 	uint64_t monotonic_ns, boottime_ns;
 };
@@ -416,6 +433,8 @@ struct msg {
 		struct msg_tree tree;
 		struct msg_tree_ok tree_ok;
 		struct msg_reset reset;
+		struct msg_waiting waiting;
+		struct msg_packets packets;
 		struct msg_clock_reply clock_reply;
 		struct msg_digests verify;
 		struct msg_prepared prepared;

@@ -8,6 +8,7 @@
 enum {
 	PID_MAX_LIMIT = 4 << 20, /* proc_sys_kernel(5), pid_max */
 	STREAMS_MAX = 16,
+	PACKET_BYTES_MAX = 65535,
 	ROUNDS_MAX = 1000000,
 	ERRNO_MAX = 4095,
 };
@@ -230,6 +231,21 @@ static int check_file_data(const struct msg *m, const struct msg_file_data *d, s
 	return 0;
 }
 
+static int check_packets(const struct msg *m, struct cr_err *err)
+{
+	for (size_t i = 0; i < m->packets.n; i++) {
+		const struct msg_packet *p = &m->packets.v[i];
+
+		CHECK(in_range(p->len, 1, PACKET_BYTES_MAX), "length of a packet");
+		CHECK(p->flags <= 1 && p->gso_type <= UINT8_MAX && p->gso_size <= UINT16_MAX,
+		      "kind of a packet");
+		CHECK(p->hdr_len <= p->len && p->csum_start < p->len &&
+			  p->csum_offset < p->len - p->csum_start,
+		      "offset in a packet");
+	}
+	return 0;
+}
+
 int msg_check(const struct msg *m, struct cr_err *err)
 {
 	switch (m->type) {
@@ -271,6 +287,11 @@ int msg_check(const struct msg *m, struct cr_err *err)
 		return check_tree_ok(m, err);
 	case MSG_RESET:
 		return check_reset(m, err);
+	case MSG_WAITING:
+		CHECK(m->waiting.len > 0, "list");
+		return 0;
+	case MSG_PACKETS:
+		return check_packets(m, err);
 	case MSG_VERIFY:
 		return check_digests(m, &m->verify, err);
 	case MSG_QUERY:

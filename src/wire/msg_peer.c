@@ -178,6 +178,70 @@ int msg_get_reset(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	return 0;
 }
 
+int msg_put_waiting(struct arena *a, const struct msg *m, void *p)
+{
+	Wire__Waiting *pb = p;
+
+	(void)a;
+	pb->list = pb_bytes(m->waiting.list, m->waiting.len);
+	return 0;
+}
+
+int msg_get_waiting(struct arena *a, struct msg *m, void *p, struct cr_err *err)
+{
+	Wire__Waiting *pb = p;
+
+	(void)a, (void)err;
+	m->waiting.list = pb->list.data;
+	m->waiting.len = pb->list.len;
+	return 0;
+}
+
+/* clang-format off */
+#define PACKET_NUMBERS(X) \
+	X(flags) X(gso_type) X(hdr_len) X(gso_size) X(csum_start) X(csum_offset)
+/* clang-format on */
+
+int msg_put_packets(struct arena *a, const struct msg *m, void *p)
+{
+	Wire__Packets *pb = p;
+
+	pb->list = arena_array(a, Wire__Packet *, m->packets.n);
+	if (!pb->list)
+		return -ENOMEM;
+	for (size_t i = 0; i < m->packets.n; i++) {
+		const struct msg_packet *in = &m->packets.v[i];
+		Wire__Packet *out = pb_new(a, &wire__packet__descriptor);
+
+		if (!out)
+			return -ENOMEM;
+#define COPY(f) out->f = in->f;
+		PACKET_NUMBERS(COPY)
+		out->data = pb_bytes(in->data, in->len);
+		pb->list[pb->n_list++] = out;
+	}
+	return 0;
+}
+
+int msg_get_packets(struct arena *a, struct msg *m, void *p, struct cr_err *err)
+{
+	Wire__Packets *pb = p;
+
+	m->packets.v = arena_array(a, struct msg_packet, pb->n_list);
+	if (!m->packets.v)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < pb->n_list; i++) {
+		const Wire__Packet *in = pb->list[i];
+		struct msg_packet *out = &m->packets.v[m->packets.n++];
+
+		PACKET_NUMBERS(COPY)
+#undef COPY
+		out->data = in->data.data;
+		out->len = in->data.len;
+	}
+	return 0;
+}
+
 int msg_put_clock_reply(struct arena *a, const struct msg *m, void *p)
 {
 	Wire__ClockReply *pb = p;

@@ -49,6 +49,8 @@ MSG_CODEC(tree);
 MSG_CODEC(tree_ok);
 MSG_CODEC(reset);
 MSG_CODEC(clock_reply);
+MSG_CODEC(waiting);
+MSG_CODEC(packets);
 MSG_CODEC(verify);
 MSG_CODEC(prepared);
 MSG_CODEC(running);

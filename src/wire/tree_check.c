@@ -20,6 +20,7 @@ enum {
 	GROUPS_MAX = 65536,          /* credentials(7), NGROUPS_MAX */
 	SOCKADDR_BYTES_MAX = 128,    /* struct sockaddr_storage */
 	SOCKOPT_BYTES_MAX = 65536,
+	FILTER_MAX = 4096, /* BPF_MAXINSNS */
 };
 /* User addresses end below this with five levels of page tables,
  * Documentation/arch/x86/x86_64/5level-paging.rst */
@@ -277,13 +278,15 @@ static int check_tcp(const struct tcp_conn *c, size_t i, struct cr_err *err)
 	/* RFC 7323, 2.3 */
 	CHECK(c->snd_wscale <= 14 && c->rcv_wscale <= 14, "file %zu: window scale %u, %u", i,
 	      c->snd_wscale, c->rcv_wscale);
+	CHECK(!c->has_urgent || c->urgent_at < c->in_len, "file %zu: urgent byte %u of %zu", i,
+	      c->urgent_at, c->in_len);
 	CHECK(c->mss <= UINT16_MAX, "file %zu: MSS %u", i, c->mss);
 	CHECK(c->sndbuf <= INT32_MAX && c->rcvbuf <= INT32_MAX, "file %zu: buffers of %u, %u bytes",
 	      i, c->sndbuf, c->rcvbuf);
 	return 0;
 }
 
-static int check_file(const struct tree *t, const struct file *f, size_t i, struct cr_err *err)
+int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct cr_err *err)
 {
 	CHECK(file_kind_known(f->kind), "file %zu: unknown kind %u", i, f->kind);
 	if (f->kind == FILE_REGULAR || f->kind == FILE_CHARDEV)
@@ -314,6 +317,7 @@ static int check_file(const struct tree *t, const struct file *f, size_t i, stru
 		CHECK(f->targets[j].fd >= 0 && f->targets[j].file < t->n_files,
 		      "file %zu: target %d: there is no file %u", i, f->targets[j].fd,
 		      f->targets[j].file);
+	CHECK(f->n_filter <= FILTER_MAX, "file %zu: filter of %zu instructions", i, f->n_filter);
 	for (size_t j = 0; j < f->n_opts; j++)
 		CHECK(f->opts[j].len <= SOCKOPT_BYTES_MAX, "file %zu: option of %u bytes", i,
 		      f->opts[j].len);
@@ -347,7 +351,7 @@ static int check_tables(const struct tree *t, struct cr_err *err)
 		      "seccomp filter %zu: %zu bytes, flags %#x", i, f->insns_len, f->flags);
 	}
 	for (size_t i = 0; i < t->n_files; i++) {
-		int r = check_file(t, &t->files[i], i, err);
+		int r = tree_check_file(t, &t->files[i], i, err);
 
 		if (r < 0)
 			return r;

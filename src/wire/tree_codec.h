@@ -18,3 +18,10 @@ int tree_encode(const struct tree *t, uint8_t **ret, size_t *ret_len,
 /* *ret is the caller's, to be freed with tree_free(). Errors: PEER with EPROTO and what is wrong.
  */
 int tree_decode(const uint8_t *data, size_t len, struct tree **ret, struct cr_err *err) must_check;
+
+/* In bytes as a message of its own. */
+int waiting_encode(const struct waiting *w, uint8_t **ret, size_t *ret_len,
+		   struct cr_err *err) must_check;
+/* Into the arena. */
+int waiting_decode(const uint8_t *data, size_t len, struct arena *a, struct waiting *ret,
+		   struct cr_err *err) must_check;

@@ -15,7 +15,7 @@
 #define TCP_NUMBERS(X) \
 	X(state) X(options) X(snd_wscale) X(rcv_wscale) X(mss) X(rcv_seq) X(snd_seq) X(unsent) \
 	X(timestamp) X(timestamp_ns) X(has_window) X(snd_wl1) X(snd_wnd) X(max_window) X(rcv_wnd) \
-	X(rcv_wup) X(sndbuf) X(rcvbuf) X(buf_lock)
+	X(rcv_wup) X(sndbuf) X(rcvbuf) X(buf_lock) X(has_urgent) X(urgent_at) X(urgent_read)
 /* clang-format on */
 
 static Tree__TcpConn *put_tcp(struct arena *a, const struct tcp_conn *in)
@@ -115,6 +115,15 @@ static int get_opts(struct arena *a, const Tree__File *pb, struct file *out, str
 	return 0;
 }
 
+static int get_filter(struct arena *a, const Tree__File *pb, struct file *out, struct cr_err *err)
+{
+	out->n_filter = pb->n_filter;
+	if (!pb->n_filter)
+		return 0;
+	out->filter = arena_memdup(a, pb->filter, pb->n_filter * sizeof(*out->filter));
+	return out->filter ? 0 : cr_err_oom(err);
+}
+
 Tree__File *tree_put_file(struct arena *a, const struct file *in)
 {
 	Tree__File *pb = pb_new(a, &tree__file__descriptor);
@@ -124,6 +133,8 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in)
 	if (in->tcp && !(pb->tcp = put_tcp(a, in->tcp)))
 		return NULL;
 	FILE_NUMBERS(TREE_PUT)
+	pb->filter = in->filter;
+	pb->n_filter = in->n_filter;
 	pb->kind = in->kind;
 	pb->path = pb_string(in->path);
 	pb->data = pb_bytes(in->data, in->data_len);
@@ -150,7 +161,8 @@ int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out, struc
 	    (r = tree_get_bytes(a, &pb->sockaddr, &out->sockaddr, &sockaddr_len, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->peeraddr, &out->peeraddr, &peeraddr_len, err)) < 0 ||
 	    (pb->tcp && (r = get_tcp(a, pb->tcp, &out->tcp, err)) < 0) ||
-	    (r = get_targets(a, pb, out, err)) < 0 || (r = get_opts(a, pb, out, err)) < 0)
+	    (r = get_targets(a, pb, out, err)) < 0 || (r = get_filter(a, pb, out, err)) < 0 ||
+	    (r = get_opts(a, pb, out, err)) < 0)
 		return r;
 	out->sockaddr_len = (uint32_t)sockaddr_len;
 	out->peeraddr_len = (uint32_t)peeraddr_len;

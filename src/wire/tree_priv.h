@@ -18,6 +18,9 @@ int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out,
 
 /* What tree_codec.h promises of a tree, whoever made it. Fills *err with PEER, -EPROTO. */
 int tree_check(const struct tree *t, struct cr_err *err) must_check;
+/* Of f, which is number i of t's. */
+int tree_check_file(const struct tree *t, const struct file *f, size_t i,
+		    struct cr_err *err) must_check;
 
 /* ---- parts ---- */
 

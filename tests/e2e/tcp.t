@@ -61,7 +61,7 @@ peers_run_on() {
 	local p st=0
 	for p in "${peers[@]}"; do
 		wl_dir=$p
-		runs_on || st=1
+		[ "$(result_text)" = OK ] || runs_on || st=1
 	done
 	at_server
 	return $st
@@ -122,6 +122,94 @@ for use in B S K; do
 done
 case_of "200 connections" moved $v4_address 10.77.0.100 "$service" --conns 200 --rate 2000
 
+# --- states -----------------------------------------------------------------------------------------
+
+# in_state HOST STATE N: so many of the server's connections are in that state.
+in_state() {
+	[ "$(on "$1" ss -tnH state "$2" sport = ":$port" | wc -l)" = "$3" ]
+}
+
+# What the server sent and ended, the peers have got.
+all_got() {
+	local p sum=0
+	for p in "${peers[@]}"; do
+		wait_for "$p/got" 30 || { diag "a peer does not end"; return 1; }
+		sum=$((sum + $(<"$p/got")))
+	done
+	[ "$sum" = "$(<"$server/sent")" ] || { diag "$(<"$server/sent") bytes sent, $sum came"; return 1; }
+}
+
+urgent_came() {
+	[ "$(cat "$server/marked" 2>/dev/null)" = 3 ]
+}
+
+# state_moved ADDRESS MOVE STATE PEER-OPTS…: connections in a state; STATE "": any.
+state_moved() {
+	local address=$1 move=$2 state=$3
+	shift 3
+	start_server --listen :: && start_peer "$address" --conns 3 "$@" || return 1
+	touch "$server/states"
+	case $* in
+	*G* | *H*) until_true 10 in_state alpha fin-wait-1 3 || { diag "not in FIN_WAIT1"; return 1; } ;;
+	esac
+	case $* in
+	*U* | *u) until_true 10 urgent_came || { diag "no urgent data"; return 1; } ;;
+	esac
+	touch "$wl_dir/shut"
+	[ -z "$state" ] || until_true 10 in_state alpha "$state" 3 || { diag "not in $state"; return 1; }
+	move_server beta --move-address "$move" || return 1
+	touch "${peers[@]/%//read}"
+	[ ! -e "$server/sent" ] || all_got || return 1
+	finish_all
+}
+for family in 4 6; do
+	address=$v4_address move=$service
+	[ $family = 4 ] || address=$v6_address move=$service6
+	case_of "IPv$family: half-closed by the peer (CLOSE_WAIT)" state_moved "$address" "$move" close-wait --use C
+	case_of "IPv$family: half-closed by the peer, send queue full" state_moved "$address" "$move" close-wait \
+		--use C --late
+	case_of "IPv$family: half-closed by the server (FIN_WAIT2)" state_moved "$address" "$move" fin-wait-2 --use F
+	case_of "IPv$family: FIN_WAIT1" state_moved "$address" "$move" fin-wait-1 --use G --late
+	case_of "IPv$family: CLOSING" state_moved "$address" "$move" closing --use H --late
+	case_of "IPv$family: LAST_ACK" state_moved "$address" "$move" last-ack --use A --late
+	case_of "IPv$family: an urgent byte" state_moved "$address" "$move" "" --use U
+	case_of "IPv$family: an urgent byte that was read" state_moved "$address" "$move" "" --use u
+	case_of "IPv$family: zero window, receive queue full" state_moved "$address" "$move" "" --use N
+	case_of "IPv$family: corked" state_moved "$address" "$move" "" --use Q
+	case_of "IPv$family: send queue full" state_moved "$address" "$move" "" --use S --late
+done
+
+# --- nobody has accepted them -------------------------------------------------------------------------
+
+# Of each kind one; echoes is what those of the first peer have to have got.
+waiting_peers() {
+	start_server --listen :: --accept-late && start_peer "$1" --conns 20 --rate 200 && start_peer "$1" --use K \
+		--mib 2 && start_peer "$1" --use C --conns 2 && start_peer "$1" --use S && start_peer "$1" --use U
+}
+echoes_came() {
+	local stall echoes
+	read -r stall echoes <"${peers[0]}/stall"
+	[ "$echoes" -ge 20 ]
+}
+waiting_moved() {
+	waiting_peers "$1" && move_server beta --move-address "$2" &&
+		until_true 20 echoes_came && peers_run_on && finish_all
+}
+case_of "IPv4: connections that nobody has accepted" waiting_moved $v4_address "$service"
+case_of "IPv6: connections that nobody has accepted" waiting_moved "$v6_address" "$service6"
+
+# Connections come and go all the time: none is refused, reset, or gets an answer that is not its own.
+busy_moved() {
+	start_server --listen :: && start_peer "$1" --churn --conns 8 && peers_run_on || return 1
+	local to
+	for to in beta alpha beta; do
+		move_server $to --move-address "$2" || return 1
+	done
+	finish_all
+}
+case_of "IPv4: connections come and go" busy_moved $v4_address "$service"
+case_of "IPv6: connections come and go" busy_moved "$v6_address" "$service6"
+
 # There, back and there again, with several uses at once.
 there_and_back() {
 	start_server --listen :: && start_peer $v4_address --conns 5 && start_peer $v4_address --use B --conns 2 &&
@@ -148,7 +236,6 @@ rehearse() {
 	migrate alpha beta --pid "$wl_pid" --move-address "$service" --move-address "$service6" --rehearse ||
 		{ say_migration; return 1; }
 }
-case_of "rehearsed: the source's connections go on" undone rehearse
 
 # fails_at HOST POINT: the agent's process dies there.
 fails_at() {
@@ -157,6 +244,19 @@ fails_at() {
 	"$testbed" agent "$1" restart
 	[ "$mig_status" != 0 ]
 }
+# What waits to be accepted goes on waiting, and new connections come.
+waiting_undone() {
+	waiting_peers $v4_address || return 1
+	at_server
+	wl_host=alpha
+	"$@" || return 1
+	has_address alpha "$service" && moved_to alpha && start_peer $v4_address --conns 3 || return 1
+	touch "$server/accept"
+	until_true 20 echoes_came && peers_run_on && finish_all
+}
+case_of "rehearsed: the source's connections go on" undone rehearse
+case_of "rehearsed: connections that wait to be accepted go on waiting" waiting_undone rehearse
+case_of "the source's agent dies with listeners locked" waiting_undone fails_at alpha source-locked
 case_of "the source's agent dies with the sockets locked" undone fails_at alpha source-locked
 case_of "the source's agent dies before the decision" undone fails_at alpha source-prepared
 case_of "the destination's agent dies before it is prepared" undone fails_at beta dest-held

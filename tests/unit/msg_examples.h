@@ -56,6 +56,9 @@ static struct msg_digest some_digests[] = {{4242, UINT32_MAX, 100, {1, 2, 3}},
 					   {0, 0, 7, {4, 5, 6}}};
 static struct msg_target some_targets[] = {{4242, UINT32_MAX, 0}, {0, 3, 1}};
 static struct msg_range some_ranges[] = {{0x7f0000000000, 0x7f0000002000}, {0x1000, 0x3000}};
+static struct msg_packet some_packets[] = {
+    {1, 4, 40, 1448, 20, 16, (const uint8_t *)"a header of forty bytes: IPv4 and TCP, data", 43},
+    {.data = (const uint8_t *)"another", .len = 7}};
 static struct msg_part some_parts[] = {{"files", 120}, {"registers", 80}};
 static const pid_t some_pids[] = {4242, 4243};
 static const uint64_t some_histogram[MSG_HISTOGRAM] = {1, 2, [MSG_HISTOGRAM - 1] = 3};
@@ -198,6 +201,12 @@ static inline struct msg example(enum msg_type type)
 	case MSG_FILE_DATA:
 		m.file_data = (struct msg_file_data){4096, 0, (const uint8_t *)"bytes", 5};
 		break;
+	case MSG_WAITING:
+		m.waiting = (struct msg_waiting){(const uint8_t *)"connections", 11};
+		break;
+	case MSG_PACKETS:
+		m.packets = (struct msg_packets){some_packets, 2};
+		break;
 	default: /* says all by its type */
 		break;
 	}
@@ -209,6 +218,13 @@ static inline struct msg example(enum msg_type type)
 #define SAME(f) assert_true(a->f == b->f)
 #define SAME_STR(f) assert_string_equal(a->f, b->f)
 #define SAME_ID(f) assert_memory_equal(&a->f, &b->f, sizeof(a->f))
+
+static inline void same_packet(const struct msg_packet *a, const struct msg_packet *b)
+{
+	SAME(flags), SAME(gso_type), SAME(hdr_len), SAME(gso_size), SAME(csum_start);
+	SAME(csum_offset), SAME(len);
+	assert_memory_equal(a->data, b->data, a->len);
+}
 
 static inline void same_err(const struct cr_err *a, const struct cr_err *b)
 {
@@ -397,6 +413,15 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 		break;
 	case MSG_LAZY:
 		SAME(lazy.kind);
+		break;
+	case MSG_WAITING:
+		SAME(waiting.len);
+		assert_memory_equal(a->waiting.list, b->waiting.list, a->waiting.len);
+		break;
+	case MSG_PACKETS:
+		SAME(packets.n);
+		for (size_t i = 0; i < a->packets.n; i++)
+			same_packet(&a->packets.v[i], &b->packets.v[i]);
 		break;
 	default:
 		break;

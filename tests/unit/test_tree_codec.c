@@ -270,11 +270,14 @@ struct lie {
 	X(conn_no_peer, t->files[FILE_TCP_CONN - 1]->peeraddr.len = 0) \
 	X(conn_state, t->files[FILE_TCP_CONN - 1]->tcp->state = 12) \
 	X(conn_unsent, t->files[FILE_TCP_CONN - 1]->tcp->unsent = 45) \
+	X(conn_urgent, t->files[FILE_TCP_CONN - 1]->tcp->urgent_at = 77) \
+	X(filter, t->files[0]->filter = long_filter; t->files[0]->n_filter = 4097) \
 	X(conn_wscale, t->files[FILE_TCP_CONN - 1]->tcp->rcv_wscale = 15) \
 	X(conn_sndbuf, t->files[FILE_TCP_CONN - 1]->tcp->sndbuf = 1u << 31) \
 	X(moved_nonsense, t->moved[1] = (char *)"192.0.2.7/33%eth0") \
 	X(sockaddr_long, t->files[8]->sockaddr = p->pending; t->files[8]->sockaddr.len = 129)
 /* clang-format on */
+static uint64_t long_filter[4097];
 LIES(LIE)
 
 #define TOLD(name, ...) {#name, name},

@@ -22,10 +22,10 @@
 	X(struct process, 2736)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
-	X(struct file, 328)                                                                        \
+	X(struct file, 344)                                                                        \
 	X(struct tree, 344)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
-	X(struct tcp_conn, 120)
+	X(struct tcp_conn, 136)
 
 struct filler {
 	struct tree *t;
@@ -268,6 +268,9 @@ static inline void fill_tcp(struct filler *f, struct tcp_conn *c)
 	c->buf_lock = fill_u32(f);
 	FILL_BYTES(f, c->in, c->in_len, 77);
 	FILL_BYTES(f, c->out, c->out_len, 44);
+	c->has_urgent = fill_bool(f);
+	c->urgent_at = 76;
+	c->urgent_read = fill_bool(f);
 }
 
 static inline void fill_file(struct filler *f, struct file *e, enum file_kind kind)
@@ -319,6 +322,10 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 		e->opts[i].name = fill_s32(f);
 		FILL_BYTES(f, e->opts[i].value, e->opts[i].len, 4 + (uint32_t)i);
 	}
+	e->n_filter = 3;
+	e->filter = arena_array(a, uint64_t, 3);
+	for (size_t i = 0; i < 3; i++)
+		e->filter[i] = fill_u64(f);
 	fill_file_owner(f, e);
 	FILL_BYTES(f, e->peeraddr, e->peeraddr_len, 27);
 	if (kind != FILE_TCP_CONN)
@@ -534,7 +541,8 @@ static inline void same_tcp(const struct tcp_conn *a, const struct tcp_conn *b)
 	SAME(state), SAME(options), SAME(snd_wscale), SAME(rcv_wscale), SAME(mss), SAME(rcv_seq);
 	SAME(snd_seq), SAME(unsent), SAME(timestamp), SAME(timestamp_ns), SAME(has_window);
 	SAME(snd_wl1), SAME(snd_wnd), SAME(max_window), SAME(rcv_wnd), SAME(rcv_wup);
-	SAME(sndbuf), SAME(rcvbuf), SAME(buf_lock);
+	SAME(sndbuf), SAME(rcvbuf), SAME(buf_lock), SAME(has_urgent), SAME(urgent_at);
+	SAME(urgent_read);
 	SAME_BYTES(in, in_len);
 	SAME_BYTES(out, out_len);
 }
@@ -556,6 +564,8 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME_BYTES(sockaddr, sockaddr_len);
 	SAME_BYTES(peeraddr, peeraddr_len);
 	SAME_EACH(opts, n_opts, same_opt);
+	SAME(n_filter);
+	assert_memory_equal(a->filter, b->filter, a->n_filter * sizeof(*a->filter));
 	assert_int_equal(!a->tcp, !b->tcp);
 	if (a->tcp)
 		same_tcp(a->tcp, b->tcp);

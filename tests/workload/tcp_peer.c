@@ -1,9 +1,11 @@
 /* The other end of tcp_server, in a host that does not move: never connects anew, and checks every
  * byte. --connect ADDR:PORT --use X (tcp_stream.h; default E) --conns N --options as below.
  *
+ * --churn: each connection says one line, ends, and is followed by another.
+ *
  * E: --rate N lines a second over all connections (0: as fast as they come back, one at a time on
  * each). The longest wait for an echo is written to DIR/stall, in microseconds, at the end; `reset`
- * in DIR starts it anew. S, C: nothing is read before DIR/read exists, with --late. K, N: --mib N
+ * in DIR starts it anew. Others: nothing is read before DIR/read exists, with --late. K, N: --mib N
  * bounds what is sent. */
 #include "tcp_stream.h"
 
@@ -20,7 +22,9 @@ static struct {
 	int epoll, n, left;
 	enum tcp_use use;
 	bool late;
-	uint64_t limit, stall_ns, echoes, rate, begin_ns;
+	struct sockaddr_storage address;
+	socklen_t address_len;
+	uint64_t limit, stall_ns, echoes, rate, begin_ns, got;
 	struct conn *conns;
 	uint8_t buf[BUFFER];
 } s;
@@ -41,10 +45,121 @@ static void say_stall(void)
 	wl_write("stall", text);
 }
 
+/* The server ends by itself, in the course of its use. */
+static bool server_ends(void)
+{
+	switch (s.use) {
+	case USE_CORKED:
+	case USE_URGENT:
+	case USE_URGENT_READ:
+	case USE_FIN_WAIT1:
+	case USE_CLOSING:
+	case USE_LAST_ACK:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static bool sends(void)
 {
 	return s.use == USE_SINK || s.use == USE_BOTH || s.use == USE_UNREAD ||
 	       s.use == USE_SERVER_SHUT;
+}
+
+static void send_urgent(struct conn *c)
+{
+	const char urgent = URGENT_BYTE;
+
+	stream_fill(s.buf, URGENT_BEFORE + URGENT_AFTER, 0);
+	wl_must(send(c->fd, s.buf, URGENT_BEFORE, 0) == URGENT_BEFORE &&
+		    send(c->fd, &urgent, 1, MSG_OOB) == 1 &&
+		    send(c->fd, s.buf + URGENT_BEFORE, URGENT_AFTER, 0) == URGENT_AFTER,
+		"urgent data");
+}
+
+static void note_wait(uint64_t ns)
+{
+	if (ns > s.stall_ns)
+		s.stall_ns = ns;
+}
+
+/* ---- connections that come and go ----
+ *
+ * Each says one line, gets it back, ends, and is followed by another. */
+
+static void connect_next(struct conn *c)
+{
+	struct epoll_event ev = {.events = EPOLLOUT, .data.ptr = c};
+
+	*c = (struct conn){
+	    .fd = socket(s.address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+	wl_must(c->fd >= 0, "socket");
+	wl_must(!connect(c->fd, (void *)&s.address, s.address_len) || errno == EINPROGRESS,
+		"connect");
+	c->asked_ns = wl_ns(CLOCK_MONOTONIC);
+	wl_must(!epoll_ctl(s.epoll, EPOLL_CTL_ADD, c->fd, &ev), "epoll_ctl");
+}
+
+static void say_line(struct conn *c)
+{
+	uint8_t line[1 + LINE] = {USE_ECHO};
+	int why = 0;
+	socklen_t len = sizeof(why);
+
+	getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &why, &len);
+	wl_check(!why, "connecting: %s", strerror(why));
+	stream_fill(line + 1, LINE, 0);
+	wl_must(send(c->fd, line, sizeof(line), MSG_NOSIGNAL) == sizeof(line), "send a line");
+	c->out = LINE;
+	watch(c, EPOLLIN);
+}
+
+/* The server ends after us: it has nothing under way then. */
+static void hear_line(struct conn *c, bool stopping)
+{
+	ssize_t n = recv(c->fd, s.buf, sizeof(s.buf), 0);
+
+	if (n < 0 && errno == EAGAIN)
+		return;
+	wl_check(n >= 0, "receiving (%lu in): %s", c->in, strerror(errno));
+	stream_check(s.buf, n, c->in, "peer");
+	c->in += n;
+	wl_check(n || c->shut, "ended after %lu bytes", c->in);
+	if (n && c->in == c->out) {
+		note_wait(wl_ns(CLOCK_MONOTONIC) - c->asked_ns);
+		s.echoes++;
+		c->shut = true;
+		wl_must(!shutdown(c->fd, SHUT_WR), "shutdown");
+	}
+	if (n)
+		return;
+	close(c->fd);
+	if (stopping)
+		s.left--;
+	else
+		connect_next(c);
+}
+
+static void churn(void)
+{
+	struct epoll_event ev[EVENTS];
+
+	while (s.left) {
+		int n = epoll_wait(s.epoll, ev, EVENTS, 10);
+
+		for (int i = 0; i < n; i++) {
+			struct conn *c = ev[i].data.ptr;
+
+			if (c->out)
+				hear_line(c, wl_stop());
+			else
+				say_line(c);
+		}
+		wl_tick();
+	}
+	say_stall();
+	wl_done();
 }
 
 static void connect_all(const char *text)
@@ -67,8 +182,10 @@ static void connect_all(const char *text)
 		if (s.late)
 			ev.events = 0;
 		wl_must(!epoll_ctl(s.epoll, EPOLL_CTL_ADD, c->fd, &ev), "epoll_ctl");
-		if (s.use == USE_PEER_SHUT)
+		if (s.use == USE_PEER_SHUT || s.use == USE_LAST_ACK)
 			wl_must(!shutdown(c->fd, SHUT_WR), "shutdown");
+		if (s.use == USE_URGENT || s.use == USE_URGENT_READ)
+			send_urgent(c);
 	}
 }
 
@@ -104,12 +221,6 @@ static void ask_due(void)
 		asked = due;
 }
 
-static void note_wait(uint64_t ns)
-{
-	if (ns > s.stall_ns)
-		s.stall_ns = ns;
-}
-
 static void echoed(struct conn *c)
 {
 	if (c->in < c->out || !c->asked_ns)
@@ -123,7 +234,7 @@ static void echoed(struct conn *c)
 
 static void ended(struct conn *c)
 {
-	wl_check(s.use == USE_CORKED || wl_stop() || c->shut || s.use == USE_SERVER_SHUT,
+	wl_check(server_ends() || wl_stop() || c->shut || s.use == USE_SERVER_SHUT,
 		 "the server has ended connection %d (%lu in, %lu out)", (int)(c - s.conns), c->in,
 		 c->out);
 	if (s.use == USE_SERVER_SHUT && !c->shut) {
@@ -132,6 +243,9 @@ static void ended(struct conn *c)
 	}
 	if (s.use == USE_CORKED)
 		wl_same("bytes that were corked", strlen(CORK_FIRST CORK_REST), c->in);
+	if (s.use == USE_URGENT || s.use == USE_URGENT_READ)
+		wl_same("bytes of an answer", strlen(CORK_FIRST), c->in);
+	s.got += c->in;
 	c->done = true;
 	close(c->fd);
 	s.left--;
@@ -149,7 +263,7 @@ static void receive(struct conn *c)
 		ended(c);
 		return;
 	}
-	if (s.use == USE_CORKED) {
+	if (s.use == USE_CORKED || s.use == USE_URGENT || s.use == USE_URGENT_READ) {
 		wl_check(!memcmp(s.buf, CORK_FIRST CORK_REST + c->in, n), "corked bytes differ");
 	} else if (s.use == USE_SINK || s.use == USE_UNREAD) {
 		uint64_t count;
@@ -189,12 +303,12 @@ static void shut_all(void)
 	for (int i = 0; i < s.n; i++) {
 		struct conn *c = &s.conns[i];
 
-		if (c->done || c->shut)
+		if (c->done || c->shut || server_ends()) /* those have to end by themselves */
 			continue;
 		c->shut = true;
 		if (s.use != USE_PEER_SHUT)
 			wl_must(!shutdown(c->fd, SHUT_WR), "shutdown");
-		if (s.use == USE_PEER_SHUT || s.use == USE_SERVER_SHUT || s.use == USE_CORKED) {
+		if (s.use == USE_PEER_SHUT || s.use == USE_SERVER_SHUT) {
 			/* the server has no end of its own, or told it before */
 			c->done = true;
 			s.left--;
@@ -226,6 +340,11 @@ static void now_and_then(void)
 
 	if (s.late && wl_asked("read"))
 		start_reading();
+	for (int i = 0; s.use == USE_CLOSING && wl_asked("shut") && i < s.n; i++)
+		if (!s.conns[i].shut) {
+			wl_must(!shutdown(s.conns[i].fd, SHUT_WR), "shutdown");
+			s.conns[i].shut = true;
+		}
 	if (s.use == USE_ECHO && wl_asked("reset")) {
 		s.stall_ns = 0;
 		unlink(wl_path(path, "reset"));
@@ -282,11 +401,24 @@ int main(int argc, char **argv)
 	s.conns = calloc(s.n, sizeof(*s.conns));
 	s.epoll = epoll_create1(EPOLL_CLOEXEC);
 	wl_must(s.conns && s.epoll >= 0, "memory");
+	if (wl_flag("churn")) {
+		s.address_len = tcp_address(wl_opt_str("connect", ""), &s.address);
+		for (int i = 0; i < s.n; i++)
+			connect_next(&s.conns[i]);
+		wl_ready();
+		churn();
+	}
 	connect_all(wl_opt_str("connect", ""));
 	s.begin_ns = wl_ns(CLOCK_MONOTONIC);
 	wl_ready();
 	loop();
 	if (s.use == USE_ECHO)
 		say_stall();
+	if (server_ends()) {
+		char text[32];
+
+		snprintf(text, sizeof(text), "%lu\n", s.got);
+		wl_write("got", text);
+	}
 	wl_done();
 }

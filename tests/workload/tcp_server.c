@@ -4,9 +4,11 @@
  *
  * --listen ADDR (default 0.0.0.0; an IPv6 address without brackets); the port is written to
  * DIR/port.
+ * --accept-late: accepts nobody before it has moved, or DIR/accept exists.
  * --mib N: memory besides, written at random. --options: sets socket options on each connection,
  * and looks at them after each move. */
 #include "tcp_stream.h"
+#include <sys/ioctl.h>
 
 enum { BUFFER = 256 * 1024, EVENTS = 256, TICK_MS = 5 };
 
@@ -17,12 +19,14 @@ struct conn {
 	uint8_t *echo;    /* not sent back yet */
 	size_t echo_n, echo_at;
 	bool peer_ended, ended, done;
-	uint64_t moves; /* when it began */
+	bool shut, full; /* our side is; it takes no more */
+	uint64_t moves;  /* when it began */
 };
 
 static struct {
 	int epoll, listener, n;
-	bool options;
+	bool options, late;
+	uint64_t ended_early; /* bytes sent on connections that shut down early */
 	uint8_t buf[BUFFER];
 	uint8_t *memory;
 	size_t memory_bytes;
@@ -143,6 +147,15 @@ static void begin(struct conn *c)
 	case USE_UNREAD:
 		watch(c, 0);
 		break;
+	case USE_URGENT:
+	case USE_URGENT_READ:
+		watch(c, EPOLLPRI);
+		break;
+	case USE_FIN_WAIT1:
+	case USE_CLOSING:
+	case USE_LAST_ACK:
+		watch(c, EPOLLOUT | EPOLLIN);
+		break;
 	case USE_CORKED:
 		setsockopt(c->fd, IPPROTO_TCP, TCP_CORK, &one, sizeof(one));
 		wl_must(write(c->fd, CORK_FIRST, strlen(CORK_FIRST)) > 0, "write");
@@ -156,7 +169,8 @@ static void begin(struct conn *c)
 /* false: nothing more for now. */
 static bool receive(struct conn *c)
 {
-	if (c->use == USE_UNREAD && c->moves == wl.moves)
+	if (c->use == USE_URGENT || c->use == USE_URGENT_READ ||
+	    (c->use == USE_UNREAD && c->moves == wl.moves))
 		return false;
 	ssize_t n = recv(c->fd, s.buf, c->use ? sizeof(s.buf) : 1, 0);
 
@@ -245,10 +259,137 @@ static void peer_has_ended(struct conn *c)
 	finish(c);
 }
 
+/* ---- states of the end ---- */
+
+static bool ends_early(const struct conn *c)
+{
+	return c->use == USE_FIN_WAIT1 || c->use == USE_CLOSING || c->use == USE_LAST_ACK;
+}
+
+/* Sends until nothing is taken any more; then shuts its side down, as the use says when. What has
+ * been sent goes on being sent afterwards. */
+static void send_and_shut(struct conn *c)
+{
+	size_t sent;
+
+	while (!c->full) {
+		stream_fill(s.buf, 65536, c->out);
+		c->full = !send_some(c, s.buf, 65536, &sent);
+		c->out += sent;
+	}
+	if (!c->shut && (c->use != USE_LAST_ACK || c->peer_ended)) {
+		char text[32], path[256];
+
+		wl_must(!shutdown(c->fd, SHUT_WR), "shutdown");
+		c->shut = true;
+		s.ended_early += c->out;
+		snprintf(text, sizeof(text), "%lu\n", s.ended_early);
+		unlink(wl_path(path, "sent"));
+		wl_write("sent", text);
+	}
+	watch(c, c->peer_ended ? 0 : EPOLLIN);
+}
+
+static int tcp_state(const struct conn *c)
+{
+	struct tcp_info ti = {0};
+	socklen_t len = sizeof(ti);
+
+	wl_must(!getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len), "TCP_INFO");
+	return ti.tcpi_state;
+}
+
+/* Nothing has ended yet that the peer will end. */
+static void check_state(struct conn *c)
+{
+	static const int want[256] = {[USE_PEER_SHUT] = TCP_CLOSE_WAIT,
+				      [USE_SERVER_SHUT] = TCP_FIN_WAIT2,
+				      [USE_FIN_WAIT1] = TCP_FIN_WAIT1,
+				      [USE_CLOSING] = TCP_CLOSING,
+				      [USE_LAST_ACK] = TCP_LAST_ACK};
+	char byte;
+
+	if (wl_asked("states") && want[c->use])
+		wl_same("state of a connection", want[c->use], tcp_state(c));
+	if (c->use == USE_PEER_SHUT)
+		wl_same("what is read after the peer's end", 0, recv(c->fd, &byte, 1, 0));
+}
+
+/* ---- urgent data ---- */
+
+static void read_stream(struct conn *c, size_t n)
+{
+	while (n) {
+		ssize_t got = recv(c->fd, s.buf, n, 0);
+
+		wl_check(got > 0, "reading around an urgent byte: %zd, %s", got, strerror(errno));
+		stream_check(s.buf, got, c->in, "server");
+		c->in += got;
+		n -= got;
+	}
+}
+
+static int at_mark(const struct conn *c)
+{
+	int at = 0;
+
+	wl_must(!ioctl(c->fd, SIOCATMARK, &at), "SIOCATMARK");
+	return at;
+}
+
+static void read_urgent(struct conn *c)
+{
+	char byte = 0;
+
+	wl_same("the urgent byte", 1, recv(c->fd, &byte, 1, MSG_OOB));
+	wl_same("the urgent byte", URGENT_BYTE, byte);
+}
+
+static void finish_urgent(struct conn *c)
+{
+	wl_same("at the mark before", 0, at_mark(c));
+	read_stream(c, URGENT_BEFORE);
+	wl_same("at the mark", 1, at_mark(c));
+	if (c->use == USE_URGENT)
+		read_urgent(c);
+	else
+		wl_check(recv(c->fd, s.buf, 1, MSG_OOB) < 0 && errno == EINVAL,
+			 "an urgent byte can be read twice");
+	read_stream(c, URGENT_AFTER);
+	wl_must(send(c->fd, CORK_FIRST, strlen(CORK_FIRST), 0) > 0, "send");
+	finish(c);
+}
+
+/* It has come. */
+static void note_urgent(struct conn *c)
+{
+	static int n;
+	char text[32], path[256];
+
+	if (wl.moves || wl_asked("accept")) { /* it waited to be accepted */
+		finish_urgent(c);
+		return;
+	}
+	if (c->use == USE_URGENT_READ)
+		read_urgent(c);
+	watch(c, 0);
+	snprintf(text, sizeof(text), "%d\n", ++n);
+	unlink(wl_path(path, "marked"));
+	wl_write("marked", text);
+}
+
 static void serve(struct conn *c, uint32_t events)
 {
+	if (events & EPOLLPRI)
+		note_urgent(c);
+	if (c->done)
+		return;
 	for (int i = 0; events & EPOLLIN && i < 16 && receive(c); i++)
 		;
+	if (ends_early(c)) {
+		send_and_shut(c);
+		return;
+	}
 	if (c->use == USE_ECHO)
 		send_echo(c);
 	if (events & EPOLLOUT &&
@@ -267,6 +408,9 @@ static void after_move(struct conn *c)
 
 	if (s.options)
 		check_options(c->fd);
+	check_state(c);
+	if (c->use == USE_URGENT || c->use == USE_URGENT_READ)
+		finish_urgent(c);
 	if (c->use == USE_UNREAD)
 		watch(c, EPOLLIN);
 	if (c->use == USE_CORKED) {
@@ -287,6 +431,14 @@ static void dirty_memory(void)
 		s.memory[wl_rand(&state) % s.memory_bytes]++;
 }
 
+static void start_accepting(void)
+{
+	struct epoll_event ev = {.events = EPOLLIN};
+
+	wl_must(!epoll_ctl(s.epoll, EPOLL_CTL_ADD, s.listener, &ev), "epoll_ctl");
+	s.late = false;
+}
+
 static void set_up(void)
 {
 	struct sockaddr_storage sa;
@@ -305,8 +457,9 @@ static void set_up(void)
 	snprintf(port, sizeof(port), "%d\n", ntohs(((struct sockaddr_in *)&sa)->sin_port));
 	wl_write("port", port);
 	s.epoll = epoll_create1(EPOLL_CLOEXEC);
-	struct epoll_event ev = {.events = EPOLLIN};
-	wl_must(!epoll_ctl(s.epoll, EPOLL_CTL_ADD, s.listener, &ev), "epoll_ctl");
+	s.late = wl_flag("accept-late");
+	if (!s.late)
+		start_accepting();
 	s.options = wl_flag("options");
 	s.memory_bytes = wl_opt("mib", 0) << 20;
 	s.memory = malloc(s.memory_bytes + 1);
@@ -338,6 +491,8 @@ int main(int argc, char **argv)
 			}
 		}
 		dirty_memory();
+		if (s.late && (wl.moves || wl_asked("accept")))
+			start_accepting();
 		if (wl_tick())
 			for (int i = 0; i < 65536; i++)
 				if (all[i]) {

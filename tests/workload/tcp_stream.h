@@ -20,7 +20,15 @@ enum tcp_use {
 	USE_UNREAD = 'N',      /* SINK, but the server reads nothing before it has moved */
 	USE_CORKED =
 	    'Q', /* the server has a corked part of a line, and ends it when it has moved */
+	USE_URGENT = 'U',      /* an urgent byte amid others, not read before the move */
+	USE_URGENT_READ = 'u', /* the same, but that byte is read, out of band */
+	/* the server has sent all that is taken, the peer reads nothing before the move: */
+	USE_FIN_WAIT1 = 'G', /* and the server shuts its side down */
+	USE_CLOSING = 'H',   /* and the peer its, after that */
+	USE_LAST_ACK = 'A',  /* and the peer before that */
 };
+enum { URGENT_BEFORE = 300, URGENT_AFTER = 500 }; /* bytes of the stream */
+#define URGENT_BYTE '!'
 #define CORK_FIRST "one half,"
 #define CORK_REST " and the other"
 

@@ -1,0 +1,25 @@
+/* The TCP connections of this network namespace as sock_diag(7) lists them: without touching a
+ * socket. (A descriptor of one that is held here, if only for a moment, keeps it in the epoll
+ * instances of a program that closes it, and its end from its peer.) */
+#pragma once
+#include <stdint.h>
+#include <sys/socket.h>
+#include "base/err.h"
+#include "base/vec.h"
+
+struct tcp_diag_entry {
+	uint64_t ino; /* of its socket; never 0 */
+	uint8_t state;
+	int family; /* of the socket */
+	struct sockaddr_storage us, peer;
+	char ulp[16]; /* upper layer protocol, "": none */
+};
+
+struct tcp_diag {
+	VEC(struct tcp_diag_entry) list; /* ascending by ino */
+};
+
+/* All that have a peer, or are on the way there, and belong to a descriptor. */
+int tcp_diag_read(struct tcp_diag *ret, struct cr_err *err) must_check;
+void tcp_diag_done(struct tcp_diag *d);
+const struct tcp_diag_entry *tcp_diag_find(const struct tcp_diag *d, uint64_t ino);

@@ -1,0 +1,201 @@
+#include "resource/sock_filter.h"
+
+#include <linux/filter.h>
+#include <string.h>
+#include <sys/socket.h>
+
+enum {
+	MARK_ALL = 0x63722d6c,
+	MARK_NEW = 0x63722d6e,
+	TCP_FLAGS = 13, /* offset in the header, RFC 9293, 3.1 */
+	TCP_SYN_BIT = 2,
+	LOCK_LEN_MAX = 5,
+};
+
+/* The first instruction does nothing but tell whose filter it is. */
+static const struct sock_filter lock_all[] = {
+    {BPF_LD | BPF_IMM, 0, 0, MARK_ALL},
+    {BPF_RET | BPF_K, 0, 0, 0},
+};
+
+static const struct sock_filter lock_new[] = {
+    {BPF_LD | BPF_IMM, 0, 0, MARK_NEW},
+    {BPF_LD | BPF_B | BPF_ABS, 0, 0, TCP_FLAGS},
+    {BPF_JMP | BPF_JSET | BPF_K, 0, 1, TCP_SYN_BIT},
+    {BPF_RET | BPF_K, 0, 0, 0},
+};
+
+static const struct sock_filter accept_all = {BPF_RET | BPF_K, 0, 0, UINT32_MAX};
+
+struct code {
+	struct sock_filter v[BPF_MAXINSNS];
+	size_t n;
+};
+
+/* What is attached; n 0: nothing. */
+static int read_code(int fd, struct code *c, struct cr_err *err)
+{
+	socklen_t n = 0; /* counts instructions here, not bytes */
+
+	c->n = 0;
+	if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &n))
+		return cr_err_sys(err, "SO_GET_FILTER");
+	if (n > BPF_MAXINSNS || (n && getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, c->v, &n)))
+		return cr_err_sys(err, "SO_GET_FILTER");
+	c->n = n;
+	return 0;
+}
+
+/* How many instructions of it are a lock's. */
+static size_t lock_length(const struct code *c)
+{
+	if (c->n < ARRAY_SIZE(lock_all) || c->v[0].code != (BPF_LD | BPF_IMM))
+		return 0;
+	if (c->v[0].k == MARK_ALL)
+		return ARRAY_SIZE(lock_all);
+	return c->v[0].k == MARK_NEW && c->n > ARRAY_SIZE(lock_new) ? ARRAY_SIZE(lock_new) : 0;
+}
+
+/* Where the program's own begins; c->n: there is none. */
+static size_t own_begin(const struct code *c)
+{
+	size_t n = lock_length(c);
+
+	/* what only ends the lock is no filter of the program's */
+	return n && c->n == n + 1 && !memcmp(&c->v[n], &accept_all, sizeof(accept_all)) ? c->n : n;
+}
+
+static int attach(int fd, const struct sock_filter *v, size_t n, struct cr_err *err)
+{
+	const struct sock_fprog prog = {(unsigned short)n, (struct sock_filter *)v};
+
+	return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog))
+		   ? cr_err_sys(err, "SO_ATTACH_FILTER")
+		   : 0;
+}
+
+const char *sock_filter_trouble(int fd)
+{
+	socklen_t n = 0, len = sizeof(int);
+	int locked = 0;
+
+	if (!getsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &locked, &len) && locked)
+		return "with a locked filter (SO_LOCK_FILTER)";
+	if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &n) && errno == EACCES)
+		return "with an eBPF filter (SO_ATTACH_BPF)";
+	if (n > BPF_MAXINSNS - LOCK_LEN_MAX)
+		return "with a filter of more than 4,091 instructions";
+	return NULL;
+}
+
+static bool is_plain(int fd)
+{
+	socklen_t n = 0;
+
+	return !getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &n) && !n;
+}
+
+/* With the program's own behind it. */
+static int lock_before(int fd, const struct sock_filter *lock, size_t n, struct cr_err *err)
+{
+	_cleanup_free_ struct code *own = malloc(sizeof(*own)), *all = malloc(sizeof(*all));
+	if (!own || !all)
+		return cr_err_oom(err);
+	int r = read_code(fd, own, err);
+	if (r)
+		return r;
+	size_t from = own_begin(own);
+	memcpy(all->v, lock, n * sizeof(*lock));
+	all->n = n;
+	for (size_t i = from; i < own->n && all->n < BPF_MAXINSNS; i++)
+		all->v[all->n++] = own->v[i];
+	if (from >= own->n && lock == lock_new)
+		all->v[all->n++] = accept_all;
+	return attach(fd, all->v, all->n, err);
+}
+
+int sock_lock(int fd, enum sock_lock how, struct cr_err *err)
+{
+	const char *why;
+	int r;
+
+	/* nearly always; ten thousand of them are to take no time */
+	if (how == SOCK_LOCK_ALL && is_plain(fd))
+		r = attach(fd, lock_all, ARRAY_SIZE(lock_all), err);
+	else if (how == SOCK_LOCK_ALL)
+		r = lock_before(fd, lock_all, ARRAY_SIZE(lock_all), err);
+	else
+		r = lock_before(fd, lock_new, ARRAY_SIZE(lock_new), err);
+	if (r && (why = sock_filter_trouble(fd)))
+		return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "socket %s: not supported",
+				  why);
+	return r;
+}
+
+bool sock_is_locked(int fd)
+{
+	struct cr_err ignored = {0};
+
+	if (is_plain(fd))
+		return false;
+	_cleanup_free_ struct code *c = malloc(sizeof(*c));
+	return c && !read_code(fd, c, &ignored) && lock_length(c);
+}
+
+int sock_unlock(int fd, struct cr_err *err)
+{
+	struct cr_err ignored = {0};
+
+	if (is_plain(fd))
+		return 0;
+	_cleanup_free_ struct code *c = malloc(sizeof(*c));
+	if (!c)
+		return cr_err_oom(err);
+	if (read_code(fd, c, &ignored) || !lock_length(c))
+		return 0; /* not ours */
+	size_t from = own_begin(c);
+	if (from < c->n)
+		return attach(fd, c->v + from, c->n - from, err);
+	const int zero = 0;
+	return setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &zero, sizeof(zero))
+		   ? cr_err_sys(err, "SO_DETACH_FILTER")
+		   : 0;
+}
+
+/* ---- to a tree and back ---- */
+
+int sock_filter_get(int fd, struct arena *a, uint64_t **ret, size_t *n, struct cr_err *err)
+{
+	*n = 0;
+	*ret = NULL;
+	if (is_plain(fd))
+		return 0;
+	_cleanup_free_ struct code *c = malloc(sizeof(*c));
+	if (!c)
+		return cr_err_oom(err);
+	int r = read_code(fd, c, err);
+	if (r)
+		return r;
+	*ret = arena_array(a, uint64_t, c->n + 1);
+	if (!*ret)
+		return cr_err_oom(err);
+	for (size_t i = own_begin(c); i < c->n; i++)
+		(*ret)[(*n)++] = c->v[i].code | (uint64_t)c->v[i].jt << 16 |
+				 (uint64_t)c->v[i].jf << 24 | (uint64_t)c->v[i].k << 32;
+	return 0;
+}
+
+int sock_filter_set(int fd, const uint64_t *code, size_t n, struct cr_err *err)
+{
+	if (!n)
+		return 0;
+	if (n > BPF_MAXINSNS)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "a filter of %zu instructions", n);
+	_cleanup_free_ struct code *c = malloc(sizeof(*c));
+	if (!c)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < n; i++)
+		c->v[i] = (struct sock_filter){(uint16_t)code[i], (uint8_t)(code[i] >> 16),
+					       (uint8_t)(code[i] >> 24), (uint32_t)(code[i] >> 32)};
+	return attach(fd, c->v, n, err);
+}

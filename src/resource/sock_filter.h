@@ -1,0 +1,33 @@
+/* Classic filters on sockets, socket(7): the program's own, and the locks that we put on.
+ *
+ * A lock is a filter that drops what comes in, before the socket sees it. It dies with the socket.
+ * It says by itself that it is one, and has the program's own filter behind it, as instructions
+ * that are never reached or only by what it lets through: whoever cleans up after a process that
+ * got lost finds all that is needed in the socket. */
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+#include "base/arena.h"
+#include "base/err.h"
+
+enum sock_lock {
+	SOCK_LOCK_ALL = 1, /* nothing comes in */
+	SOCK_LOCK_NEW,     /* TCP listeners: no new handshakes; what has begun comes to its end */
+};
+
+/* Errors: UNSUPPORTED for what sock_filter_trouble() tells. On a socket that is locked already: the
+ * new lock takes its place. */
+int sock_lock(int fd, enum sock_lock how, struct cr_err *err) must_check;
+bool sock_is_locked(int fd);
+/* The program's own filter is back. Nothing to do where it is not locked. */
+int sock_unlock(int fd, struct cr_err *err) must_check;
+
+/* What is on it that can neither be read nor replaced; NULL: nothing. */
+const char *sock_filter_trouble(int fd);
+
+/* The program's own, a lock of ours or not: *ret in the arena, an instruction each (code, jt, jf
+ * and k from the lowest bits on). n 0: none. */
+int sock_filter_get(int fd, struct arena *a, uint64_t **ret, size_t *n,
+		    struct cr_err *err) must_check;
+/* n 0: nothing to do. */
+int sock_filter_set(int fd, const uint64_t *code, size_t n, struct cr_err *err) must_check;

@@ -1,0 +1,286 @@
+/* The order of the calls matters almost everywhere here; what breaks otherwise is said beside. */
+#include "resource/tcp_repair.h"
+
+#include <fcntl.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <string.h>
+#include "base/clock.h"
+#include "resource/file_kind.h"
+#include "resource/sock_filter.h"
+#include "resource/tcp_private.h"
+
+enum {
+	SEND_CHUNK = 64 * 1024,
+	SEND_WAIT_MS = 1000,
+	FRAME_BYTES = 64 * 1024, /* of a queue's memory, beside twice what is in it */
+};
+
+/* ---- rebuild ---- */
+
+static int set_transparent(int fd, const struct file *f, bool on)
+{
+	return f->sock_family == AF_INET ? tcp_set_int(fd, IPPROTO_IP, IP_TRANSPARENT, on)
+					 : tcp_set_int(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, on);
+}
+
+/* Of the program's own setting. */
+static bool was_transparent(const struct file *f)
+{
+	return f->sock_family == AF_INET ? sockopt_int(f, IPPROTO_IP, IP_TRANSPARENT, 0)
+					 : sockopt_int(f, IPPROTO_IPV6, IPV6_TRANSPARENT, 0);
+}
+
+/* Room for what is in the queues, which need not fit as the kernel counts it here. */
+static int large_buffers(int fd, const struct tcp_conn *c)
+{
+	size_t out = 2 * c->out_len + FRAME_BYTES, in = 2 * c->in_len + FRAME_BYTES;
+
+	/* both double the value, socket(7) */
+	return tcp_set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE,
+			   (int)(out > c->sndbuf ? out : c->sndbuf / 2)) ||
+	       tcp_set_int(fd, SOL_SOCKET, SO_RCVBUFFORCE,
+			   (int)(in > c->rcvbuf ? in : c->rcvbuf / 2));
+}
+
+static int final_buffers(int fd, const struct tcp_conn *c)
+{
+	return tcp_set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE, (int)c->sndbuf / 2) ||
+	       tcp_set_int(fd, SOL_SOCKET, SO_RCVBUFFORCE, (int)c->rcvbuf / 2) ||
+	       tcp_set_int(fd, SOL_SOCKET, SO_BUF_LOCK, (int)c->buf_lock);
+}
+
+static int set_seq(int fd, int queue, uint32_t seq)
+{
+	return tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, queue) ||
+	       setsockopt(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, &seq, sizeof(seq));
+}
+
+static int set_options(int fd, const struct tcp_conn *c)
+{
+	struct tcp_repair_opt o[4] = {{2 /* TCPOPT_MSS */, c->mss}};
+	socklen_t n = 1;
+
+	if (c->options & TCPI_OPT_WSCALE)
+		o[n++] = (struct tcp_repair_opt){3, c->snd_wscale | c->rcv_wscale << 16};
+	if (c->options & TCPI_OPT_SACK)
+		o[n++] = (struct tcp_repair_opt){4, 0};
+	if (c->options & TCPI_OPT_TIMESTAMPS)
+		o[n++] = (struct tcp_repair_opt){8, 0};
+	if (setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, o, n * sizeof(*o)))
+		return -1;
+	return c->options & TCPI_OPT_TIMESTAMPS &&
+	       tcp_set_int(fd, IPPROTO_TCP, TCP_TIMESTAMP, (int)c->timestamp);
+}
+
+/* What is told at the launch, as if the peer said it: the socket has not received that yet. */
+static size_t received_before(const struct tcp_conn *c)
+{
+	return c->has_urgent ? c->urgent_at : c->in_len;
+}
+
+static int set_window(int fd, const struct tcp_conn *c)
+{
+	struct tcp_repair_window w = {c->snd_wl1, c->snd_wnd, c->max_window, c->rcv_wnd,
+				      c->rcv_wup};
+	int32_t beyond = (int32_t)(c->rcv_wup - c->rcv_seq - (uint32_t)received_before(c));
+
+	if (!c->has_window)
+		return 0;
+	if (beyond > 0) { /* the right edge stays where it is */
+		w.rcv_wup -= (uint32_t)beyond;
+		w.rcv_wnd += (uint32_t)beyond;
+	}
+	return setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &w, sizeof(w));
+}
+
+static int send_all(int fd, const uint8_t *data, size_t len, struct cr_err *err)
+{
+	while (len) {
+		struct pollfd pfd = {.fd = fd, .events = POLLOUT};
+		ssize_t n = send(fd, data, len < SEND_CHUNK ? len : SEND_CHUNK,
+				 MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (n < 0 && errno == EAGAIN && poll(&pfd, 1, SEND_WAIT_MS) > 0)
+			continue;
+		if (n <= 0)
+			return cr_err_sys(err, "filling a queue");
+		data += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+static int fill(int fd, int queue, const uint8_t *data, size_t len, struct cr_err *err)
+{
+	if (!len)
+		return 0;
+	if (tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, queue))
+		return cr_err_sys(err, "TCP_REPAIR_QUEUE");
+	return send_all(fd, data, len, err);
+}
+
+static int place(int fd, const struct file *f, struct cr_err *err)
+{
+	enum { MAXSEG_MAX = 32767 }; /* MAX_TCP_WINDOW; what MSS there is comes with the options */
+	const struct tcp_conn *c = f->tcp;
+	int mss = c->mss < MAXSEG_MAX ? (int)c->mss : MAXSEG_MAX;
+
+	/* before connect: else the segments stay as small as nobody having told an MSS makes them
+	 */
+	if (tcp_set_int(fd, IPPROTO_TCP, TCP_MAXSEG, mss) ||
+	    tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON) || large_buffers(fd, c) ||
+	    set_seq(fd, TCP_SEND_QUEUE, c->snd_seq) || set_seq(fd, TCP_RECV_QUEUE, c->rcv_seq))
+		return cr_err_sys(err, "TCP_REPAIR");
+	/* an address that is not here yet, netdevice and route being there */
+	if (set_transparent(fd, f, true) ||
+	    bind(fd, (const struct sockaddr *)f->sockaddr, f->sockaddr_len))
+		return cr_err_sys(err, "bind");
+	if (connect(fd, (const struct sockaddr *)f->peeraddr, f->peeraddr_len))
+		return cr_err_sys(err, "connect in TCP_REPAIR");
+	return 0;
+}
+
+/* Without TCP_REPAIR the port might be taken: by the connection's own listener, which shares it. */
+static int place_unconnected(int fd, const struct file *f, struct cr_err *err)
+{
+	if (tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON) ||
+	    set_transparent(fd, f, true) ||
+	    bind(fd, (const struct sockaddr *)f->sockaddr, f->sockaddr_len))
+		return cr_err_sys(err, "bind");
+	return 0;
+}
+
+int tcp_rebuild(int fd, const struct file *f, struct cr_err *err)
+{
+	const struct tcp_conn *c = f->tcp;
+	int r = sockopts_apply(fd, f, err);
+
+	if (r)
+		return r;
+	if (c->state == TCP_SYN_SENT || c->state == TCP_CLOSE)
+		return place_unconnected(fd, f, err);
+	r = place(fd, f, err);
+	if (r)
+		return r;
+	if (set_options(fd, c))
+		return cr_err_sys(err, "TCP_REPAIR_OPTIONS");
+	r = fill(fd, TCP_RECV_QUEUE, c->in, received_before(c), err);
+	if (!r) /* what was sent once; the rest is sent by tcp_launch() */
+		r = fill(fd, TCP_SEND_QUEUE, c->out, c->out_len - c->unsent, err);
+	if (!r && set_window(fd, c))
+		r = cr_err_sys(err, "TCP_REPAIR_WINDOW");
+	return r;
+}
+
+/* ---- launch ---- */
+
+/* The peer drops what looks older than the last that it heard (RFC 7323, 5.3), and the clock that
+ * it heard went on while this connection did not. The lowest bit says that the unit is a
+ * microsecond, not a millisecond (6.7). */
+uint32_t tcp_timestamp_at(const struct tcp_conn *c, uint64_t now_ns)
+{
+	uint64_t unit = c->timestamp & 1 ? 1000 : 1000000;
+	uint64_t passed = now_ns > c->timestamp_ns ? (now_ns - c->timestamp_ns) / unit : 0;
+
+	return ((c->timestamp + (uint32_t)passed + 2) & ~1u) | (c->timestamp & 1);
+}
+
+/* What of the send queue is not in the socket: all that was unsent, unless somebody who did this
+ * before us had come further. */
+static int missing(int fd, const struct tcp_conn *c, bool fresh, size_t *ret, struct cr_err *err)
+{
+	uint32_t seq;
+
+	*ret = c->unsent;
+	if (fresh)
+		return 0;
+	int r = tcp_queue_seq(fd, TCP_SEND_QUEUE, &seq, err);
+	if (r)
+		return r;
+	uint32_t there = seq - c->snd_seq;
+	*ret = there < c->out_len ? c->out_len - there : 0;
+	return 0;
+}
+
+static int leave_repair(int fd, const struct file *f, uint64_t now_ns, size_t *ret_missing,
+			struct cr_err *err)
+{
+	const struct tcp_conn *c = f->tcp;
+	bool fresh = tcp_is_in_repair(fd);
+	uint32_t ts = tcp_timestamp_at(c, now_ns);
+
+	if (!fresh && tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON))
+		return cr_err_sys(err, "TCP_REPAIR");
+	int r = missing(fd, c, fresh, ret_missing, err);
+	if (r)
+		return r;
+	if (tcp_set_int(fd, IPPROTO_TCP, TCP_MAXSEG, 0) ||
+	    (fresh && c->options & TCPI_OPT_TIMESTAMPS &&
+	     setsockopt(fd, IPPROTO_TCP, TCP_TIMESTAMP, &ts, sizeof(ts))) ||
+	    tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, TCP_NO_QUEUE) ||
+	    /* not without its window probe: by the answer we learn what has been acknowledged */
+	    tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF))
+		return cr_err_sys(err, "leaving TCP_REPAIR");
+	return 0;
+}
+
+/* A SYN that the peer has perhaps answered already; another one is, too. */
+static int connect_anew(int fd, const struct file *f, struct cr_err *err)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP) || flags < 0 ||
+	    fcntl(fd, F_SETFL, flags | O_NONBLOCK))
+		return cr_err_sys(err, "leaving TCP_REPAIR");
+	if (connect(fd, (const struct sockaddr *)f->peeraddr, f->peeraddr_len) &&
+	    errno != EINPROGRESS && errno != EALREADY && errno != EISCONN)
+		return cr_err_sys(err, "connect");
+	return fcntl(fd, F_SETFL, flags) ? cr_err_sys(err, "F_SETFL") : 0;
+}
+
+static int settle_options(int fd, const struct file *f, struct cr_err *err)
+{
+	int reuse = sockopt_int(f, SOL_SOCKET, SO_REUSEADDR, 0);
+
+	if (tcp_set_int(fd, SOL_SOCKET, SO_REUSEADDR, reuse) || final_buffers(fd, f->tcp) ||
+	    (!was_transparent(f) && set_transparent(fd, f, false)))
+		return cr_err_sys(err, "socket options");
+	return 0;
+}
+
+/* In the order in which it came about: who shut down first is what the two closing states differ
+ * in. */
+static int tell_and_send(int fd, const struct file *f, size_t rest, struct netinject *in,
+			 struct cr_err *err)
+{
+	const struct tcp_conn *c = f->tcp;
+	bool closing = c->state == TCP_CLOSING;
+	int r = closing ? 0 : tcp_tell(fd, f, in, err);
+
+	if (!r)
+		r = send_all(fd, c->out + c->out_len - rest, rest, err);
+	if (!r && tcp_fin_sent(c->state) && shutdown(fd, SHUT_WR) && errno != ENOTCONN)
+		r = cr_err_sys(err, "shutdown");
+	return r || !closing ? r : tcp_tell(fd, f, in, err);
+}
+
+int tcp_launch(int fd, const struct file *f, uint64_t now_ns, struct netinject *in,
+	       struct cr_err *err)
+{
+	const struct tcp_conn *c = f->tcp;
+	size_t rest = 0;
+	int r;
+
+	if (c->state == TCP_SYN_SENT || c->state == TCP_CLOSE) {
+		r = c->state == TCP_SYN_SENT ? connect_anew(fd, f, err) : 0;
+		return r ? r : settle_options(fd, f, err);
+	}
+	r = leave_repair(fd, f, now_ns, &rest, err);
+	if (!r)
+		r = tell_and_send(fd, f, rest, in, err);
+	if (!r)
+		r = settle_options(fd, f, err);
+	return r ? r : sock_filter_set(fd, f->filter, f->n_filter, err);
+}
