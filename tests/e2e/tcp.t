@@ -187,8 +187,8 @@ waiting_peers() {
 		--mib 2 && start_peer "$1" --use C --conns 2 && start_peer "$1" --use S && start_peer "$1" --use U
 }
 echoes_came() {
-	local stall echoes
-	read -r stall echoes <"${peers[0]}/stall"
+	local _ echoes
+	read -r _ echoes <"${peers[0]}/stall"
 	[ "$echoes" -ge 20 ]
 }
 waiting_moved() {
