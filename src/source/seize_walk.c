@@ -118,6 +118,11 @@ void walk_done(struct walk *w)
 	free(take_ptr(w->in_cgroup));
 }
 
+static bool same_pids(const pid_t *a, const pid_t *b, size_t n)
+{
+	return !n || !memcmp(a, b, n * sizeof(*a)); /* none: the arrays may be NULL */
+}
+
 bool walk_same(const struct walk *a, const struct walk *b)
 {
 	if (a->procs.n != b->procs.n || a->tids.n != b->tids.n || a->n_in_cgroup != b->n_in_cgroup)
@@ -127,6 +132,6 @@ bool walk_same(const struct walk *a, const struct walk *b)
 		    a->procs.v[i].n_tids != b->procs.v[i].n_tids)
 			return false;
 	}
-	return !memcmp(a->tids.v, b->tids.v, a->tids.n * sizeof(pid_t)) &&
-	       !memcmp(a->in_cgroup, b->in_cgroup, a->n_in_cgroup * sizeof(pid_t));
+	return same_pids(a->tids.v, b->tids.v, a->tids.n) &&
+	       same_pids(a->in_cgroup, b->in_cgroup, a->n_in_cgroup);
 }
