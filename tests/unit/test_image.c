@@ -392,68 +392,204 @@ static void test_image_names(void **state)
 	assert_true(image_name_ok("web-1.2_b"));
 }
 
-/* Every bit of every file, but for the pages' own, which are read when they are needed. */
-static void damage_each(const char *file, int step)
+/* ---- damage: of every file, anywhere ---- */
+
+static const char *const records[] = {"manifest", "tree", "index-0", "index-1"};
+
+static int open_victim(const char *file)
 {
-	struct cr_err err = {0};
-	struct stat sb;
 	char path[128];
 
 	snprintf(path, sizeof(path), "%s/victim/%s", dir, file);
 	int fd = open(path, O_RDWR | O_CLOEXEC);
-	assert_int_equal(fstat(fd, &sb), 0);
-	for (off_t i = 0; i < sb.st_size; i += step) {
-		struct image *im;
-		uint8_t c, d;
+	assert_true(fd >= 0);
+	return fd;
+}
 
-		assert_int_equal(pread(fd, &c, 1, i), 1);
-		d = c ^ 0x10;
-		assert_int_equal(pwrite(fd, &d, 1, i), 1);
-		int r = open_image("victim", &im, &err);
-		assert_true(r == -EBADMSG || r == -EPROTONOSUPPORT);
-		assert_non_null(strstr(err.msg, file));
-		assert_int_equal(pwrite(fd, &c, 1, i), 1);
-	}
+static off_t length(int fd)
+{
+	struct stat sb;
+
+	assert_int_equal(fstat(fd, &sb), 0);
+	return sb.st_size;
+}
+
+/* Neither a reader nor a receiver takes it; both name the file, and leave it as it is. */
+static void is_refused(const char *file, int error)
+{
+	struct cr_err err = {0};
+	struct image *im;
+	int fd = open_victim(file);
+	off_t before = length(fd);
+
+	assert_int_equal(open_image("victim", &im, &err), -error);
+	assert_non_null(strstr(err.msg, file));
+	memset(&err, 0, sizeof(err));
+	assert_int_equal(image_receive(&im, dirfd_, "victim", NULL, &err), -error);
+	assert_non_null(strstr(err.msg, file));
+	assert_int_equal(length(fd), before);
 	close(fd);
 }
 
-static void test_image_damaged(void **state)
+static void is_sound(void)
 {
-	static const char *const files[] = {"manifest", "tree", "index-0", "index-1"};
 	struct cr_err err = {0};
 	struct image *im;
-	uint8_t page[CR_PAGE_SIZE];
-	char path[128];
+
+	if (open_image("victim", &im, &err))
+		fail_msg("%s", err.msg);
+	image_free(im);
+}
+
+static void test_damaged_bits(void **state)
+{
+	(void)state;
+	make_image("victim", IMAGE_PARTIAL);
+	for (size_t i = 0; i < ARRAY_SIZE(records); i++) {
+		int fd = open_victim(records[i]);
+
+		for (off_t bit = 0; bit < 8 * length(fd); bit++) {
+			uint8_t c, d;
+
+			assert_int_equal(pread(fd, &c, 1, bit / 8), 1);
+			d = c ^ (uint8_t)(1 << bit % 8);
+			assert_int_equal(pwrite(fd, &d, 1, bit / 8), 1);
+			/* bits of the version, but its lowest, make a newer one of it */
+			bool newer = bit / 8 == 5 || (bit / 8 == 4 && bit % 8);
+			is_refused(records[i], newer ? EPROTONOSUPPORT : EBADMSG);
+			assert_int_equal(pwrite(fd, &c, 1, bit / 8), 1);
+		}
+		close(fd);
+		is_sound();
+	}
+}
+
+/* Every length but the right one, and bytes after the end. */
+static void test_damaged_lengths(void **state)
+{
+	(void)state;
+	make_image("victim", IMAGE_PARTIAL);
+	for (size_t i = 0; i < ARRAY_SIZE(records); i++) {
+		int fd = open_victim(records[i]);
+		off_t n = length(fd);
+		uint8_t *b = malloc((size_t)n);
+
+		assert_int_equal(pread(fd, b, (size_t)n, 0), n);
+		assert_int_equal(ftruncate(fd, n + 1), 0);
+		is_refused(records[i], EBADMSG);
+		for (off_t cut = n - 1; cut >= 0; cut--) {
+			assert_int_equal(ftruncate(fd, cut), 0);
+			is_refused(records[i], EBADMSG);
+		}
+		assert_int_equal(pwrite(fd, b, (size_t)n, 0), n);
+		free(b);
+		close(fd);
+		is_sound();
+	}
+}
+
+/* With a right digest, as a newer program would write it. */
+static void test_newer(void **state)
+{
+	(void)state;
+	make_image("victim", IMAGE_PARTIAL);
+	for (size_t i = 0; i < ARRAY_SIZE(records); i++) {
+		int fd = open_victim(records[i]);
+		size_t n = (size_t)length(fd);
+		uint8_t *b = malloc(n), *newer = malloc(n);
+
+		assert_int_equal(pread(fd, b, n, 0), n);
+		memcpy(newer, b, n);
+		le_put16(newer + 4, IMAGE_VERSION + 1);
+		XXH128_hash_t h = XXH3_128bits(newer, n - IMAGE_RECORD_TAIL);
+		le_put64(newer + n - 16, h.low64);
+		le_put64(newer + n - 8, h.high64);
+		assert_int_equal(pwrite(fd, newer, n, 0), n);
+		is_refused(records[i], EPROTONOSUPPORT);
+		assert_int_equal(pwrite(fd, b, n, 0), n);
+		free(b);
+		free(newer);
+		close(fd);
+		is_sound();
+	}
+}
+
+/* A good record that is not the one that the manifest tells of, or one that is not there. */
+static void test_mixed(void **state)
+{
+	(void)state;
+	make_image("victim", IMAGE_PARTIAL);
+	for (size_t i = 1; i < ARRAY_SIZE(records); i++) {
+		char path[128], away[140];
+		struct cr_err err = {0};
+		struct image *im;
+		enum image_record kind = i == 1 ? IMAGE_TREE : IMAGE_INDEX;
+
+		snprintf(path, sizeof(path), "%s/victim/%s", dir, records[i]);
+		snprintf(away, sizeof(away), "%s/away", dir);
+		assert_int_equal(rename(path, away), 0);
+		assert_int_equal(open_image("victim", &im, &err), -ENOENT);
+		assert_non_null(strstr(err.msg, records[i]));
+		int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		assert_int_equal(image_record_write(fd, "other", kind, "\0\0\0\0\1\0\0", 8, false,
+						    NULL, NULL, &err),
+				 0);
+		assert_int_equal(renameat(fd, "other", AT_FDCWD, path), 0);
+		close(fd);
+		is_refused(records[i], EBADMSG);
+		assert_int_equal(rename(away, path), 0);
+		is_sound();
+	}
+}
+
+/* A page: named by file, byte and address. */
+static void test_damaged_pages(void **state)
+{
+	struct cr_err err = {0};
+	struct image *im;
+	uint8_t page[CR_PAGE_SIZE], c, d;
 
 	(void)state;
 	make_image("victim", IMAGE_SEALED);
-	for (size_t i = 0; i < ARRAY_SIZE(files); i++)
-		damage_each(files[i], 1);
-	/* a page: named by file, offset and address */
-	snprintf(path, sizeof(path), "%s/victim/pages-0", dir);
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-	assert_int_equal(pwrite(fd, "X", 1, 0x2000 + 17), 1);
+	int fd = open_victim("pages-0");
 	assert_int_equal(open_image("victim", &im, &err), 0);
 	const struct image_pages *p = &image_find(im, 42, 0, 0)->pages;
-	check_page(p, 0x1000, 0);
-	assert_int_equal(image_pages_read(p, 0x2000, page, NULL, &err), -EBADMSG);
-	assert_non_null(strstr(err.msg, "pages-0: damaged at byte 8192"));
-	assert_non_null(strstr(err.msg, "0x2000"));
+	for (off_t at = 0x1000; at < 0x4000; at += 61) {
+		uint64_t va = (uint64_t)at & ~0xfffull;
+		char what[40];
+
+		assert_int_equal(pread(fd, &c, 1, at), 1);
+		d = c ^ (uint8_t)(1 << at % 8);
+		assert_int_equal(pwrite(fd, &d, 1, at), 1);
+		assert_int_equal(image_pages_read(p, va, page, NULL, &err), -EBADMSG);
+		snprintf(what, sizeof(what), "pages-0: damaged at byte %d", (int)va);
+		assert_non_null(strstr(err.msg, what));
+		assert_int_equal(pwrite(fd, &c, 1, at), 1);
+		check_page(p, va, 0);
+	}
+	/* cut off while it is open */
 	assert_int_equal(ftruncate(fd, 0x2000), 0);
 	assert_int_equal(image_pages_read(p, 0x3000, page, NULL, &err), -EBADMSG);
 	assert_non_null(strstr(err.msg, "cut off"));
-	close(fd);
 	image_free(im);
+	for (off_t n = 0; n <= 3 << 20; n += n < 0x5000 ? 0x333 : 0x33333) {
+		assert_int_equal(ftruncate(fd, n), 0);
+		assert_int_equal(open_image("victim", &im, &err), -EBADMSG);
+		assert_non_null(strstr(err.msg, "pages-0: damaged"));
+	}
+	close(fd);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_record),       cmocka_unit_test(test_record_damaged),
-	    cmocka_unit_test(test_record_newer), cmocka_unit_test(test_pages),
-	    cmocka_unit_test(test_pages_limits), cmocka_unit_test(test_index),
-	    cmocka_unit_test(test_index_parts),  cmocka_unit_test(test_image),
-	    cmocka_unit_test(test_image_names),  cmocka_unit_test(test_image_damaged),
+	    cmocka_unit_test(test_record),          cmocka_unit_test(test_record_damaged),
+	    cmocka_unit_test(test_record_newer),    cmocka_unit_test(test_pages),
+	    cmocka_unit_test(test_pages_limits),    cmocka_unit_test(test_index),
+	    cmocka_unit_test(test_index_parts),     cmocka_unit_test(test_image),
+	    cmocka_unit_test(test_image_names),     cmocka_unit_test(test_damaged_bits),
+	    cmocka_unit_test(test_damaged_lengths), cmocka_unit_test(test_newer),
+	    cmocka_unit_test(test_mixed),           cmocka_unit_test(test_damaged_pages),
 	};
 
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);
