@@ -244,6 +244,25 @@ static int on_known(struct dir_image *di, const struct msg *m, struct arena *a, 
 	return reply->known_ok.chunks ? 0 : cr_err_oom(err);
 }
 
+/* Pages of a process that are not its own any more. */
+static int on_reset(struct dir_image *di, const struct msg *m, struct msg *reply,
+		    struct cr_err *err)
+{
+	struct image_target *t = m->reset.pid ? image_find(di->im, m->reset.pid, 0, 0) : NULL;
+	int r = 0;
+
+	if (!di->open || di->im->state != IMAGE_RECEIVING)
+		return wrong_state(m, err);
+	if (!t)
+		return cr_err_set(err, CR_ERR_PEER, ENOENT, "RESET of process %d: not known",
+				  m->reset.pid);
+	for (size_t i = 0; i < m->reset.n_ranges && !r; i++)
+		r = image_pages_drop(&t->pages, m->reset.ranges[i].start, m->reset.ranges[i].end,
+				     err);
+	*reply = msg_of(MSG_OK);
+	return r;
+}
+
 /* What the round has left: pruned by its tree, and on disk. */
 static int save(struct dir_image *di, enum image_state state, struct cr_err *err)
 {
@@ -316,6 +335,8 @@ static int answer(struct dir_image *di, const struct msg *m, struct arena *a, st
 		return on_tree(di, m, a, reply, err);
 	case MSG_KNOWN:
 		return on_known(di, m, a, reply, err);
+	case MSG_RESET:
+		return on_reset(di, m, reply, err);
 	case MSG_KEEP:
 		return on_keep(di, m, reply, err);
 	case MSG_PREPARE_COMMIT:

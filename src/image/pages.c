@@ -274,6 +274,34 @@ int image_pages_zero(struct image_pages *p, uint64_t addr, size_t n, struct cr_e
 	return r;
 }
 
+static int drop_from_chunk(struct image_pages *p, struct image_chunk *c, uint64_t start,
+			   uint64_t end, struct cr_err *err)
+{
+	unsigned int from = 0, to = IMAGE_CHUNK_PAGES;
+
+	if (start > c->va)
+		from = (unsigned int)((start - c->va) / CR_PAGE_SIZE);
+	if (end - c->va < IMAGE_CHUNK_BYTES)
+		to = (unsigned int)((end - c->va) / CR_PAGE_SIZE);
+	for (unsigned int i = from; i < to; i++) {
+		p->n_zero -= image_bit(c->zero, i);
+		clear_bit(c->zero, i);
+	}
+	return drop_data(p, c, from, to, err);
+}
+
+int image_pages_drop(struct image_pages *p, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&p->lock);
+	for (size_t i = image_pages_lower(p, start);
+	     i < p->chunks.n && p->chunks.v[i]->va < end && !r; i++)
+		r = drop_from_chunk(p, p->chunks.v[i], start, end, err);
+	pthread_mutex_unlock(&p->lock);
+	return r;
+}
+
 static bool chunk_empty(const struct image_chunk *c)
 {
 	uint64_t any = 0;

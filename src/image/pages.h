@@ -55,6 +55,10 @@ int image_pages_write(struct image_pages *p, uint64_t addr, size_t n, const uint
 		      const XXH128_hash_t *hashes, struct cr_err *err) must_check;
 int image_pages_zero(struct image_pages *p, uint64_t addr, size_t n, struct cr_err *err) must_check;
 
+/* Pages of [start, end), page aligned, that are no page any more. */
+int image_pages_drop(struct image_pages *p, uint64_t start, uint64_t end,
+		     struct cr_err *err) must_check;
+
 /* Every page for which keep() says no goes. */
 typedef bool (*image_keep_fn)(uint64_t va, bool zero, void *arg);
 int image_pages_prune(struct image_pages *p, image_keep_fn keep, void *arg,

@@ -84,6 +84,17 @@ void sentmap_forget(struct sentmap *m, uint64_t start, uint64_t end)
 	}
 }
 
+void sentmap_cut(struct sentmap *m, uint64_t end)
+{
+	for (size_t i = 0; i < m->cap; i++) {
+		struct sent_chunk *c = &m->slots[i];
+
+		for (unsigned int k = 0; c->used && k < CHUNK_PAGES; k++)
+			if (c->start + k * 4096ull >= end)
+				chunk_clear(c->sent, k);
+	}
+}
+
 void sentmap_doubt(struct sentmap *m, uint64_t va)
 {
 	struct sent_chunk *c = sentmap_chunk(m, va, false);

@@ -33,6 +33,8 @@ struct sent_chunk *sentmap_chunk(struct sentmap *m, uint64_t va, bool create);
 bool sentmap_test(struct sentmap *m, uint64_t va);
 /* The destination no longer has these. */
 void sentmap_forget(struct sentmap *m, uint64_t start, uint64_t end);
+/* Nor any at or above `end`. */
+void sentmap_cut(struct sentmap *m, uint64_t end);
 /* It has this page, but perhaps with other contents than were sent. */
 void sentmap_doubt(struct sentmap *m, uint64_t va);
 

@@ -8,6 +8,7 @@
 #include "memory/register.h"
 #include "model/layout.h"
 #include "model/lazy.h"
+#include "wire/page_digest.h"
 
 enum {
 	LOWEST_VA = 4096,
@@ -69,20 +70,36 @@ struct round {
 
 /* ---- what is to be done with a page ---- */
 
+static int add_news(struct tracker *t, uint64_t va, struct cr_err *err)
+{
+	struct addr_range *last = t->news.n ? &t->news.v[t->news.n - 1] : NULL;
+
+	if (last && last->end == va) {
+		last->end += CR_PAGE_SIZE;
+		return 0;
+	}
+	last = vec_push(&t->news);
+	if (!last)
+		return cr_err_oom(err);
+	*last = (struct addr_range){va, va + CR_PAGE_SIZE};
+	return 0;
+}
+
 /* A page that the destination may hold and the source no longer does. */
 static int drop_page(struct round *ro, const struct vma *v, uint64_t va, struct cr_err *err)
 {
-	struct sent_chunk *c = sentmap_chunk(&ro->t->sent, va, false);
+	struct tracker *t = ro->t;
+	struct sent_chunk *c = sentmap_chunk(&t->sent, va, false);
 
 	if (!c || !chunk_test(c->sent, chunk_index(va)))
 		return 0;
-	if (v->kind ==
-	    VMA_FILE_PRIVATE) /* the file's page shows again: its bytes are sent as data */
+	/* the file's page shows again: its bytes are sent as data, an image is to have none */
+	if (v->kind == VMA_FILE_PRIVATE && !t->keeps)
 		return reader_add(ro->r, va, va + CR_PAGE_SIZE, false, err);
 	chunk_clear(c->sent, chunk_index(va));
 	if (c->digests)
 		memset(&c->digests[chunk_index(va)], 0, sizeof(*c->digests));
-	return reader_zero(ro->r, va, err);
+	return v->kind == VMA_FILE_PRIVATE ? add_news(t, va, err) : reader_zero(ro->r, va, err);
 }
 
 static int drop_range(struct round *ro, const struct vma *v, uint64_t start, uint64_t end,
@@ -102,21 +119,6 @@ static int drop_range(struct round *ro, const struct vma *v, uint64_t start, uin
 }
 
 /* ---- leaving pages behind ---- */
-
-static int add_news(struct tracker *t, uint64_t va, struct cr_err *err)
-{
-	struct addr_range *last = t->news.n ? &t->news.v[t->news.n - 1] : NULL;
-
-	if (last && last->end == va) {
-		last->end += CR_PAGE_SIZE;
-		return 0;
-	}
-	last = vec_push(&t->news);
-	if (!last)
-		return cr_err_oom(err);
-	*last = (struct addr_range){va, va + CR_PAGE_SIZE};
-	return 0;
-}
 
 /* The destination shall fetch it from here, whatever it holds by then. What it has there of old has
  * to go: only what is missing is fetched. */
@@ -360,7 +362,7 @@ static int resend_changed(struct round *ro, struct cr_err *err)
 /* Before anything of this layout is sent: what the destination has unmapped, it has lost. */
 static void forget_unmapped(struct tracker *t, const struct mm *mm)
 {
-	for (size_t i = 0; i < t->n_vmas; i++)
+	for (size_t i = 0; i < t->n_vmas && !t->keeps; i++)
 		if (vma_is_copied(&t->vmas[i]) && !layout_kept(mm->vmas, mm->n_vmas, &t->vmas[i]))
 			for (uint64_t va = t->vmas[i].start; va < t->vmas[i].end;) {
 				uint64_t next = va - va % CHUNK_SIZE + CHUNK_SIZE;
@@ -711,6 +713,9 @@ static int final_round(struct round *ro, struct cr_err *err)
 		r = resend_changed(ro, err);
 	if (!r && t->lazy)
 		r = send_what_may_not_be_left(ro, err);
+	/* an image may have pages of what was mapped there once */
+	if (!r && t->keeps)
+		r = drop_absent(ro, err);
 	if (!r)
 		r = reader_finish(ro->r, err);
 	reader_set_unread(ro->r, NULL, NULL);
@@ -752,6 +757,29 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 		e = keep_layout(t, mm, err);
 	t->rounds++;
 	return e ? cr_err_ctx(err, "memory of %d", t->pid) : 0;
+}
+
+/* Zeros of anonymous memory go with the rest: no page is as good, but of a mapping that is another
+ * thing later. */
+static void forget_in_chunk(struct tracker *t, struct sent_chunk *c, const struct mm *mm)
+{
+	for (unsigned int k = 0; k < CHUNK_PAGES; k++) {
+		uint64_t va = c->start + k * CR_PAGE_SIZE;
+		const struct vma *v = layout_find(mm->vmas, mm->n_vmas, va);
+		bool zeros =
+		    c->digests && XXH128_isEqual(c->digests[k], page_hash_zero(t->target, va));
+
+		if (chunk_test(c->sent, k) &&
+		    (!v || !vma_is_copied(v) || (zeros && v->kind == VMA_ANON)))
+			sentmap_forget(&t->sent, va, va + CR_PAGE_SIZE);
+	}
+}
+
+void tracker_pruned(struct tracker *t, const struct mm *mm)
+{
+	for (size_t i = 0; i < t->sent.cap; i++)
+		if (t->sent.slots[i].used)
+			forget_in_chunk(t, &t->sent.slots[i], mm);
 }
 
 int tracker_last_look(struct tracker *t, const struct mm *mm, struct reader *r, struct cr_err *err)

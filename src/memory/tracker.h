@@ -32,6 +32,9 @@ struct tracker {
 	uint64_t *eager; /* pages that are sent all the same, see lazy_eager_pages() */
 	size_t n_eager;
 	VEC(struct addr_range) news;
+	/* The other side is an image: it keeps what was sent, whatever becomes of the mapping,
+	 * until it is told. news: what it is to forget; set before the first round. */
+	bool keeps;
 	uint64_t pages_lazy;    /* noted in all */
 	uint64_t pages_written; /* in the last round, as the kernel reported them */
 };
@@ -47,6 +50,8 @@ void tracker_done(struct tracker *t); /* closing the uffd releases every mapping
  * sending go through r; the caller flushes. */
 int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool final,
 		  struct cr_err *err) must_check;
+/* An image has been saved with that layout, and has nothing beside it any more. */
+void tracker_pruned(struct tracker *t, const struct mm *mm);
 /* After the final round, before the last flush: pages whose page table was freed whole. Apart,
  * since it asks about every 2 MiB, and can be done while the destination works. */
 int tracker_last_look(struct tracker *t, const struct mm *mm, struct reader *r,

@@ -20,25 +20,12 @@ int source_image_begin(struct source *s, struct cr_err *err)
 	return 0;
 }
 
-/* ---- what is there already ---- */
+/* ---- what is there already: also where nothing is mapped now, as something may be later ---- */
 
 struct learning {
 	struct sentmap *sent;
 	uint32_t target;
-	const struct mm *mm; /* of a process; NULL: an object of `size` bytes */
-	uint64_t size;
 };
-
-/* Pages that no mapping of now has are nobody's: the receiver drops them at the end of the round.
- */
-static bool wanted(const struct learning *l, uint64_t va)
-{
-	if (!l->mm)
-		return va < l->size;
-	const struct vma *v = layout_find(l->mm->vmas, l->mm->n_vmas, va);
-
-	return v && vma_is_copied(v);
-}
 
 static int learn_chunk(const struct learning *l, const struct image_chunk *c, struct cr_err *err)
 {
@@ -52,7 +39,7 @@ static int learn_chunk(const struct learning *l, const struct image_chunk *c, st
 		uint64_t va = c->va + i * CR_PAGE_SIZE;
 		bool data = image_bit(c->data, i);
 
-		if ((!data && !image_bit(c->zero, i)) || !wanted(l, va))
+		if (!data && !image_bit(c->zero, i))
 			continue;
 		chunk_set(s->sent, i);
 		if (digests)
@@ -105,17 +92,14 @@ int source_image_learn(struct source *s, struct cr_err *err)
 
 		if (s->tree->procs[i].zombie || !sp || !sp->has_tracker)
 			continue;
-		r = learn(s,
-			  &(struct learning){.sent = &sp->tracker.sent,
-					     .target = sp->tracker.target,
-					     .mm = &s->tree->procs[i].mm},
-			  err);
+		r = learn(
+		    s, &(struct learning){.sent = &sp->tracker.sent, .target = sp->tracker.target},
+		    err);
 	}
 	for (size_t i = 0; i < s->tree->n_objects && i < s->objects.n && !r; i++)
 		r = learn(s,
 			  &(struct learning){.sent = &s->objects.v[i].sent,
-					     .target = s->objects.v[i].target,
-					     .size = s->tree->objects[i].size},
+					     .target = s->objects.v[i].target},
 			  err);
 	return r;
 }
@@ -127,7 +111,16 @@ int source_image_keep(struct source *s, struct cr_err *err)
 	struct msg m = msg_of(MSG_KEEP), reply;
 	int r = link_call(s->peer, &m, MSG_OK, SAVE_TIMEOUT_MS, &reply, err);
 
-	if (!r)
-		msg_free(&reply);
-	return r ? cr_err_ctx(err, "keeping what was copied") : 0;
+	if (r)
+		return cr_err_ctx(err, "keeping what was copied");
+	msg_free(&reply);
+	for (size_t i = 0; i < s->tree->n_procs; i++) {
+		struct source_proc *sp = source_find(s, s->tree->procs[i].pid);
+
+		if (!s->tree->procs[i].zombie && sp && sp->has_tracker)
+			tracker_pruned(&sp->tracker, &s->tree->procs[i].mm);
+	}
+	for (size_t i = 0; i < s->tree->n_objects && i < s->objects.n; i++)
+		sentmap_cut(&s->objects.v[i].sent, s->tree->objects[i].size);
+	return 0;
 }

@@ -124,15 +124,15 @@ int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *
 /* ---- sending memory ---- */
 
 /* The destination cuts pages at the end of the object as it knew it: of a page that lies across
- * that end, it may have less than was sent. What it has cut off is gone. */
-static void follow_size(struct source_object *o, uint64_t size)
+ * that end, it may have less than was sent. What it has cut off is gone; but an image keeps it. */
+static void follow_size(struct source_object *o, uint64_t size, bool kept)
 {
 	uint64_t edge = o->size < size ? o->size : size;
 
 	if (o->size == size)
 		return;
 	sentmap_doubt(&o->sent, edge & ~(CR_PAGE_SIZE - 1));
-	if (size < o->size)
+	if (size < o->size && !kept)
 		sentmap_forget(&o->sent, ALIGN_UP(size, CR_PAGE_SIZE),
 			       ALIGN_UP(o->size, CR_PAGE_SIZE));
 	o->size = size;
@@ -147,7 +147,7 @@ static int send_object(struct source *s, size_t i, uint64_t size, struct cr_err 
 	uint64_t end = ALIGN_UP(size, CR_PAGE_SIZE);
 
 	if (!r)
-		follow_size(o, size);
+		follow_size(o, size, s->image);
 	for (uint64_t at = 0; at < end && !r;) {
 		off_t data = lseek(fd, (off_t)at, SEEK_DATA);
 		uint64_t next = data < 0 ? end : (uint64_t)data & ~(CR_PAGE_SIZE - 1);
@@ -192,6 +192,7 @@ int source_send_memory(struct source *s, const struct tree *t, bool final, struc
 			r = source_leave_behind(sp, &t->procs[i], err);
 		sp->tracker.always_full |=
 		    direct; /* for good: what came in then may not be known */
+		sp->tracker.keeps = s->image;
 		if (!r)
 			r = tracker_round(&sp->tracker, &t->procs[i].mm, s->reader, final, err);
 		if (r == -ESRCH && !final)
@@ -201,6 +202,9 @@ int source_send_memory(struct source *s, const struct tree *t, bool final, struc
 	}
 	for (size_t i = 0; i < t->n_objects && i < s->objects.n && !r; i++)
 		r = send_object(s, i, t->objects[i].size, err);
+	/* what an image has to forget, before it gets anything that is newer */
+	if (!r && s->image)
+		r = source_tell_left(s, err);
 	return r;
 }
 

@@ -203,6 +203,18 @@ static void test_pages(void **state)
 	write_pages(&p, 0x600000, 1, 0);
 	assert_int_equal(p.slots, slots); /* used again */
 	check_page(&p, 0x600000, 0);
+	/* from the middle of one chunk to the middle of the last, and what lies between */
+	write_pages(&p, 0x3fe000, 4, 0);
+	assert_int_equal(image_pages_zero(&p, 0x402000, 1, &err), 0);
+	uint64_t data = p.n_data;
+	assert_int_equal(image_pages_drop(&p, 0x3ff000, 0x403000, &err), 0);
+	assert_int_equal(p.n_data, data - 3);
+	assert_int_equal(p.n_zero, 0);
+	check_page(&p, 0x3fe000, 0);
+	check_page(&p, 0x600000, 0);
+	assert_int_equal(image_pages_drop(&p, 0, 0x7ffffffff000, &err), 0);
+	assert_int_equal(p.n_data, 0);
+	assert_int_equal(disk_bytes(p.fd), 0);
 	image_pages_done(&p);
 	assert_int_equal(limits.disk_bytes, 0);
 	assert_int_equal(limits.memory_bytes, 0);
