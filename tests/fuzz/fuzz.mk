@@ -13,9 +13,10 @@ FUZZ_MAKE = $(MAKE) --no-print-directory B=$(B)-fuzz CC=clang CFLAGS='$(SAN_CFLA
 $(B)/tests/fuzz/fuzz_%: $(B)/tests/fuzz/fuzz_%.o $(if $(FUZZ_LINK),,$(B)/tests/fuzz/replay.o) $(B)/libcr.a
 	@echo '  LD      $@'
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) $(FUZZ_LINK) -o $@ $(filter-out %.a,$^) $(filter %.a,$^) $(LDLIBS)
-# It includes the two files whose static functions it calls; all else of the page-server but its main is linked.
+# It includes the files whose static functions it calls; all else of the page-server but its main is linked.
 $(B)/tests/fuzz/fuzz_page_server: $(patsubst %.c,$(B)/%.o,$(filter-out \
-	$(addprefix pageserver/,main.c options.c stream.c control.c),$(wildcard pageserver/*.c)))
+	$(addprefix pageserver/,main.c accept.c control.c),$(wildcard pageserver/*.c))) $(B)/migrate/units.o
+$(B)/tests/fuzz/fuzz_page_server: LDLIBS += -lseccomp
 $(B)/tests/fuzz/seeds: $(B)/tests/fuzz/seeds.o $(B)/libcr.a
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 

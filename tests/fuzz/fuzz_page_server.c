@@ -13,7 +13,7 @@
 /* What stream_accept() takes from the listener. */
 static int accept_given(uv_stream_t *listener, uv_stream_t *client);
 #define uv_accept accept_given
-#include "pageserver/stream.c"
+#include "pageserver/accept.c"
 #undef uv_accept
 #define on_closed control_on_closed
 #define answer control_answer
@@ -81,8 +81,14 @@ static void begin(void)
 	sv->dir->limits.memory_max = 64 << 20;
 	sv->dir->limits.disk_max = 64 << 20;
 	token_none(&sv->dir->token);
-	sv->max_connections = 64;
+	sv->max_connections = sv->max_half_open = 64;
+	sv->idle_timeout_us = 3600000000;
 	sv->listener.data = sv;
+	struct cr_err err = {0};
+	if (server_start_timers(sv, &err))
+		abort();
+	uv_unref((uv_handle_t *)&sv->sweep); /* do not keep the loop running */
+	uv_unref((uv_handle_t *)&sv->throttle);
 	for (size_t i = 0; i < DO_CONNECTIONS; i++)
 		connections[i].fd = -1;
 	for (size_t i = 0; i < DO_CONTROLS; i++)
@@ -366,7 +372,7 @@ static void end_of_input(void)
 	control_close_all(sv);
 	uv_run(&sv->loop, UV_RUN_DEFAULT);
 	/* nothing is left of anybody */
-	if (sv->sessions || sv->nstreams || sv->ngreeted || sv->ncontrols ||
+	if (sv->sessions || sv->nstreams || sv->ngreeted || sv->half_open || sv->ncontrols ||
 	    sv->dir->limits.memory_bytes || sv->dir->limits.disk_bytes)
 		abort();
 	remove_images();

@@ -30,13 +30,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			proc_maps_done(&maps);
 		break;
 	case 2:
-		return proc_stat_parse(text, &stat, &err) && 0;
+		if (proc_stat_parse(text, &stat, &err))
+			err.code = 0;
+		break;
 	case 3:
 		if (!proc_status_parse(text, &status, &err))
 			proc_status_done(&status);
 		break;
 	case 4:
-		return proc_limits_parse(text, limits, &err) && 0;
+		if (proc_limits_parse(text, limits, &err))
+			err.code = 0;
+		break;
 	case 5:
 		if (!proc_timers_parse(text, &timers, &err))
 			vec_done(&timers.list);
