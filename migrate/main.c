@@ -62,6 +62,7 @@ static const char usage[] =
     "                       Environment: CR_HOOK_STAGE, CR_PID, CR_SOURCE, CR_DESTINATION,\n"
     "                       CR_UNDO (1: undo what you did); may be repeated\n"
     "  --no-hw-breakpoints  park tasks by tracing system calls instead\n"
+    "  --no-bpf             ask every thread at the switch-over instead of the kernel about them\n"
     "  --leave-running      the source goes on as well: two copies run\n"
     "  --rehearse           do all but the switch-over, then undo it\n"
     "\n"

@@ -23,6 +23,7 @@ enum option_id {
 	OPT_LEAVE_RUNNING,
 	OPT_REHEARSE,
 	OPT_NO_HW_BREAKPOINTS,
+	OPT_NO_BPF,
 	OPT_MODE,
 	OPT_NO_CONVERGENCE,
 	OPT_POSTCOPY_TIMEOUT,
@@ -50,6 +51,7 @@ static const struct option longopts[] = {
     {"leave-running", no_argument, NULL, OPT_LEAVE_RUNNING},
     {"rehearse", no_argument, NULL, OPT_REHEARSE},
     {"no-hw-breakpoints", no_argument, NULL, OPT_NO_HW_BREAKPOINTS},
+    {"no-bpf", no_argument, NULL, OPT_NO_BPF},
     {"mode", required_argument, NULL, OPT_MODE},
     {"on-no-convergence", required_argument, NULL, OPT_NO_CONVERGENCE},
     {"postcopy-timeout", required_argument, NULL, OPT_POSTCOPY_TIMEOUT},
@@ -207,6 +209,8 @@ static bool take_switch(struct migrate_options *o, int id)
 		return o->opts.rehearse = true;
 	case OPT_NO_HW_BREAKPOINTS:
 		return o->opts.no_hw_breakpoints = true;
+	case OPT_NO_BPF:
+		return o->opts.no_bpf = true;
 	default:
 		return false;
 	}

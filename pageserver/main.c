@@ -260,6 +260,7 @@ static int server_start(struct server *sv, const struct options *o, struct cr_er
 	if (!r)
 		r = privilege_drop(o->control != NULL, err);
 	notify_init(&sv->notify, o->status_fd);
+	sv->threads = opendir("/proc/self/task"); /* NULL: priority_lower() does nothing */
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they need more */
 	if (!r && !o->no_sandbox)
 		r = sandbox_enter(o->control != NULL, err);

@@ -95,6 +95,7 @@ static const int tasks[] = {
     CALL(process_vm_writev), CALL(process_vm_readv),  CALL(pread64),   CALL(pwrite64),
     CALL(pidfd_open),        CALL(pidfd_send_signal), CALL(kill),      CALL(unlink),
     CALL(unlinkat),          CALL(newfstatat),        CALL(fallocate), CALL(ftruncate),
+    CALL(getdents64),
 };
 static const int deadly[] = {
     CALL(execve),
@@ -169,6 +170,9 @@ static int fill(scmp_filter_ctx f, bool live)
 		r = add_requests(f, requests, ARRAY_SIZE(requests));
 	if (!r && live)
 		r = add_requests(f, task_requests, ARRAY_SIZE(task_requests));
+	if (!r && live) /* down only: priority_lower() */
+		r = seccomp_rule_add(f, SCMP_ACT_ALLOW, CALL(sched_setscheduler), 1,
+				     SCMP_A1(SCMP_CMP_EQ, SCHED_OTHER));
 	return r ? r : add_threads(f);
 }
 

@@ -5,6 +5,7 @@
  * at a time. They use what their batch needs and read the session's targets, so these are changed
  * only while no batch of the session is being placed. */
 #pragma once
+#include <dirent.h>
 #include <uv.h>
 #include "pageserver/dir.h"
 #include "pageserver/notify.h"
@@ -35,6 +36,7 @@ struct session {
 	struct page_ack placed;   /* by streams that are gone */
 	struct cr_err last_error; /* of a stream */
 	uint64_t heard_us;        /* when something last came on one of its streams */
+	bool hurried;
 };
 
 struct server {
@@ -49,6 +51,8 @@ struct server {
 	struct stream *streams; /* all TCP connections */
 	struct control *controls;
 	unsigned int nstreams, ngreeted, half_open, ncontrols, max_connections, max_half_open;
+	unsigned int nhurried; /* sessions whose tasks stand still */
+	DIR *threads;          /* ours; nothing can be opened any more when it is needed */
 	bool stopping;
 	/* a loop's now, as of its last event; of lines in the log about too many connections */
 	uint64_t now_us, complained_us;
@@ -142,6 +146,11 @@ void peer_free(struct peer *p);                     /* once nothing is under way
 
 int control_listen(struct server *sv, const char *path, struct cr_err *err) must_check;
 void control_close_all(struct server *sv); /* the listener too; removes the socket's file */
+
+/* priority.c */
+
+/* Of all threads: as any program's. */
+void priority_lower(struct server *sv);
 
 /* privilege.c */
 

@@ -98,6 +98,8 @@ void session_end(struct server *sv, struct session *s)
 		}
 	}
 	wait_idle(sv, s);
+	if (s->hurried && !--sv->nhurried)
+		priority_lower(sv);
 	targets_done(&s->targets);
 	dir_image_free(s->image);
 	explicit_bzero(s->token, sizeof(s->token));
@@ -190,6 +192,14 @@ static int delete_target(struct session *s, uint32_t index, struct cr_err *err)
 	return targets_set(&s->targets, index, NULL, err);
 }
 
+static void hurry(struct server *sv, struct session *s)
+{
+	if (s->hurried)
+		return;
+	s->hurried = true;
+	sv->nhurried++;
+}
+
 int session_request(struct server *sv, struct session *s, const struct ps_request *rq, int fd,
 		    struct cr_err *err)
 {
@@ -201,6 +211,10 @@ int session_request(struct server *sv, struct session *s, const struct ps_reques
 	close_fdp(&fd);
 	if (rq->type == PS_TARGET_DEL)
 		return delete_target(s, rq->index, err);
+	if (rq->type == PS_HURRY) {
+		hurry(sv, s);
+		return 0;
+	}
 	if (rq->type != PS_CLOSE_UFFDS)
 		return cr_err_set(err, CR_ERR_BUG, EINVAL, "request %u is not about a target",
 				  rq->type);

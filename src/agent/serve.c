@@ -13,6 +13,7 @@
 #include "agent/agent.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "kernel/taskview.h"
 
 enum {
 	RETRY_MS = 2000,   /* while a journal is undecided */
@@ -287,6 +288,8 @@ int verb_serve(int argc, char **argv)
 		log_error("%s", err.msg);
 		return 1;
 	}
+	if (taskview_new(&cfg.view, &err))
+		log_info("threads are asked one by one at the switch-over: %s", err.msg);
 	log_info("%s: control %s, peers %s", cfg.host, cfg.control, cfg.peer_listen);
 	return run_loop(&d);
 }

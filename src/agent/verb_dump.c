@@ -15,6 +15,7 @@
 #include "agent/track.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "kernel/taskview.h"
 #include "migrate/hooks.h"
 #include "migrate/report.h"
 #include "migrate/units.h"
@@ -250,6 +251,8 @@ static void be_engine(struct dump *d, int client, int life)
 		stand_alone(&client, &life);
 	if (link_new(&l, client, client, &err))
 		_exit(1);
+	if (taskview_new(&d->cfg.view, &err)) /* every thread is asked then */
+		log_debug("%s", err.msg);
 	if (d->track) {
 		track_engine(&d->cfg, l, &d->rq, &d->tracked, life);
 		_exit(0);

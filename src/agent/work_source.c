@@ -33,6 +33,7 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	const struct source_env env = {
 	    .host = cfg->host,
 	    .state_dir = cfg->state_dir,
+	    .view = cfg->view,
 	    .life_fd = life_fd,
 	};
 	struct source s;

@@ -94,6 +94,17 @@ static bool any_thread(const struct process *p,
 	return false;
 }
 
+void dest_hurry_shells(struct dest *d)
+{
+	for (size_t i = 0; i < d->tree->n_procs; i++) {
+		const struct process *p = &d->tree->procs[i];
+		struct shell *sh = shells_find(d->shells, p->pid);
+
+		if (sh && !sh->zombie && !p->zombie)
+			shell_hurry(sh, any_thread(p, attrs_needs_late));
+	}
+}
+
 static bool needs_launch(const struct process *p)
 {
 	for (size_t i = 0; i < p->n_threads; i++)

@@ -189,8 +189,6 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 	bool final = mt->stage == MSG_STAGE_FINAL;
 	struct tree *t;
 
-	if (final || mt->stage == MSG_STAGE_MEND)
-		real_time(final);
 	int r = tree_decode(mt->tree, mt->tree_len, &t, err);
 	if (r)
 		return r;
@@ -199,7 +197,7 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 		tree_free(t);
 		return reply_tree_ok(d, false, err);
 	}
-	if (d->state > DEST_BUILT || (final && d->state != DEST_BUILT)) {
+	if (d->state > DEST_BUILT || (final && d->state != DEST_BUILT) || d->final) {
 		tree_free(t);
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "a tree in a wrong state");
 	}
@@ -219,14 +217,18 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 	}
 	r = dest_journal_built(d, err);
 	fault_point(final ? "dest-final" : "dest-built");
-	return r ? r : reply_tree_ok(d, true, err);
+	if (!r)
+		r = reply_tree_ok(d, true, err);
+	d->final = final;
+	return r || !final ? r : dest_leave_early(d, err);
 }
 
 /* Pages that the tasks will fetch once they run here. */
 static int on_reset(struct dest *d, const struct msg_reset *rs, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_OK);
-	struct shell *sh = d->state == DEST_BUILT ? shells_find(d->shells, rs->pid) : NULL;
+	struct shell *sh =
+	    d->state == DEST_BUILT && !d->final ? shells_find(d->shells, rs->pid) : NULL;
 	char path[256];
 	int r = 0;
 
@@ -332,6 +334,20 @@ static enum msg_peer_state state_of(const struct dest *d)
 	return map[d->state];
 }
 
+static int hurry(struct dest *d, struct cr_err *err)
+{
+	struct cr_err slower = {0};
+
+	real_time(true);
+	if (d->tree)
+		heap_warm(tree_count_threads(d->tree) * HEAP_BYTES_PER_THREAD);
+	if (d->state == DEST_BUILT)
+		dest_hurry_shells(d);
+	if (ps_hurry(d->ps, SWITCH_PRIORITY, &slower))
+		log_debug("%s", slower.msg);
+	return dest_write_pages(d, err);
+}
+
 /* 1: the conversation is over. */
 static int dispatch(struct dest *d, struct msg *m, struct cr_err *err)
 {
@@ -379,10 +395,7 @@ static int dispatch(struct dest *d, struct msg *m, struct cr_err *err)
 		reply.state.state = state_of(d);
 		return link_send(d->peer, &reply, err);
 	case MSG_PING: /* the switch-over is near */
-		real_time(true);
-		if (d->tree)
-			heap_warm(tree_count_threads(d->tree) * HEAP_BYTES_PER_THREAD);
-		r = dest_write_pages(d, err);
+		r = hurry(d, err);
 		reply = msg_of(MSG_PONG);
 		return r ? r : link_send(d->peer, &reply, err);
 	default:

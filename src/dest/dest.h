@@ -54,6 +54,7 @@ struct dest {
 	struct journal journal;
 	struct carrying *carrying; /* a file that is being written; NULL: none */
 	enum dest_state state;
+	bool final; /* the last tree is built */
 	uint32_t next_target;
 	bool copying; /* the page-server has userfaultfds of shells */
 	bool clocks_set;
@@ -79,6 +80,9 @@ void dest_check(const struct tree *t, struct refusals *notes);
 /* Build, or bring what is built, to t. Takes t over (on success). final: registers are in it. */
 int dest_build(struct dest *d, struct tree *t, bool final, struct cr_err *err) must_check;
 
+/* What is left to do in the shells is urgent from here on. */
+void dest_hurry_shells(struct dest *d);
+
 /* No userfaultfd in any shell from here on: before its layout changes, since what is registered
  * merges with nothing new, and before the switch-over, since closing takes time. */
 int dest_write_pages(struct dest *d, struct cr_err *err) must_check;
@@ -100,6 +104,10 @@ void dest_sweep_files(struct dest *d);
 void carrying_free(struct carrying *c); /* takes NULL */
 
 /* ---- launch.c ---- */
+/* After the final build: registers of the threads that nothing more is asked of, while the source
+ * sends its last pages. Each process's first thread is left for dest_prepare(): it unmaps the
+ * executor, once all pages are placed. */
+int dest_leave_early(struct dest *d, struct cr_err *err) must_check;
 /* All state written, nothing has run; held so that it survives us. */
 int dest_prepare(struct dest *d, struct cr_err *err) must_check;
 /* Detach from the frozen tasks. */

@@ -52,22 +52,46 @@ static int leave_thread(struct dest *d, const struct process *p, struct shell_th
 	if (!th)
 		return cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d is not in the tree", t->tid);
 	int r = thread_state(th, &st, err);
+	if (!r)
+		r = shell_calm(t, th->nice, err);
 	if (r)
 		return r;
 	return rewrite ? leave_rewrite(&t->rt, &st, err) : leave_prepare(&t->rt, how, &st, err);
+}
+
+static bool by_frames(const struct dest *d)
+{
+	return d->opts.launch == MSG_LAUNCH_SIGRETURN;
+}
+
+int dest_leave_early(struct dest *d, struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach (shp, &d->shells->list) {
+		struct shell *sh = *shp;
+		const struct process *p = tree_find_process(d->tree, sh->pid);
+
+		for (size_t i = 1; i < sh->n_threads && !r && !sh->zombie && !by_frames(d); i++) {
+			r = leave_thread(d, p, sh->threads[i], false, err);
+			sh->threads[i]->left = !r;
+		}
+	}
+	return r;
 }
 
 /* The executor goes from each address space, and every thread gets what it had. */
 static int leave_shell(struct dest *d, struct shell *sh, struct cr_err *err)
 {
 	const struct process *p = tree_find_process(d->tree, sh->pid);
-	bool frames = d->opts.launch == MSG_LAUNCH_SIGRETURN;
+	bool frames = by_frames(d);
 	int r = 0;
 
 	if (!frames) /* its registers are written afterwards */
 		r = park_unmap(&sh->threads[0]->rt, 0, err);
 	for (size_t i = 0; i < sh->n_threads && !r; i++)
-		r = leave_thread(d, p, sh->threads[i], false, err);
+		if (!sh->threads[i]->left)
+			r = leave_thread(d, p, sh->threads[i], false, err);
 	if (!r && frames) { /* the frames lay in the executor's memory: it goes after them */
 		r = park_unmap(&sh->threads[0]->rt, 0, err);
 		if (!r)

@@ -1,11 +1,12 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include "dest/shells_private.h"
 
-enum { ROBUST_HEAD_BYTES = 24 };
+enum { ROBUST_HEAD_BYTES = 24, HURRY_NICE = -20 };
 
 /* ---- threads ---- */
 
@@ -83,6 +84,25 @@ int shell_drop_pidfd(struct shell *sh, struct cr_err *err)
 	rqueue(shell_leader(sh), "close", SYS_close, sh->pidfd_slot);
 	sh->pidfd_slot = -1;
 	return rtask_run(shell_leader(sh), err);
+}
+
+/* ---- in a hurry ---- */
+
+void shell_hurry(struct shell *sh, bool all)
+{
+	for (size_t i = 0; i < (all ? sh->n_threads : 1); i++)
+		if (!setpriority(PRIO_PROCESS, (id_t)sh->threads[i]->tid, HURRY_NICE))
+			sh->threads[i]->hurried = true;
+}
+
+int shell_calm(struct shell_thread *th, int nice, struct cr_err *err)
+{
+	if (!th->hurried)
+		return 0;
+	if (setpriority(PRIO_PROCESS, (id_t)th->tid, nice))
+		return cr_err_sys(err, "nice value of task %d", th->tid);
+	th->hurried = false;
+	return 0;
 }
 
 /* ---- parking ---- */

@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <linux/prctl.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,6 +16,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include "kernel/procfs.h"
+#include "kernel/taskview.h"
+
+enum { ROBUST_HEAD_BYTES = 24 }; /* get_robust_list(2) says nothing else */
 
 #ifndef PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG
 #define PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG 0x4211 /* 6.4 */
@@ -338,8 +342,28 @@ static int capture_robust_list(struct thread *th, struct cr_err *err)
 	return 0;
 }
 
+/* What attrs_query_collect would have been told. */
+static void take_facts(struct thread *th, const struct task_facts *f)
+{
+	memcpy(th->comm, f->comm, sizeof(th->comm));
+	th->altstack_sp = f->altstack_sp;
+	th->altstack_size = f->altstack_size;
+	th->altstack_flags = f->altstack_flags;
+	th->clear_tid_va = f->clear_tid_va;
+	th->pdeathsig = f->pdeathsig;
+	th->timer_slack_ns = f->timer_slack_ns;
+	th->no_new_privs = f->no_new_privs;
+	th->seccomp_mode = f->seccomp_mode;
+	th->rseq_va = f->rseq_va;
+	th->rseq_len = f->rseq_len;
+	th->rseq_sig = f->rseq_sig;
+	th->rseq_flags = 0;
+	th->robust_list_va = f->robust_list_va;
+	th->robust_list_len = ROBUST_HEAD_BYTES;
+}
+
 static int capture_thread(struct capture *c, const struct attrs_host *h, struct process *p,
-			  struct thread *th, struct cr_err *err)
+			  struct thread *th, const struct task_facts *f, struct cr_err *err)
 {
 	struct attrs_caps caps;
 	int r = 0;
@@ -348,12 +372,15 @@ static int capture_thread(struct capture *c, const struct attrs_host *h, struct 
 		r = compare_thread(c, p, th, err);
 	if (!r)
 		r = attrs_sched_capture(c, h, th, err);
-	if (!r)
+	if (!r && !f)
 		r = capture_robust_list(th, err);
 	if (r)
 		return r;
+	if (f)
+		take_facts(th, f);
 	if (!c->exact) {
-		attrs_sched_capture_slack(th);
+		if (!f)
+			attrs_sched_capture_slack(th);
 		refuse_core_cookie(c, p, th->tid);
 		return 0;
 	}
@@ -365,16 +392,22 @@ static int capture_thread(struct capture *c, const struct attrs_host *h, struct 
 	     caps.eff != p->creds.cap_eff))
 		refuse_thread(c->refused, p, th->tid, "credentials",
 			      "differ from those of the main thread; not supported");
-	return attrs_pending_capture(c, th->tid, false, 0, &th->pending, &th->n_pending, err);
+	if (f && !f->pending)
+		return 0;
+	return attrs_pending_capture(c, th->tid, false, f ? f->pending : 0, &th->pending,
+				     &th->n_pending, err);
 }
 
 static int capture_process(struct capture *c, const struct attrs_host *h, struct process *p,
-			   struct cr_err *err)
+			   struct task_facts_list *facts, struct cr_err *err)
 {
 	int r = capture_leader(c, h, p, err);
 
 	for (size_t i = 0; !r && i < p->n_threads; i++) {
-		r = capture_thread(c, h, p, &p->threads[i], err);
+		struct thread *th = &p->threads[i];
+		const struct task_facts *f = facts ? task_facts_find(facts, th->tid) : NULL;
+
+		r = capture_thread(c, h, p, th, f, err);
 		if (r == -ESRCH && !c->exact && i > 0)
 			r = 0; /* ended meanwhile; the next walk will not find it */
 	}
@@ -393,10 +426,16 @@ static int capture_seccomp(struct capture *c, const struct capture_proc *cp, str
 		    cp->prev ? process_find_thread(cp->prev, th->tid) : NULL;
 
 		any |= th->seccomp_mode != 0;
+		if (c->exact && cp->facts && !th->seccomp_mode)
+			continue;
 		if (c->exact)
 			r = attrs_seccomp_capture(c->tree, p, th, c->prev, prev, c->refused, err);
 		else if (prev)
 			r = attrs_seccomp_copy(c->tree, th, c->prev, prev, err);
+		if (c->exact && cp->facts && th->seccomp_mode == SECCOMP_MODE_FILTER &&
+		    !th->n_seccomp_filters)
+			refuse_thread(c->refused, p, th->tid, "seccomp filter",
+				      "this agent may not read it");
 	}
 	if (any && !c->exact)
 		attrs_seccomp_refuse_here(p, c->refused);
@@ -414,7 +453,7 @@ int attrs_capture(struct capture *c, struct cr_err *err)
 
 		if (p->zombie || !p->n_threads)
 			continue;
-		r = capture_process(c, &h, p, err);
+		r = capture_process(c, &h, p, c->procs[i].facts, err);
 		if (!r)
 			r = capture_seccomp(c, &c->procs[i], err);
 		if (r == -ESRCH && !c->exact)

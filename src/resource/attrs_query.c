@@ -335,7 +335,8 @@ static void copy_actions(struct process *p, const struct process *prev)
 	}
 }
 
-void attrs_copy_inside(struct tree *t, struct process *p, const struct process *prev)
+void attrs_copy_inside(struct tree *t, struct process *p, const struct process *prev,
+		       bool threads_told)
 {
 	(void)t;
 	copy_actions(p, prev);
@@ -344,7 +345,7 @@ void attrs_copy_inside(struct tree *t, struct process *p, const struct process *
 	p->mm.dumpable = prev->mm.dumpable;
 	p->creds.securebits = prev->creds.securebits;
 	p->child_subreaper = prev->child_subreaper;
-	for (size_t i = 0; i < p->n_threads; i++) {
+	for (size_t i = 0; i < p->n_threads && !threads_told; i++) {
 		const struct thread *was = process_find_thread(prev, p->threads[i].tid);
 
 		if (was)

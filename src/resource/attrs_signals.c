@@ -154,10 +154,10 @@ static bool timer_notifies(const struct process *p, pid_t tid)
 }
 
 static int look_again(struct capture *c, struct process *p, struct thread *th, bool leader,
-		      struct cr_err *err)
+		      bool runs, struct cr_err *err)
 {
 	_cleanup_(proc_status_done) struct proc_status st = {0};
-	int r = task_interrupt(th->tid, err);
+	int r = runs ? task_interrupt(th->tid, err) : 0;
 
 	if (!r)
 		r = proc_status_read(p->pid, th->tid, &st, err);
@@ -167,10 +167,10 @@ static int look_again(struct capture *c, struct process *p, struct thread *th, b
 	if (!r && leader)
 		r = attrs_pending_capture(c, th->tid, true, st.shd_pnd, &p->pending, &p->n_pending,
 					  err);
-	return r ? r : task_resume(th->tid, PTRACE_CONT, 0, err);
+	return r || !runs ? r : task_resume(th->tid, PTRACE_CONT, 0, err);
 }
 
-int attrs_pending_again(struct tree *t, struct process *p, struct refusals *refused,
+int attrs_pending_again(struct tree *t, struct process *p, bool all_run, struct refusals *refused,
 			struct cr_err *err)
 {
 	struct capture c = {.tree = t, .refused = refused, .exact = true};
@@ -178,7 +178,7 @@ int attrs_pending_again(struct tree *t, struct process *p, struct refusals *refu
 
 	for (size_t i = 0; i < p->n_threads && !r; i++)
 		if (i == 0 || timer_notifies(p, p->threads[i].tid))
-			r = look_again(&c, p, &p->threads[i], i == 0, err);
+			r = look_again(&c, p, &p->threads[i], i == 0, i == 0 || all_run, err);
 	if (!r)
 		settle_fired(t, p);
 	return r ? cr_err_ctx(err, "pending signals of %d", p->pid) : 0;

@@ -20,6 +20,8 @@ struct capture_proc {
 	struct process *p;          /* being filled; pid, ids, threads' tids are set already */
 	const struct process *prev; /* the same process in the previous capture, or NULL */
 	int pidfd;                  /* owned by the caller */
+	/* what the kernel says of its threads, all of them; NULL: only they themselves can tell */
+	struct task_facts_list *facts;
 };
 
 /* What becomes of connected TCP sockets. */
@@ -88,12 +90,14 @@ int attrs_query_collect(struct rtask *rt, struct attrs_query *q, struct tree *t,
  * said ahead. */
 int attrs_query_expect(struct process *p, struct cr_err *err) must_check;
 /* The pending signals of p once more, since a timer went off between attrs_capture and the query.
- * The threads run the executor, traced by this thread, and are interrupted for it. */
-int attrs_pending_again(struct tree *t, struct process *p, struct refusals *refused,
+ * The leader, or all threads, run the executor, traced by this thread, and are interrupted for it;
+ * the others are stopped. */
+int attrs_pending_again(struct tree *t, struct process *p, bool all_run, struct refusals *refused,
 			struct cr_err *err) must_check;
 /* Where no query is made (ahead): what only the query tells is taken over from the previous
- * capture. prev NULL: defaults. */
-void attrs_copy_inside(struct tree *t, struct process *p, const struct process *prev);
+ * capture. prev NULL: defaults. threads_told: of the threads all is known (capture_proc.facts). */
+void attrs_copy_inside(struct tree *t, struct process *p, const struct process *prev,
+		       bool threads_told);
 /* What a thread that was not asked would most likely say, judged by the leader, who was. */
 void attrs_guess_inside(const struct process *p, struct thread *th);
 

@@ -59,7 +59,7 @@ static int read_seccomp(struct source *s, struct tree *t, struct process *p,
 static int infect(struct arming *a, const struct seized_proc *q, struct cr_err *err)
 {
 	pid_t tids[ASK_ALL_THREADS];
-	bool all = q->tasks.n <= ASK_ALL_THREADS;
+	bool all = q->tasks.n <= ASK_ALL_THREADS && !a->sp->told;
 
 	vec_foreach (task, &q->tasks) {
 		/* one that is not in the tree yet is asked once it is, or at the switch-over */
@@ -108,7 +108,7 @@ static int begin(struct source *s, struct tree *t, const struct seized_proc *q, 
 		a->p = NULL;
 		return 0;
 	}
-	int r = read_rseq(a->p, q, err);
+	int r = a->sp->told ? 0 : read_rseq(a->p, q, err);
 
 	if (!r)
 		r = read_seccomp(s, t, a->p, q, err);
@@ -204,8 +204,12 @@ static int stop_and_arm(struct source *s, const struct seize_request *rq, struct
 }
 
 /* What was not asked. */
-static void guess(struct process *p)
+static void guess(struct source *s, struct process *p)
 {
+	const struct source_proc *sp = source_find(s, p->pid);
+
+	if (sp && sp->told)
+		return;
 	for (size_t i = 1; i < p->n_threads && p->n_threads > ASK_ALL_THREADS; i++)
 		attrs_guess_inside(p, &p->threads[i]);
 }
@@ -247,7 +251,7 @@ int source_arm(struct source *s, struct tree *t, struct cr_err *err)
 	}
 	for (size_t i = 0; i < t->n_procs && !r; i++)
 		if (!t->procs[i].zombie)
-			guess(&t->procs[i]);
+			guess(s, &t->procs[i]);
 	vec_foreach (spp, &s->procs) /* a fork shares its pages with its parent */
 		(*spp)->tracker.shares_cow |= s->tree || t->n_procs > 1;
 	return r;

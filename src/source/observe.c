@@ -7,6 +7,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 #include "kernel/procfs.h"
+#include "kernel/taskview.h"
 #include "kernel/timens.h"
 #include "kernel/vdso.h"
 #include "remote/detour.h"
@@ -216,13 +217,33 @@ static int compare_clocks(struct tree *t, struct cr_err *err)
 	return 0;
 }
 
+/* Where the kernel tells it of all threads of a process. One alone is asked in any case. */
+static void look_at_threads(struct source *s, const struct process *p, struct capture_proc *cp,
+			    struct task_facts_list *l)
+{
+	struct source_proc *sp = source_find(s, p->pid);
+	struct cr_err ignored = {0};
+
+	sp->told = false;
+	if (!s->env->view || s->rq->opts.no_bpf || p->n_threads < 2 ||
+	    taskview_read(s->env->view, p->pid, l, &ignored))
+		return;
+	for (size_t i = 0; i < p->n_threads; i++)
+		if (!task_facts_find(l, p->threads[i].tid))
+			return;
+	l->cursor = 0;
+	cp->facts = l;
+	sp->told = true;
+}
+
 int source_capture(struct source *s, const struct seizure *who, bool exact, struct tree **ret,
 		   struct cr_err *err)
 {
 	struct tree *t = tree_new();
 	_cleanup_free_ struct capture_proc *cp = calloc(who->procs.n + 1, sizeof(*cp));
+	_cleanup_free_ struct task_facts_list *facts = calloc(who->procs.n + 1, sizeof(*facts));
 
-	if (!t || !cp) {
+	if (!t || !cp || !facts) {
 		tree_free(t);
 		return cr_err_oom(err);
 	}
@@ -250,11 +271,16 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 		r = files_capture(&c, err);
 	if (!r)
 		r = memory_capture_objects(&c, &s->object_fds, err);
+	for (size_t i = 0; i < t->n_procs && !r; i++)
+		if (!t->procs[i].zombie)
+			look_at_threads(s, &t->procs[i], &cp[i], &facts[i]);
 	if (!r)
 		r = attrs_capture(&c, err);
 	for (size_t i = 0; i < t->n_procs && !r && !exact; i++)
 		if (!t->procs[i].zombie)
-			attrs_copy_inside(t, &t->procs[i], cp[i].prev);
+			attrs_copy_inside(t, &t->procs[i], cp[i].prev, cp[i].facts != NULL);
+	for (size_t i = 0; i < who->procs.n; i++)
+		task_facts_done(&facts[i]);
 	for (size_t i = 0; i < t->n_procs && !r; i++) {
 		struct source_proc *sp = source_find(s, t->procs[i].pid);
 

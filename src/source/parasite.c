@@ -106,13 +106,13 @@ static void suspend_seccomp(pid_t tid)
 	ptrace(PTRACE_SETOPTIONS, tid, 0, PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP);
 }
 
-static int save_thread(struct parasite_thread *th, struct cr_err *err)
+int parasite_save(struct parasite_thread *th, bool rseq_known, struct cr_err *err)
 {
 	uint8_t xstate[TASK_XSTATE_MAX];
 	size_t len = sizeof(xstate);
 	int r = task_get_gp(th->tid, &th->gp, err);
 
-	if (!r)
+	if (!r && !rseq_known)
 		r = task_get_rseq(th->tid, &th->rseq_va, &th->rseq_len, &th->rseq_sig,
 				  &th->rseq_flags, err);
 	if (!r)
@@ -260,7 +260,7 @@ int parasite_infect(struct parasite *p, pid_t pid, int pidfd, const pid_t *tids,
 	int r = check_insn(p, entry->insn_va, err);
 	for (size_t i = 0; i < n && !r; i++) {
 		p->threads[i].tid = tids[i];
-		r = save_thread(&p->threads[i], err);
+		r = parasite_save(&p->threads[i], false, err);
 	}
 	if (r) { /* nothing was changed yet */
 		parasite_done(p);

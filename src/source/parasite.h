@@ -59,4 +59,7 @@ int parasite_cure(struct parasite *p, enum park_how how, enum leave_how leave,
 /* Free our side; the process is dead or cured. */
 void parasite_done(struct parasite *p);
 
+/* What ptrace tells of a stopped thread, into th, of which tid (and rseq_*, if known) is set. What
+ * the thread was doing goes on with these registers wherever they are loaded; it stays as it is. */
+int parasite_save(struct parasite_thread *th, bool rseq_known, struct cr_err *err) must_check;
 struct parasite_thread *parasite_find(struct parasite *p, pid_t tid);

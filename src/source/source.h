@@ -31,9 +31,10 @@
 #include "wire/link.h"
 #include "wire/page_tx.h"
 
-struct source_env {            /* of the agent */
-	const char *host;      /* what this host is called */
-	const char *state_dir; /* journals */
+struct source_env {                  /* of the agent */
+	const char *host;            /* what this host is called */
+	const char *state_dir;       /* journals */
+	const struct taskview *view; /* NULL: not to be had */
 	int life_fd; /* readable once the daemon is gone: then this migration is to end, undone */
 };
 
@@ -48,6 +49,7 @@ struct source_proc { /* a process as long as the migration knows it */
 	struct parasite_entry entry;
 	struct parasite parasite;
 	bool infected;
+	bool told; /* the last capture knows all of its threads from the kernel */
 };
 
 struct source_object { /* a shared memory object's pages */

@@ -39,8 +39,8 @@ static int infect_proc(struct source *s, const struct seized_proc *q, struct cr_
 		return cr_err_set(err, CR_ERR_BUG, ESRCH, "process %d is not known", q->pid);
 	if (!tids)
 		return cr_err_oom(err);
-	vec_foreach (task, &q->tasks)
-		if (!task->dead)
+	vec_foreach (task, &q->tasks) /* of the others the kernel has told */
+		if (!task->dead && (!n || !sp->told))
 			tids[n++] = task->tid;
 	int r = parasite_infect(&sp->parasite, q->pid, sp->pidfd, tids, n, &sp->entry, err);
 	sp->infected = !r;
@@ -53,7 +53,7 @@ struct ask {
 	struct process *p;
 	struct thread *th;
 	struct parasite *pa;
-	struct parasite_thread *pt;
+	struct parasite_thread *pt; /* NULL: it stays as it stopped, the kernel told of it */
 	struct attrs_query q;
 	struct rcall *brk; /* of the leader */
 };
@@ -91,49 +91,73 @@ static int hear(struct source *s, struct tree *t, struct ask *a, struct cr_err *
 	return attrs_query_collect(&a->pt->rt, &a->q, t, a->p, a->th, what_of(a), err);
 }
 
+/* The kernel has told what a thread would have to be asked: its registers are all that is missing.
+ */
+static int read_stopped(struct tree *t, struct thread *th, struct cr_err *err)
+{
+	struct parasite_thread pt = {.tid = th->tid,
+				     .rseq_va = th->rseq_va,
+				     .rseq_len = th->rseq_len,
+				     .rseq_sig = th->rseq_sig,
+				     .rseq_flags = th->rseq_flags};
+	int r = parasite_save(&pt, true, err);
+
+	if (!r)
+		r = take_thread(t, th, &pt, err);
+	free(pt.xstate);
+	return r;
+}
+
 static int ask_all(struct source *s, struct tree *t, struct ask *asks, size_t n, struct cr_err *err)
 {
 	int r = 0;
 
 	for (size_t i = 0; i < n && !r; i++)
-		r = ask(&asks[i], err);
+		if (asks[i].pt)
+			r = ask(&asks[i], err);
+	for (size_t i = 0; i < n && !r; i++) /* while those run */
+		if (!asks[i].pt)
+			r = read_stopped(t, asks[i].th, err);
 	for (size_t i = 0; i < n && !r; i++)
-		r = hear(s, t, &asks[i], err);
+		if (asks[i].pt)
+			r = hear(s, t, &asks[i], err);
 	for (size_t i = 0; i < n && !r; i++)
 		if (asks[i].q.signals_stale)
-			r = attrs_pending_again(t, asks[i].p, &s->notes, err);
+			r = attrs_pending_again(t, asks[i].p, !source_find(s, asks[i].p->pid)->told,
+						&s->notes, err);
+	return r;
+}
+
+static int list_threads(struct source *s, struct tree *t, struct process *p, struct ask *asks,
+			size_t *n, struct cr_err *err)
+{
+	struct source_proc *sp = source_find(s, p->pid);
+	int r = 0;
+
+	for (size_t k = 0; k < p->n_threads && !r; k++) {
+		struct thread *th = &p->threads[k];
+		struct parasite_thread *pt =
+		    k && sp->told ? NULL : parasite_find(&sp->parasite, th->tid);
+
+		if (!pt && !(k && sp->told))
+			return cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d is not infected",
+					  th->tid);
+		asks[(*n)++] = (struct ask){.p = p, .th = th, .pa = &sp->parasite, .pt = pt};
+		if (pt)
+			r = take_thread(t, th, pt, err);
+	}
 	return r;
 }
 
 static int ask_inside(struct source *s, struct tree *t, struct cr_err *err)
 {
-	size_t n = 0, total = 0;
+	_cleanup_free_ struct ask *asks = calloc(tree_count_threads(t) + 1, sizeof(*asks));
+	size_t n = 0;
+	int r = asks ? 0 : cr_err_oom(err);
 
-	for (size_t i = 0; i < t->n_procs; i++)
-		total += t->procs[i].n_threads;
-	_cleanup_free_ struct ask *asks = calloc(total + 1, sizeof(*asks));
-	if (!asks)
-		return cr_err_oom(err);
-	for (size_t i = 0; i < t->n_procs; i++) {
-		struct process *p = &t->procs[i];
-		struct source_proc *sp = source_find(s, p->pid);
-
-		for (size_t k = 0; k < p->n_threads; k++) {
-			struct parasite_thread *pt =
-			    parasite_find(&sp->parasite, p->threads[k].tid);
-
-			if (!pt)
-				return cr_err_set(err, CR_ERR_BUG, ESRCH,
-						  "thread %d is not infected", p->threads[k].tid);
-			asks[n++] = (struct ask){
-			    .p = p, .th = &p->threads[k], .pa = &sp->parasite, .pt = pt};
-			int r = take_thread(t, &p->threads[k], pt, err);
-
-			if (r)
-				return r;
-		}
-	}
-	return ask_all(s, t, asks, n, err);
+	for (size_t i = 0; i < t->n_procs && !r; i++)
+		r = list_threads(s, t, &t->procs[i], asks, &n, err);
+	return r ? r : ask_all(s, t, asks, n, err);
 }
 
 static int release(struct source *s)

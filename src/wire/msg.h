@@ -134,6 +134,7 @@ struct msg_opts {
 	bool leave_running; /* the source goes on as well: a copy, for tests */
 	bool rehearse;      /* up to PREPARED, then undone */
 	bool no_hw_breakpoints;
+	bool no_bpf; /* ask every thread itself */
 	enum msg_mode mode;
 	enum msg_no_convergence no_convergence;
 	uint32_t postcopy_timeout_ms; /* how long a lost source is waited for */

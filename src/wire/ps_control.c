@@ -1,6 +1,8 @@
 #include "wire/ps_control.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
@@ -167,6 +169,32 @@ int ps_close_uffds(struct ps_client *ps, struct cr_err *err)
 	struct ps_reply rp;
 
 	return call(ps, &rq, -1, &rp, err);
+}
+
+static void raise_all(pid_t pid, int priority)
+{
+	const struct sched_param p = {.sched_priority = priority};
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	_cleanup_dir_ DIR *d = opendir(path);
+	for (struct dirent *e; d && (e = readdir(d));)
+		if (e->d_name[0] != '.' && sched_setscheduler(atoi(e->d_name), SCHED_FIFO, &p))
+			break;
+}
+
+/* The page-server knows of it first: it is to come down whenever we go. */
+int ps_hurry(struct ps_client *ps, int priority, struct cr_err *err)
+{
+	struct ps_request rq = {.type = PS_HURRY};
+	struct ps_reply rp;
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+
+	int r = call(ps, &rq, -1, &rp, err);
+	if (!r && ps && !getsockopt(ps->fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) && cred.pid > 0)
+		raise_all(cred.pid, priority);
+	return r;
 }
 
 int ps_target_object(struct ps_client *ps, uint32_t index, int fd, struct cr_err *err)

@@ -51,6 +51,10 @@ int ps_target_uffd(struct ps_client *ps, uint32_t index, int uffd, struct cr_err
 /* The page-server closes those of all targets, and only writes from then on. */
 int ps_close_uffds(struct ps_client *ps, struct cr_err *err) must_check;
 
+/* The tasks wait for their last pages: the page-server runs at the real-time priority of that
+ * number until this session ends. Takes CAP_SYS_NICE; without it nothing happens. */
+int ps_hurry(struct ps_client *ps, int priority, struct cr_err *err) must_check;
+
 /* Pages of target `index` go into the file fd (a memfd or such, open for reading and writing), addr
  * being the offset. The page-server gets a duplicate; fd remains the caller's. Pages beyond the end
  * of the file are refused; the last one is cut at the end. */

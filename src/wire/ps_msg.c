@@ -39,7 +39,7 @@ int ps_request_decode(struct ps_request *ret, const void *p, size_t len, struct 
 	};
 	memcpy(rq.id, b + 32, PAGE_ID_BYTES);
 	memcpy(rq.token, b + 48, PAGE_TOKEN_BYTES);
-	if (rq.type < PS_SESSION || rq.type > PS_CLOSE_UFFDS)
+	if (rq.type < PS_SESSION || rq.type > PS_HURRY)
 		return bad(err, "unknown request");
 	if (rq.index >= PAGE_TARGETS_MAX)
 		return bad(err, "target index out of range");

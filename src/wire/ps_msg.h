@@ -14,6 +14,7 @@ enum ps_request_type {
 	PS_STATS = 5,
 	PS_TARGET_UFFD = 6, /* index; descriptor: a userfaultfd of the process */
 	PS_CLOSE_UFFDS = 7,
+	PS_HURRY = 8,
 };
 
 struct ps_request {

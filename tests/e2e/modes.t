@@ -23,6 +23,12 @@ done
 move_case "200 threads: --no-hw-breakpoints, sigreturn" -- threads --threads 200 -- \
 	--no-hw-breakpoints --launch sigreturn
 
+# Every thread asked at the stop, where the kernel may not be asked about it.
+for name in "threads --threads 30" "signals --once-ms 2000" "creds --variant user" "dirty --threads 20"; do
+	# shellcheck disable=SC2086
+	move_case "$name: no BPF" -- $name -- --no-bpf
+done
+
 for streams in 1 3; do
 	for compress in none lz4 auto; do
 		move_case "$streams streams, compress $compress" -- dirty --mib 48 --rate 40 --threads 2 -- \

@@ -42,6 +42,7 @@ static const struct msg_opts some_opts = {.downtime_limit_us = 5000,
 					  .leave_running = true,
 					  .rehearse = true,
 					  .no_hw_breakpoints = true,
+					  .no_bpf = true,
 					  .mode = MSG_MODE_HYBRID,
 					  .no_convergence = MSG_NO_CONVERGENCE_ABORT,
 					  .postcopy_timeout_ms = 700,
@@ -237,7 +238,7 @@ static inline void same_opts(const struct msg_opts *a, const struct msg_opts *b)
 	SAME(downtime_limit_us), SAME(max_rounds), SAME(max_bandwidth), SAME(streams);
 	SAME(compress), SAME(verify), SAME(launch), SAME(leave_running);
 	SAME(rehearse), SAME(no_hw_breakpoints), SAME(mode), SAME(no_convergence);
-	SAME(postcopy_timeout_ms);
+	SAME(postcopy_timeout_ms), SAME(no_bpf);
 	SAME(tcp), SAME(n_move), SAME(copy_files);
 	for (uint32_t i = 0; i < a->n_move; i++)
 		assert_string_equal(a->move[i], b->move[i]);

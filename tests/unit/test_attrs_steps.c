@@ -112,7 +112,7 @@ static void test_copy_inside(void **state)
 	p->sigactions[SIGUSR1 - 1].handler = 1;                     /* ignored now */
 	was->threads[0].pdeathsig = 9;
 	was->threads[0].rseq_va = 0x1000;
-	attrs_copy_inside(t, p, was);
+	attrs_copy_inside(t, p, was, false);
 	assert_int_equal(p->sigactions[SIGCHLD - 1].flags, SA_NOCLDWAIT);
 	assert_int_equal(p->sigactions[SIGHUP - 1].handler, 0x1234);
 	assert_int_equal(p->sigactions[SIGUSR1 - 1].handler, 1);
@@ -121,7 +121,7 @@ static void test_copy_inside(void **state)
 	assert_int_equal(p->threads[0].rseq_va, 0x1000);
 	assert_int_equal(p->threads[0].timer_slack_ns, was->threads[0].timer_slack_ns);
 	p->sigactions[SIGHUP - 1].handler = ATTRS_HANDLER_UNKNOWN;
-	attrs_copy_inside(t, p, NULL);
+	attrs_copy_inside(t, p, NULL, false);
 	assert_int_equal(p->sigactions[SIGHUP - 1].handler, 0);
 	refusals_done(&refused);
 	tree_free(prev);

@@ -208,7 +208,7 @@ static void test_expires_under_way(void **state)
 	for (size_t i = 0; i < src.n; i++)
 		assert_ok(task_seize(src.tids[i], PTRACE_O_TRACESYSGOOD, &err), &err);
 	assert_true(kid_query(&src, t));
-	assert_ok(attrs_pending_again(t, p, &refused, &err), &err);
+	assert_ok(attrs_pending_again(t, p, true, &refused, &err), &err);
 	assert_int_equal(count(p->pending, p->n_pending, SIGALRM), 1);
 	assert_int_equal(count(p->pending, p->n_pending, SIGRTMIN + 2), 2);
 	assert_int_equal(count(p->threads[1].pending, p->threads[1].n_pending, SIGRTMIN + 2), 1);
@@ -236,12 +236,12 @@ static void test_expires_after_query(void **state)
 	p->timers[2].value_ns = 1;
 	for (size_t i = 0; i < src.n; i++)
 		assert_ok(task_seize(src.tids[i], PTRACE_O_TRACESYSGOOD, &err), &err);
-	assert_ok(attrs_pending_again(t, p, &refused, &err), &err);
+	assert_ok(attrs_pending_again(t, p, true, &refused, &err), &err);
 	assert_int_equal(p->n_pending, 1);
 	assert_int_equal(p->timers[2].value_ns, period + 1);
 	p->timers[2].interval_ns = 0;
 	p->timers[2].value_ns = 1;
-	assert_ok(attrs_pending_again(t, p, &refused, &err), &err);
+	assert_ok(attrs_pending_again(t, p, true, &refused, &err), &err);
 	assert_int_equal(p->timers[2].value_ns, 0);
 	refusals_done(&refused);
 	tree_free(t);

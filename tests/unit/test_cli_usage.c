@@ -54,7 +54,7 @@ static void test_options_arrive(void **state)
 	RUN(&r, "migrate", "alpha", "beta", "--pid=77", "--freeze-cgroup", "/web/1",
 	    "--downtime-limit", "1.5ms", "--max-rounds", "5", "--max-bandwidth", "1Gbit",
 	    "--streams", "3", "--compress", "none", "--verify", "full", "--launch", "sigreturn",
-	    "--leave-running", "--no-hw-breakpoints");
+	    "--leave-running", "--no-hw-breakpoints", "--no-bpf");
 	assert_int_equal(r.code, 0);
 	HAS(r.text, "copied process 77 from alpha to beta");
 	const struct msg_opts *o = &stage->beta.seen->opts;
@@ -65,7 +65,7 @@ static void test_options_arrive(void **state)
 	assert_int_equal(o->compress, MSG_COMPRESS_NONE);
 	assert_int_equal(o->verify, MSG_VERIFY_FULL);
 	assert_int_equal(o->launch, MSG_LAUNCH_SIGRETURN);
-	assert_true(o->leave_running && o->no_hw_breakpoints && !o->rehearse);
+	assert_true(o->leave_running && o->no_hw_breakpoints && o->no_bpf && !o->rehearse);
 	assert_int_equal(stage->alpha.seen->pid, 77);
 	assert_string_equal(stage->alpha.seen->freeze_cgroup, "/web/1");
 	RUN(&r, "alpha->beta", "--cgroup", "/web");

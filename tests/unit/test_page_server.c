@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -601,6 +602,56 @@ static void places_absent_pages_without_faults(void **state)
 	page_tx_free(tx);
 }
 
+/* Policies of all threads of the server: -1 if they differ. */
+static int server_policy(const struct fixture *f)
+{
+	char path[40];
+	int policy = -2;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", f->server);
+	DIR *d = opendir(path);
+	assert_non_null(d);
+	for (struct dirent *e; (e = readdir(d));) {
+		int one = e->d_name[0] != '.' ? sched_getscheduler(atoi(e->d_name)) : policy;
+
+		policy = policy == -2 || one == policy ? one : -1;
+	}
+	closedir(d);
+	return policy;
+}
+
+/* Until the last session that asked for it ends. */
+static void hurries_while_tasks_wait(void **state)
+{
+	struct fixture *f = get(state);
+	struct cr_err err = {0};
+	struct ps_client *other;
+	const struct sched_param rt = {.sched_priority = 1};
+	struct page_tx *tx;
+
+	if (sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &rt))
+		skip(); /* not allowed here */
+	ok(sched_setscheduler(0, SCHED_OTHER, &(struct sched_param){0}));
+	ok(open_tx(f, &tx, 2, PAGE_TX_COMPRESS_NONE, &err));
+	send_random(f, tx, CHILD); /* the pool has its threads */
+	ok(page_tx_flush(tx, NULL, &err));
+	assert_int_equal(server_policy(f), SCHED_OTHER);
+	ok(ps_hurry(f->ps, 40, &err));
+	ok(ps_hurry(f->ps, 40, &err));
+	assert_int_equal(server_policy(f), SCHED_FIFO);
+	ok(ps_connect(&other, f->socket, &err));
+	f->id[3]++;
+	ok(ps_session(other, f->id, f->token, NULL, &err));
+	f->id[3]--;
+	ok(ps_hurry(other, 40, &err));
+	ps_close(other);
+	assert_int_equal(server_policy(f), SCHED_FIFO);
+	ps_close(f->ps);
+	f->ps = NULL;
+	assert_int_equal(server_policy(f), SCHED_OTHER);
+	page_tx_free(tx);
+}
+
 static void control_is_strict(void **state)
 {
 	struct fixture *f = get(state);
@@ -935,6 +986,7 @@ int main(void)
 	    TEST(bad_places_are_refused),
 	    TEST(deleted_and_dead_targets_are_refused),
 	    TEST(places_absent_pages_without_faults),
+	    TEST(hurries_while_tasks_wait),
 	    TEST(control_is_strict),
 	    TEST(session_end_ends_streams),
 	    TEST(targets_change_under_load),

@@ -599,9 +599,9 @@ static void control_messages(void **state)
 	assert_memory_equal(&rq, &rq2, sizeof(rq));
 	for (size_t n = 0; n < sizeof(q); n++)
 		assert_int_equal(ps_request_decode(&rq2, q, n, &err), -EPROTO);
-	q[4] = PS_CLOSE_UFFDS;
+	q[4] = PS_HURRY;
 	assert_int_equal(ps_request_decode(&rq2, q, sizeof(q), &err), 0);
-	q[4] = PS_CLOSE_UFFDS + 1;
+	q[4] = PS_HURRY + 1;
 	assert_int_equal(ps_request_decode(&rq2, q, sizeof(q), &err), -EPROTO);
 	q[4] = PS_TARGET_PROCESS;
 	q[12] = 0;

@@ -1,6 +1,6 @@
 /* Threads across a move: ids, thread-local storage, names, masks, alternate stacks, mutexes,
- * condition variables with absolute timeouts, robust mutexes, blocked system calls, and creating
- * and joining threads afterwards.
+ * condition variables with absolute timeouts, robust mutexes, blocked system calls, what only the
+ * thread itself can tell (another thing each turn), and creating and joining threads afterwards.
  *
  * --threads N (default 8) */
 #include "workload.h"
@@ -57,6 +57,44 @@ static void on_usr1(int sig)
 	w->handler_ran = true;
 }
 
+/* What only the thread itself can tell is another thing each turn: what was told some time ago is
+ * not believed. */
+static size_t alt_bytes(const struct worker *w)
+{
+	return ALT_BYTES - w->turns % 3 * 1024;
+}
+
+static int parent_death_signal(const struct worker *w)
+{
+	return w->turns % 2 ? SIGUSR2 : SIGRTMIN + w->index % 28; /* both are blocked */
+}
+
+static unsigned long timer_slack(const struct worker *w)
+{
+	return 60000 + w->turns % 5 * 1000;
+}
+
+static void change_self(const struct worker *w)
+{
+	const stack_t alt = {.ss_sp = w->alt, .ss_size = alt_bytes(w)};
+
+	wl_must(!sigaltstack(&alt, NULL), "sigaltstack");
+	prctl(PR_SET_PDEATHSIG, parent_death_signal(w));
+	prctl(PR_SET_TIMERSLACK, timer_slack(w));
+}
+
+static void check_changed(const struct worker *w)
+{
+	int pdeathsig = 0;
+	stack_t alt;
+
+	wl_must(!sigaltstack(NULL, &alt), "sigaltstack");
+	wl_same("alternate stack's size", alt_bytes(w), alt.ss_size);
+	prctl(PR_GET_PDEATHSIG, &pdeathsig);
+	wl_same("parent death signal", parent_death_signal(w), pdeathsig);
+	wl_same("timer slack", timer_slack(w), prctl(PR_GET_TIMERSLACK));
+}
+
 static void check_self(struct worker *w)
 {
 	char name[16], want[16];
@@ -75,7 +113,6 @@ static void check_self(struct worker *w)
 	wl_check(!strcmp(name, want), "thread name: expected %s, got %s", want, name);
 	wl_must(!sigaltstack(NULL, &alt), "sigaltstack");
 	wl_same("alternate stack", (uintptr_t)w->alt, (uintptr_t)alt.ss_sp);
-	wl_same("alternate stack's size", ALT_BYTES, alt.ss_size);
 	pthread_sigmask(SIG_SETMASK, NULL, &mask);
 	for (int s = 1; s < 65; s++)
 		wl_check(sigismember(&mask, s) == sigismember(&w->mask, s),
@@ -250,7 +287,9 @@ static void *worker_main(void *arg)
 		pthread_mutex_lock(&robust);
 	pthread_barrier_wait(&barrier);
 	while (!stopping) {
+		change_self(w);
 		take_turn(w);
+		check_changed(w);
 		tls.turns++;
 		w->turns++;
 		check_self(w);
