@@ -83,6 +83,9 @@ enum settled { /* exit status of the process that looks at the journals */
 enum settled settle_all(const struct agent_config *cfg);
 /* The user's decision, or the source's, about one, whose lock the caller has. text: what was done.
  */
+/* The destination's tasks run, if they do not yet: the journal says commit. */
+int settle_launch(const struct agent_config *cfg, const struct journal *j,
+		  struct cr_err *err) must_check;
 int settle_commit(const struct agent_config *cfg, struct journal *j, char *text, size_t n,
 		  struct cr_err *err) must_check;
 int settle_abort(const struct agent_config *cfg, struct journal *j, char *text, size_t n,

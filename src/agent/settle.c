@@ -198,7 +198,7 @@ static void leave_network(const struct journal *j)
 
 /* ---- decisions ---- */
 
-static int run_cgroup(const struct agent_config *cfg, const struct journal *j, struct cr_err *err)
+int settle_launch(const struct agent_config *cfg, const struct journal *j, struct cr_err *err)
 {
 	_cleanup_(cgroup_closep) struct cgroup *cg = NULL;
 
@@ -273,7 +273,7 @@ static int run_here(const struct agent_config *cfg, struct journal *j, char *tex
 		    "the destination was not prepared: there is nothing whole to run");
 	int r = j->lazy ? end_incomplete(cfg, j, err) : 0;
 	if (!r)
-		r = run_cgroup(cfg, j, err);
+		r = settle_launch(cfg, j, err);
 	if (!r)
 		r = write_state(cfg, j, JOURNAL_DONE, err);
 	if (r)

@@ -146,30 +146,67 @@ static void accept_peer(struct dest *d, int listener)
 		take_peer(d, l);
 }
 
+struct fetching {
+	const struct agent_config *cfg;
+	struct dest *d;
+	int lock, listener;
+};
+
 /* Until nothing is missing. */
-static void fetch_pages(struct dest *d, int lock, int listener)
+static void fetch_pages(const struct fetching *fe)
 {
+	struct lazy *l = fe->d->lazy;
+	struct dest *d = fe->d;
 	struct cr_err err = {0};
 	int r = 0;
 
-	note(lock, HOLDER_WORKS);
-	dest_release(d);
 	while (!r) {
-		struct pollfd p[2] = {{.fd = listener, .events = POLLIN},
-				      {.fd = lazy_fd(d->lazy), .events = POLLIN}};
+		struct pollfd p[3] = {{.fd = fe->listener, .events = POLLIN},
+				      {.fd = lazy_fd(l), .events = POLLIN},
+				      {.fd = lazy_keeper_fd(l), .events = POLLIN}};
 
-		if (poll(p, 2, -1) < 0)
+		if (poll(p, 3, -1) < 0)
 			continue;
 		if (p[1].revents)
-			r = lazy_fetcher_ended(d->lazy, &err);
+			r = lazy_fetcher_ended(l, &err);
+		else if (p[2].revents)
+			r = lazy_keeper_ended(l, &err);
 		else if (p[0].revents)
-			accept_peer(d, listener);
+			accept_peer(d, fe->listener);
 	}
-	const struct lazy_stats *st = d->lazy->stats;
+	const struct lazy_stats *st = l->stats;
 	if (r < 0)
 		log_error("migration %s: %s", d->journal.id, err.msg);
 	log_info("migration %s: %llu pages fetched, %llu lost", d->journal.id,
 		 (unsigned long long)st->pages_lazy, (unsigned long long)st->lost);
+}
+
+/* In the keeper: the process that did all this before has ended, at any point after the decision.
+ * Of what it had, only what concerns the pages is touched: the rest may be gone. The journal is
+ * left to the daemon, which finds it when we end. */
+static int take_over(void *arg)
+{
+	const struct fetching *fe = arg;
+	struct dest *d = fe->d;
+	struct journal j = {0};
+	struct cr_err err = {0};
+
+	note(fe->lock, HOLDER_WORKS);
+	int r = journal_read(fe->cfg->state_dir, d->journal.id, "destination", &j, &err);
+	/* not decided after all: nothing ran, and whoever settles it ends the tasks */
+	if (!r && j.state == JOURNAL_PREPARED)
+		return 0;
+	if (!r && j.state == JOURNAL_COMMIT)
+		r = settle_launch(fe->cfg, &j, &err);
+	journal_done(&j);
+	if (r)
+		log_error("migration %s: %s", d->journal.id, err.msg);
+	if (d->lazy->shared->phase == LAZY_FINISHED)
+		return 0;
+	if (lazy_resume(d->lazy, &err))
+		log_error("migration %s: %s", d->journal.id, err.msg);
+	fetch_pages(fe);
+	return 0;
 }
 
 /* Empty cgroups are swept away: not this one, for as long as this process lives. */
@@ -184,9 +221,13 @@ static void hold_cgroup(const struct dest *d)
 void work_dest(const struct agent_config *cfg, struct link *client, const struct msg_receive *rq,
 	       int life_fd)
 {
-	const struct dest_env env = {
-	    .host = cfg->host, .state_dir = cfg->state_dir, .page_server = cfg->page_server};
 	struct dest d;
+	struct fetching fe = {.cfg = cfg, .d = &d};
+	const struct dest_env env = {.host = cfg->host,
+				     .state_dir = cfg->state_dir,
+				     .page_server = cfg->page_server,
+				     .take_over = take_over,
+				     .take_over_arg = &fe};
 	struct cr_err err = {0};
 	char id[MIG_ID_HEX], path[160];
 
@@ -195,6 +236,9 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 	int lock = journal_lock(cfg->state_dir, id, "destination", HOLDER_WORKS, 0, &err);
 	int listener = lock < 0 ? -1 : pass_listen(path, &err);
 	bool begun = listener >= 0;
+
+	fe.lock = lock;
+	fe.listener = listener;
 	heap_keep();
 	int r = begun ? dest_init(&d, &env, rq, &err) : -err.code;
 	if (!r)
@@ -210,8 +254,12 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 	} else {
 		serve(&d, lock, listener, client, life_fd);
 	}
-	if (begun && d.state == DEST_RUNNING && d.lazy)
-		fetch_pages(&d, lock, listener);
+	if (begun && d.state == DEST_RUNNING && d.lazy) {
+		note(lock, HOLDER_WORKS);
+		dest_release(&d);
+		fetch_pages(&fe);
+		lazy_end_keeper(d.lazy); /* or it would take our end for its cue */
+	}
 	if (begun && d.state == DEST_RUNNING)
 		finish(&d);
 	else if (begun && d.state < DEST_PREPARED)

@@ -29,6 +29,10 @@ struct dest_env { /* of the agent */
 	const char *state_dir;
 	const char
 	    *page_server; /* path of its control socket; NULL: we place the pages ourselves */
+	/* In another process, should this one end while pages are fetched: lazy_keep(). May be
+	 * NULL. */
+	int (*take_over)(void *arg);
+	void *take_over_arg;
 };
 
 enum dest_state { DEST_NEW, DEST_BUILT, DEST_PREPARED, DEST_COMMITTED, DEST_RUNNING, DEST_ABORTED };

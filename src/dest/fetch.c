@@ -92,7 +92,7 @@ static void drop_bulk(struct fetch *f, size_t i)
 		pthread_join(b->thread, NULL);
 		b->runs = false;
 	}
-	close_fdp(&f->sh->bulk_fds[i]);
+	lazy_close(&f->sh->bulk_fds[i]);
 }
 
 /* Without the lock, which the others may need to come to their end. */
@@ -102,7 +102,7 @@ static void drop_connections(struct fetch *f, const char *why)
 		log_info("fetching pages: the connection to the source is lost: %s", why);
 	for (size_t i = 0; i < LAZY_BULK_MAX; i++)
 		drop_bulk(f, i);
-	close_fdp(&f->sh->urgent_fd);
+	lazy_close(&f->sh->urgent_fd);
 	f->urgent.n = 0;
 	f->out.n = f->out_done = 0;
 	f->started = f->told = f->complete_sent = false;

@@ -199,6 +199,8 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 	if (!r && d->lazy) {
 		d->journal.lazy = true;
 		r = lazy_start(d->lazy, d->tree, err);
+		if (!r && d->env->take_over)
+			r = lazy_keep(d->lazy, d->env->take_over, d->env->take_over_arg, err);
 	}
 	if (!r)
 		r = hold(d, err);
@@ -235,10 +237,11 @@ int dest_let_go(struct dest *d, struct cr_err *err)
 
 int dest_launch(struct dest *d, struct cr_err *err)
 {
+	/* first: whoever finds the journal at commit takes the tasks to have run */
+	lazy_commit(d->lazy);
 	int r = dest_journal(d, JOURNAL_COMMIT, err);
 
 	d->state = DEST_COMMITTED;
-	lazy_commit(d->lazy);
 	fault_point("dest-commit");
 	if (!r)
 		r = net_take_addresses(d->tree, err);

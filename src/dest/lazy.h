@@ -5,9 +5,12 @@
  *   fetch.c       the fetcher: a process without privileges that serves faults and takes pages
  *   lazy_run.c    its supervisor, the migration's process: starts it, and another if it dies
  *
- * As long as pages are missing the userfaultfds are open in two processes with one table of
- * descriptors. If both are killed, the kernel gives the tasks zeros for what is missing: whoever
- * finds the journal then ends them. */
+ *   lazy_keep.c   the keeper, a process that takes the supervisor's place
+ *
+ * As long as pages are missing the userfaultfds are open in three processes with one table of
+ * descriptors. Each may be killed, and any two of them together: the third starts the others anew.
+ * Were all three killed in the same moment, the kernel would give the tasks zeros for what is
+ * missing: whoever finds the journal then ends them. */
 #pragma once
 #include <stdbool.h>
 #include "base/err.h"
@@ -33,8 +36,10 @@ struct lazy {
 	struct lazy_shared *shared;
 	struct lazy_stats *stats; /* mapped from stats_path */
 	pid_t fetcher;            /* 0: none runs */
-	int fetcher_pidfd;
-	int control, fetcher_control; /* connections go to the fetcher, by number */
+	pid_t keeper;             /* 0: none */
+	int keeper_pidfd;
+	int (*take_over)(void *arg);
+	void *take_over_arg;
 	unsigned int restarts;
 };
 
@@ -69,10 +74,26 @@ void lazy_connection(struct lazy *l, int fd, enum msg_lazy_kind kind);
 /* For poll(2): readable when the fetcher has ended. */
 static inline int lazy_fd(const struct lazy *l)
 {
-	return l->fetcher_pidfd;
+	return l->shared->fetcher_pidfd;
 }
 /* The fetcher has ended. 0: another one took over; 1: nothing is missing any more. */
 int lazy_fetcher_ended(struct lazy *l, struct cr_err *err) must_check;
+/* In a process that took over: a fetcher of its own. */
+int lazy_resume(struct lazy *l, struct cr_err *err) must_check;
+
+/* ---- lazy_keep.c ---- */
+
+/* Once the fetcher runs: start the keeper. Should this process end after lazy_commit(), take_over
+ * is called in the keeper, and what it returns is its exit status; no fetcher runs then. */
+int lazy_keep(struct lazy *l, int (*take_over)(void *arg), void *arg,
+	      struct cr_err *err) must_check;
+/* For poll(2): readable when the keeper has ended. */
+static inline int lazy_keeper_fd(const struct lazy *l)
+{
+	return l->keeper_pidfd;
+}
+int lazy_keeper_ended(struct lazy *l, struct cr_err *err) must_check;
+void lazy_end_keeper(struct lazy *l);
 
 /* ---- fetch.c ---- */
 

@@ -43,7 +43,7 @@ int lazy_new(struct lazy **ret, const char *stats_path, uint32_t timeout_ms, str
 
 	if (!l)
 		return cr_err_oom(err);
-	l->fetcher_pidfd = l->control = l->fetcher_control = -1;
+	l->keeper_pidfd = -1;
 	l->timeout_ms = timeout_ms;
 	snprintf(l->stats_path, sizeof(l->stats_path), "%s", stats_path);
 	int r = map_stats(l, err);
@@ -54,6 +54,13 @@ int lazy_new(struct lazy **ret, const char *stats_path, uint32_t timeout_ms, str
 	return r;
 }
 
+static void close_own(struct lazy_shared *sh)
+{
+	lazy_close(&sh->fetcher_pidfd);
+	lazy_close(&sh->control);
+	lazy_close(&sh->fetcher_control);
+}
+
 static void end_fetcher(struct lazy *l)
 {
 	if (l->fetcher > 0) {
@@ -61,15 +68,15 @@ static void end_fetcher(struct lazy *l)
 		waitpid(l->fetcher, NULL, 0);
 	}
 	l->fetcher = 0;
-	close_fdp(&l->fetcher_pidfd);
-	close_fdp(&l->control);
-	close_fdp(&l->fetcher_control);
+	if (l->shared)
+		close_own(l->shared);
 }
 
 void lazy_free(struct lazy *l)
 {
 	if (!l)
 		return;
+	lazy_end_keeper(l); /* first: it would take this for its cue */
 	end_fetcher(l);
 	vec_foreach (p, &l->procs) {
 		close_fdp(&p->uffd);
@@ -98,7 +105,9 @@ static int drop_privileges(void)
 	return r ? -1 : 0;
 }
 
-/* With our table of descriptors, so that what it is handed by the kernel (the userfaultfd of a new
+/* CLONE_PARENT_SETTID: whoever takes over from us knows of every fetcher that may run.
+ *
+ * With our table of descriptors, so that what it is handed by the kernel (the userfaultfd of a new
  * child of a task) survives it, clone(2) CLONE_FILES. */
 static int spawn(struct lazy *l, bool takes_over, struct cr_err *err)
 {
@@ -112,11 +121,13 @@ static int spawn(struct lazy *l, bool takes_over, struct cr_err *err)
 				     .wake = pair[0],
 				     .timeout_ms = l->timeout_ms,
 				     .takes_over = takes_over};
-	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
+	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | CLONE_PARENT_SETTID | SIGCHLD, 0,
+				   &l->shared->fetcher, 0, 0);
 	if (pid == 0) {
 		const struct sched_param sp = {.sched_priority = FETCH_PRIORITY};
 
 		signal(SIGPIPE, SIG_IGN);
+		prctl(PR_SET_NAME, "cr-fetcher");
 		/* while it may: its threads take that over, those for what is pushed give it up */
 		if (sched_setscheduler(0, SCHED_FIFO, &sp))
 			log_debug("fetcher: %s", strerror(errno));
@@ -132,10 +143,10 @@ static int spawn(struct lazy *l, bool takes_over, struct cr_err *err)
 		return r;
 	}
 	l->fetcher = pid;
-	l->control = pair[0];
-	l->fetcher_control = pair[1];
-	l->fetcher_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-	return l->fetcher_pidfd < 0 ? cr_err_sys(err, "opening a pidfd of the fetcher") : 0;
+	l->shared->control = pair[0];
+	l->shared->fetcher_control = pair[1];
+	l->shared->fetcher_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	return l->shared->fetcher_pidfd < 0 ? cr_err_sys(err, "opening a pidfd of the fetcher") : 0;
 }
 
 int lazy_start(struct lazy *l, const struct tree *t, struct cr_err *err)
@@ -158,7 +169,8 @@ void lazy_connection(struct lazy *l, int fd, enum msg_lazy_kind kind)
 {
 	const struct fetch_hand h = {.fd = fd, .kind = (int32_t)kind};
 
-	if (l->control < 0 || send(l->control, &h, sizeof(h), MSG_NOSIGNAL) != sizeof(h))
+	if (l->shared->control < 0 ||
+	    send(l->shared->control, &h, sizeof(h), MSG_NOSIGNAL) != sizeof(h))
 		close(fd);
 }
 
@@ -177,12 +189,12 @@ static void close_connections(struct lazy *l)
 {
 	struct fetch_hand h;
 
-	while (recv(l->fetcher_control, &h, sizeof(h), MSG_DONTWAIT) == sizeof(h))
+	while (recv(l->shared->fetcher_control, &h, sizeof(h), MSG_DONTWAIT) == sizeof(h))
 		if (h.fd >= 0 && !is_noted(l->shared, h.fd))
 			close(h.fd);
-	close_fdp(&l->shared->urgent_fd);
+	lazy_close(&l->shared->urgent_fd);
 	for (size_t i = 0; i < LAZY_BULK_MAX; i++)
-		close_fdp(&l->shared->bulk_fds[i]);
+		lazy_close(&l->shared->bulk_fds[i]);
 }
 
 int lazy_fetcher_ended(struct lazy *l, struct cr_err *err)
@@ -193,14 +205,19 @@ int lazy_fetcher_ended(struct lazy *l, struct cr_err *err)
 		return cr_err_sys(err, "waiting for the fetcher");
 	l->fetcher = 0;
 	close_connections(l);
-	close_fdp(&l->fetcher_pidfd);
-	close_fdp(&l->control);
-	close_fdp(&l->fetcher_control);
+	close_own(l->shared);
 	if (WIFEXITED(st) && WEXITSTATUS(st) == 0)
 		return 1;
 	log_warn("the fetcher ended (status %#x), another one takes over", st);
 	if (++l->restarts > RESTARTS_MAX)
 		return cr_err_set(err, CR_ERR_BUG, ELOOP, "the fetcher died %u times", l->restarts);
+	return spawn(l, true, err);
+}
+
+int lazy_resume(struct lazy *l, struct cr_err *err)
+{
+	close_connections(l);
+	close_own(l->shared);
 	return spawn(l, true, err);
 }
 

@@ -1,6 +1,8 @@
 #include "dest/lazy_state.h"
 
+#include <stdatomic.h>
 #include <string.h>
+#include <unistd.h>
 #include <sys/mman.h>
 
 /* A remap of a part splits a segment; more often than this nobody does. */
@@ -41,11 +43,22 @@ int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages, stru
 	s->stride = stride;
 	s->seg_cap = cap;
 	s->bits = bits;
-	s->urgent_fd = -1;
+	s->urgent_fd = s->supervisor_pidfd = s->fetcher_pidfd = -1;
+	s->control = s->fetcher_control = -1;
 	for (size_t i = 0; i < LAZY_BULK_MAX; i++)
 		s->bulk_fds[i] = -1;
 	*ret = s;
 	return 0;
+}
+
+void lazy_close(int *fd)
+{
+	int was = *fd;
+
+	*fd = -1;
+	atomic_signal_fence(memory_order_seq_cst);
+	if (was >= 0)
+		close(was);
 }
 
 void lazy_state_free(struct lazy_shared *s)
@@ -84,7 +97,7 @@ void lazy_space_drop(struct lazy_space *sp)
 	if (!sp->used)
 		return;
 	sp->used = 0; /* first: a number that is closed may be another's at once */
-	close_fdp(&sp->uffd);
+	lazy_close(&sp->uffd);
 }
 
 int lazy_space_add(struct lazy_shared *s, struct lazy_space *sp, const struct lazy_seg *seg)

@@ -52,13 +52,19 @@ struct lazy_shared {
 	uint32_t event_space;
 	/* of the fetcher, at whose end the supervisor closes them; -1 */
 	int urgent_fd, bulk_fds[LAZY_BULK_MAX];
-	uint32_t top; /* spaces from here on have never been used */
+	/* of the supervisor; here because whoever takes its place needs them. -1: none */
+	int supervisor_pidfd, fetcher_pidfd;
+	int control, fetcher_control; /* connections go to the fetcher, by number */
+	pid_t fetcher;                /* written before it runs */
+	uint32_t top;                 /* spaces from here on have never been used */
 	struct lazy_space spaces[LAZY_SPACES];
 };
 
 /* seg_cap, pages: of the largest space. */
 int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages,
 		   struct cr_err *err) must_check;
+/* A number noted here that is closed may be another's at once: first it is forgotten. */
+void lazy_close(int *fd);
 void lazy_state_free(struct lazy_shared *s); /* takes NULL */
 
 struct lazy_seg *lazy_segs(struct lazy_shared *s, const struct lazy_space *sp, uint32_t *n);

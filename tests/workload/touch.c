@@ -1,7 +1,8 @@
 /* How long a task waits for its memory, right after it was moved.
  *
- * --mib N (default 64), --pattern random|order (default random), --work-us N (of computing on each
- * page, order; default 20), --shared (the memory is shared anonymous memory)
+ * --mib N (default 64), --pattern random|order|rewrite (default random), --work-us N (of computing
+ * on each page, order; default 20), --shared (the memory is shared anonymous memory), --bus (pages
+ * may be lost: DIR/lost says how many gave SIGBUS; all others must be right)
  *
  * random: once the host has changed, pages are touched at random; each touch of a page that
  * mincore(2) says is not there is timed. order: all pages are looked at in turn, over and over,
@@ -10,13 +11,14 @@
  */
 #include "workload.h"
 #include <pthread.h>
+#include <setjmp.h>
 #include <sys/prctl.h>
 
 enum { SAMPLES_MAX = 200000, PASSES_MAX = 4096, LOOK_US = 20 };
 
 static uint8_t *memory;
 static size_t n_pages;
-static bool in_order;
+static bool in_order, rewrites;
 static uint64_t work_ns;
 static _Atomic bool stopping, over;
 
@@ -96,11 +98,23 @@ static void touch_at_random(const char *host)
 	}
 }
 
+static void rewrite(const char *host)
+{
+	while (!stopping && !host_changed(host))
+		for (size_t i = 0; i < n_pages; i += 1) {
+			volatile uint64_t *w = (uint64_t *)(memory + i * WL_PAGE);
+
+			if (i % 64 == 0 && host_changed(host))
+				return;
+			w[1] = w[1];
+		}
+}
+
 static void *toucher_main(void *arg)
 {
 	(void)arg;
 	prctl(PR_SET_NAME, "touch-toucher");
-	(in_order ? touch_in_order : touch_at_random)(wl.host);
+	(in_order ? touch_in_order : rewrites ? rewrite : touch_at_random)(wl.host);
 	over = true;
 	return NULL;
 }
@@ -145,7 +159,8 @@ static void set_up_memory(void)
 	const char *pattern = wl_opt_str("pattern", "random");
 
 	in_order = !strcmp(pattern, "order");
-	wl_check(in_order || !strcmp(pattern, "random"), "no pattern %s", pattern);
+	rewrites = !strcmp(pattern, "rewrite");
+	wl_check(in_order || rewrites || !strcmp(pattern, "random"), "no pattern %s", pattern);
 	work_ns = wl_opt("work-us", 20) * 1000;
 	n_pages = wl_opt("mib", 64) * 256;
 	memory = mmap(NULL, n_pages * WL_PAGE, PROT_READ | PROT_WRITE,
@@ -158,6 +173,40 @@ static void set_up_memory(void)
 		for (size_t k = 1; k < WL_PAGE / 8; k++) /* nothing that compresses */
 			w[k] = wl_mix(i * 0x100000001b3ull + k);
 	}
+}
+
+static sigjmp_buf lost_page;
+
+static void on_bus(int sig)
+{
+	(void)sig;
+	siglongjmp(lost_page, 1);
+}
+
+static void check_page(size_t i)
+{
+	const uint64_t *w = (uint64_t *)(memory + i * WL_PAGE);
+
+	for (size_t k = 1; k < WL_PAGE / 8; k++)
+		wl_check(look_at(i) == w[1] && w[k] == wl_mix(i * 0x100000001b3ull + k),
+			 "page %zu, word %zu: got 0x%lx", i, k, w[k]);
+}
+
+static void check_all(void)
+{
+	static volatile size_t i, lost;
+	char text[32];
+
+	if (wl_flag("bus"))
+		signal(SIGBUS, on_bus);
+	for (i = 0; i < n_pages; i++) {
+		if (sigsetjmp(lost_page, 1))
+			lost++;
+		else
+			check_page(i);
+	}
+	snprintf(text, sizeof(text), "%zu\n", lost);
+	wl_write("lost", text);
 }
 
 int main(int argc, char **argv)
@@ -179,12 +228,6 @@ int main(int argc, char **argv)
 	}
 	stopping = true;
 	pthread_join(toucher, NULL);
-	for (size_t i = 0; i < n_pages; i++) {
-		const uint64_t *w = (uint64_t *)(memory + i * WL_PAGE);
-
-		for (size_t k = 1; k < WL_PAGE / 8; k++)
-			wl_check(look_at(i) == w[1] && w[k] == wl_mix(i * 0x100000001b3ull + k),
-				 "page %zu, word %zu: got 0x%lx", i, k, w[k]);
-	}
+	check_all();
 	wl_done();
 }

@@ -1,0 +1,230 @@
+#!/bin/bash
+# Post-copy when something breaks or dies while pages are missing: they arrive all the same, and nothing
+# is ever read that was not written. Moments are random; SEED=N repeats them.
+set -uo pipefail
+# shellcheck source=tests/e2e/lib.sh
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+RANDOM=${SEED:=$RANDOM}
+echo "# SEED=$SEED"
+start_testbed
+
+# postcopied: what the last event says of it, by jq's path.
+postcopied() {
+	jq -r ".postcopy$1" <<<"$mig_done"
+}
+
+# A move that takes long enough for something to happen: pages are pushed slowly. In the background.
+begin_slow() {
+	migrate alpha beta --pid "$wl_pid" --mode "${MODE:-postcopy}" --max-bandwidth "${RATE:-10M}" \
+		--postcopy-timeout "${PATIENCE:-30s}" &
+	mover=$!
+	until_true 30 fetching
+}
+
+fetching() {
+	"$build/cr-migrate" status --hosts "$hosts_file" --json beta 2>/dev/null |
+		jq -se 'any(.state == "fetching pages" and .postcopy.pages_left > 0)' >/dev/null
+}
+
+end_slow() {
+	local st=0
+	wait "$mover" || st=$?
+	mig_done=$(tail -n 1 "$work/events")
+	return $st
+}
+
+after_slow() {
+	end_slow || { say_migration; return 1; }
+	wl_host=beta
+	moved_to beta || { say_migration; return 1; }
+	[ "$(postcopied .lost)" = 0 ] && [ "$(postcopied .asked_again)" = 0 ] && finish_workload
+}
+
+# Up to $1 ms.
+random_pause() {
+	local ms=$((RANDOM % $1 + 1))
+	sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
+}
+
+# --- processes that fetch ------------------------------------------------------------------------------
+
+named() {
+	on beta pgrep -x "$1"
+}
+
+# The supervisor: the fetcher's parent.
+supervisor() {
+	on beta ps -o ppid= -p "$(named cr-fetcher)" | tr -d ' '
+}
+
+# strike WHO…: kills them, all at once.
+strike() {
+	local -a pids=()
+	local who
+	for who in "$@"; do
+		case $who in
+		fetcher) pids+=("$(named cr-fetcher)") ;;
+		keeper) pids+=("$(named cr-keeper)") ;;
+		supervisor) pids+=("$(supervisor)") ;;
+		esac
+	done
+	on beta kill -KILL "${pids[@]}"
+}
+
+three_again() {
+	[ "$(named cr-fetcher | wc -l)" = 1 ] && [ "$(named cr-keeper | wc -l)" = 1 ] && [ "$(supervisor)" != 1 ]
+}
+
+three_or_over() {
+	three_again || ! fetching
+}
+
+# struck_case WHO TIMES NAME OPTS…
+struck_case() {
+	local who=$1 times=$2 struck=0
+	shift 2
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	for ((; times > 0; times--)); do
+		until_true 10 three_or_over || { diag "not three processes: $(on beta ps -e -o pid,ppid,comm | grep cr-)"; return 1; }
+		fetching || break
+		struck=$((struck + 1))
+		# shellcheck disable=SC2086
+		strike $who
+		progresses || return 1
+		random_pause 300
+	done
+	after_slow && ((struck > 0))
+}
+for name in "dirty --mib 64 --rate 20" "churn --seed 5" forktree; do
+	# shellcheck disable=SC2086
+	ok "the fetcher is killed five times: $name" struck_case fetcher 5 $name
+	kill_workload
+done
+ok "others took over" grep -q 'another one takes over' "$state/beta/agent.log"
+ok "the keeper is killed three times" struck_case keeper 3 dirty --mib 64 --rate 20
+kill_workload
+for name in "dirty --mib 64 --rate 20" "churn --seed 6"; do
+	# shellcheck disable=SC2086
+	ok "the supervisor is killed three times: $name" struck_case supervisor 3 $name
+	kill_workload
+	# shellcheck disable=SC2086
+	ok "supervisor and fetcher are killed at once, three times: $name" struck_case "supervisor fetcher" 3 $name
+	kill_workload
+done
+ok "fetcher and keeper are killed at once, three times" struck_case "fetcher keeper" 3 dirty --mib 64 --rate 20 --threads 4
+kill_workload
+ok "the keeper took over" grep -q 'its keeper takes over' "$state/beta/agent.log"
+
+# --- the link, the agents, the rest ---------------------------------------------------------------------
+
+cut_case() {
+	RATE=4M
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	local cuts=0
+	for _ in 1 2 3 4 5 6 7 8 9 10; do
+		random_pause 400
+		fetching || break
+		cuts=$((cuts + 1))
+		"$testbed" link beta down
+		random_pause 500
+		"$testbed" link beta up
+	done
+	((cuts == 10)) || { diag "only $cuts cuts: all had arrived"; return 1; }
+	after_slow
+}
+for name in "dirty --mib 64 --rate 20" "touch --mib 64 --pattern order --work-us 1000"; do
+	# shellcheck disable=SC2086
+	ok "the link is cut and restored ten times: $name" cut_case $name
+	kill_workload
+done
+
+# Longer than any connection lives without an answer.
+long_cut_case() {
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	"$testbed" link beta down
+	sleep 12
+	"$testbed" link beta up
+	after_slow && (($(postcopied .reconnects) > 0))
+}
+ok "the link is away for 12 s" long_cut_case dirty --mib 64 --rate 20
+kill_workload
+
+daemon_case() {
+	local host
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	for _ in 1 2 3; do
+		for host in alpha beta; do
+			fetching || break 2
+			"$testbed" agent $host kill
+			"$testbed" page-server $host kill
+			random_pause 200
+			"$testbed" page-server $host restart
+			"$testbed" agent $host restart
+			progresses || return 1
+		done
+	done
+	after_slow
+}
+ok "the daemons and page-servers are killed and started again" daemon_case dirty --mib 64 --rate 20
+kill_workload
+
+# The source's worker: then the daemon there serves, and nobody is left to tell cr-migrate.
+source_worker_case() {
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	local worker
+	worker=$(on alpha sh -c 'for p in $(pgrep -x cr-agent); do grep -qs "^TracerPid:[[:space:]]*$p$" /proc/[0-9]*/status && echo $p; done')
+	on alpha kill -KILL "$worker" || return 1
+	end_slow
+	wl_host=beta
+	until_true 60 settled_everywhere || { say_logs; return 1; }
+	moved_to beta && finish_workload
+}
+settled_everywhere() {
+	! fetching && gone_from alpha >/dev/null
+}
+ok "the source's worker is killed" source_worker_case dirty --mib 64 --rate 20
+kill_workload
+
+cli_case() {
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	kill -KILL "$(pgrep -f "^$build/cr-migrate --hosts $hosts_file --json" | head -n 1)"
+	end_slow
+	wl_host=beta
+	until_true 60 settled_everywhere || { say_logs; return 1; }
+	moved_to beta && finish_workload
+}
+ok "cr-migrate is killed" cli_case dirty --mib 64 --rate 20
+kill_workload
+
+# --- the source is lost ---------------------------------------------------------------------------------
+
+poisoned() {
+	grep -q 'pages fetched, [1-9][0-9]* lost' "$state/beta/agent.log"
+}
+
+lost_case() {
+	MODE=hybrid PATIENCE=2s RATE=8M
+	: >"$state/beta/agent.log"
+	start_workload alpha touch --mib 64 --pattern rewrite --bus && runs_on || return 1
+	begin_slow || { say_migration; return 1; }
+	wl_host=beta
+	{ until_true 20 progress_is_from beta && runs_on; } || { diag "not there: $(progress)"; return 1; }
+	"$testbed" agent alpha kill
+	on alpha sh -c 'kill -KILL $(pgrep -x cr-agent) $(pgrep -x touch)' 2>/dev/null
+	end_slow
+	until_true 30 poisoned || { diag "$(tail -n 5 "$state/beta/agent.log")"; return 1; }
+	finish_workload || { diag "$(tail -n 5 "$state/beta/agent.log")"; return 1; }
+	local lost said ranges
+	lost=$(<"$wl_dir/lost")
+	said=$(sed -n 's/.*pages fetched, \([0-9]*\) lost$/\1/p' "$state/beta/agent.log")
+	ranges=$(sed -n 's/.*fetching pages: \([0-9]*\) pages of process.*lost with the source.*/\1/p' "$state/beta/agent.log" |
+		awk '{ n += $1 } END { print n }')
+	[ "$said" = "$ranges" ] && ((lost > 0 && lost <= said && said - lost < 100)) || {
+		diag "SIGBUS for $lost pages, $said lost by the log, $ranges by its ranges"
+		return 1
+	}
+}
+ok "the source is lost: SIGBUS for what is missing, all else is right, and the log says what" lost_case
+kill_workload
+"$testbed" agent alpha restart
+done_testing
