@@ -13,8 +13,17 @@ event("done") as $done
     memory_bytes: $done.memory_bytes, stops: $stops.count, longest_stop_us: $stops.longest_us,
     rounds: $rounds
   }
+| if $done.postcopy then
+    .postcopy = $done.postcopy
+    | .bulk_bytes_s = ($done.postcopy | .pages_lazy * 4096 / .duration_us * 1e6)
+  else . end
+| if $touched != [] then
+    .touched = $touched[0]
+    | if .touched.passes > 0 then .pass_ratio = (.touched | .pass_us / .pass_before_us) else . end
+  else . end
 | if $iperf != [] then
     .iperf_bytes_s = $iperf
+    | if .bulk_bytes_s then .bulk_ratio = .bulk_bytes_s / ($iperf | max) else . end
     | .warm_bytes_s = ($warm[0] | . * 1e9) # touching what the destination then used
     | .first_round_bytes_s = ($rounds[0] | .bytes_wire / .duration_us * 1e6)
     | .first_round_ratio = .first_round_bytes_s / ($iperf | max)

@@ -21,6 +21,9 @@ def summarize: {
     stops: of(["stops"]), longest_stop_us: of(["longest_stop_us"]),
     first_round_bytes_s: of(["first_round_bytes_s"]), iperf_bytes_s: (map(.iperf_bytes_s // [] | max) | stats),
     first_round_ratio: of(["first_round_ratio"]),
+    wait_p50_us: of(["touched", "p50_us"]), wait_p99_us: of(["touched", "p99_us"]),
+    bulk_bytes_s: of(["bulk_bytes_s"]), bulk_ratio: of(["bulk_ratio"]), pass_ratio: of(["pass_ratio"]),
+    pages_lazy: of(["postcopy", "pages_lazy"]), asked_again: of(["postcopy", "asked_again"]),
     peak_kb: (map(.peak_kb // {} | to_entries[]) | group_by(.key)
       | map({key: .[0].key, value: (map(.value) | stats)}) | from_entries)
   };
@@ -59,6 +62,14 @@ def peak_row($case; $program):
       ($c | row("downtime, 16 MiB, 200 threads"; "ms"; 25; 7; .["threads-200"].gap_us | scale(1000)) | judge(false)),
       ($c | row("first round, bytes/s over iperf3"; "x"; 0.5; 0.9; .["first-round"].first_round_ratio) | judge(true)),
       ($c | ["memory-1g", "memory-4g"][] as $m | select(.[$m]) | peak_row($m; "cr-agent"), peak_row($m; "page-server")),
+      ($c | row("downtime, \($lazy_mib) MiB written as fast as can be, hybrid"; "ms"; 20; 5; .["lazy-write"].gap_us | scale(1000)) | judge(false)),
+      ($c | row("wait for a page, p50, beside the push"; "us"; 120; 20; .["lazy-faults"].wait_p50_us) | judge(false)),
+      ($c | row("  p99"; "us"; 1000; 150; .["lazy-faults"].wait_p99_us) | judge(false)),
+      ($c | row("push, bytes/s over iperf3"; "x"; 0.5; 0.9; .["lazy-bulk"].bulk_ratio) | judge(true)),
+      ($c | row("memory looked at in order as it arrives"; "x"; 2; 1.2; .["lazy-order"].pass_ratio) | judge(false)),
+      ($c | row("pages asked for that had been delivered"; ""; 0; 0;
+                [.[].asked_again | select(.)] | if . == [] then null
+                else {median: (map(.max) | max), min: (map(.min) | min), max: (map(.max) | max)} end) | judge(false)),
       ($c | row("stops before the switch-over"; "per process"; 1; 1;
                 [.[].stops | select(.)] | if . == [] then null
                 else {median: (map(.max) | max), min: (map(.min) | min), max: (map(.max) | max)} end) | judge(false)),
