@@ -104,12 +104,13 @@ static void touch_at_random(const char *host)
 static void rewrite(const char *host)
 {
 	while (!stopping && !host_changed(host))
-		for (size_t i = 0; i < n_pages; i += 1) {
+		for (size_t i = 0; i < n_pages; i++) {
 			volatile uint64_t *w = (uint64_t *)(memory + i * WL_PAGE);
+			const uint64_t same = w[1];
 
 			if (i % 64 == 0 && host_changed(host))
 				return;
-			w[1] = w[1];
+			w[1] = same;
 		}
 }
 
