@@ -24,8 +24,11 @@ static void wait_for_agent(struct blob_slot *slot, unsigned int tail)
 	long r = arch_futex(&slot->head, ARCH_FUTEX_WAIT, tail,
 			    slot->rescue_sp ? SLOT_RESCUE_SECONDS : 0);
 
-	if (r == -110 /* ETIMEDOUT */ && slot->rescue_sp && arch_process_is_gone(slot->agent_pid))
-		arch_sigreturn(slot->rescue_sp);
+	if (r != -110 /* ETIMEDOUT */ || !slot->rescue_sp || !arch_process_is_gone(slot->agent_pid))
+		return;
+	for (unsigned int i = 0; i < slot->n_rescue_calls; i++)
+		run_call((struct blob_call *)slot->rescue_calls + i);
+	arch_sigreturn(slot->rescue_sp);
 }
 
 __attribute__((noreturn, used)) void blob_entry(struct blob_slot *slot)

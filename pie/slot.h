@@ -31,7 +31,9 @@ struct blob_slot {
 	/* Where rt_sigreturn(2) finds the task as it was before: if the agent is gone, the blob
 	 * leaves by it. 0: no rescue, the task is nothing without the agent. */
 	unsigned long rescue_sp;
-	unsigned int pad[10];
+	unsigned long rescue_calls; /* struct blob_call: before it leaves by that */
+	unsigned int n_rescue_calls;
+	unsigned int pad[7];
 	struct blob_call calls[SLOT_CALLS];
 	unsigned char spare[SLOT_BYTES - 64 - SLOT_CALLS * 64 - SLOT_DATA_BYTES - SLOT_STACK_BYTES -
 			    SLOT_RESCUE_BYTES];

@@ -175,6 +175,15 @@ struct posix_timer_rec { /* timer_create(2); remaining time at tree.clock_monoto
 	int32_t overrun;
 };
 
+enum lock_kind { LOCK_FLOCK = 1, LOCK_OFD, LOCK_POSIX };
+
+struct file_lock {
+	int32_t fd; /* by which it is held; FLOCK, OFD: the description's, told once */
+	enum lock_kind kind;
+	bool write;
+	uint64_t start, end; /* bytes, end included; UINT64_MAX: to the end */
+};
+
 struct fd_entry {
 	int32_t fd;
 	uint32_t file; /* index into tree.files */
@@ -199,6 +208,8 @@ struct process {
 	size_t n_timers;
 	struct fd_entry *fds;
 	size_t n_fds;
+	struct file_lock *locks;
+	size_t n_locks;
 	const char *cwd, *root;
 	uint32_t umask;
 	int32_t oom_score_adj;

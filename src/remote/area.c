@@ -86,6 +86,7 @@ void rtask_reset(struct rtask *t, pid_t tid)
 	t->dead = t->has_pending_err = false;
 	t->slot->head = t->slot->tail = t->slot->agent_waits = 0;
 	t->slot->rescue_sp = 0;
+	t->slot->n_rescue_calls = 0;
 }
 
 uint64_t rtask_stack_va(const struct rtask *t)
@@ -109,6 +110,30 @@ void rtask_arm_rescue(struct rtask *t, uint64_t frame_sp)
 {
 	t->slot->agent_pid = (unsigned int)getpid();
 	t->slot->rescue_sp = frame_sp;
+}
+
+bool rtask_arm_rescue_calls(struct rtask *t, const struct rcall *calls, size_t n)
+{
+	uint64_t va;
+	struct blob_call *to = rtask_scratch(t, n * sizeof(*to), &va);
+
+	for (size_t i = 0; to && i < n; i++) {
+		to[i].nr = calls[i].nr;
+		memcpy(to[i].args, calls[i].args, sizeof(to[i].args));
+	}
+	t->slot->rescue_calls = va;
+	t->slot->n_rescue_calls = to ? (unsigned int)n : 0;
+	return to;
+}
+
+bool rtask_has_rescue_calls(const struct rtask *t)
+{
+	return t->slot->n_rescue_calls;
+}
+
+void rtask_disarm_rescue_calls(struct rtask *t)
+{
+	t->slot->n_rescue_calls = 0;
 }
 
 uint64_t rtask_rescue_sp(const struct rtask *t)

@@ -52,6 +52,11 @@ uint8_t *rtask_data(struct rtask *t, uint64_t *ret_va);
 uint8_t *rtask_rescue_area(struct rtask *t, uint64_t *ret_va);
 void rtask_arm_rescue(struct rtask *t, uint64_t frame_sp);
 uint64_t rtask_rescue_sp(const struct rtask *t); /* 0: none */
+/* System calls that the task makes on that way, before all else. Kept in scratch memory. False: no
+ * room. */
+bool rtask_arm_rescue_calls(struct rtask *t, const struct rcall *calls, size_t n);
+bool rtask_has_rescue_calls(const struct rtask *t);
+void rtask_disarm_rescue_calls(struct rtask *t);
 /* A new user of the same slot (the former one is gone): counts start anew. */
 void rtask_reset(struct rtask *t, pid_t tid);
 /* Queue the way out. Not collected: park_at_sigreturn() sees the task arrive. */

@@ -131,6 +131,11 @@ bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writi
 /* files_proc.c: cwd, root, umask, namespaces, shared tables. */
 int files_capture_places(struct files_ctx *x, struct cr_err *err) must_check;
 
+/* locks.c: what the tasks hold, into the processes of the tree. */
+int locks_capture(struct files_ctx *x, struct cr_err *err) must_check;
+/* Does that text of /proc/PID/fdinfo speak of a lease? */
+bool locks_is_leased(const char *text);
+
 /* file_tcp.c: a connection that the move closes, or that is refused for being one. */
 int tcp_closed_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		       struct cr_err *err) must_check;

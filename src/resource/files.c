@@ -36,11 +36,16 @@ static void ctx_done(struct files_ctx *x)
 
 /* ---- tables ---- */
 
-/* What tells descriptions apart before kcmp(2) is asked. Only what cannot change while tasks run.
- */
+/* What tells descriptions apart before kcmp(2) is asked. Only what cannot change while tasks run,
+ * as locks do. */
 static uint64_t tag_of(const char *rest)
 {
 	uint64_t id;
+
+	while (!strncmp(rest, "lock:", 5))
+		rest += strcspn(rest, "\n") + 1;
+	if (!*rest)
+		return 0;
 
 	if (fdinfo_u64(rest, "eventfd-id", 10, &id)) /* 5.2 */
 		return id;
@@ -397,9 +402,11 @@ static int capture_probe(struct files_ctx *x, struct fd_probe *p, struct cr_err 
 static bool refused_at_sight(struct files_ctx *x, const struct fd_seen *s, pid_t pid)
 {
 	char path[64], link[PATH_MAX];
-	const char *why =
-	    s->info.flags & O_PATH ? "opened with O_PATH: not supported; close it first"
-	    : s->info.locked       ? "holds a file lock or lease: not supported; release it first"
+	/* a lease: whoever opens the file, as the destination would, breaks it */
+	bool leased = s->info.locked && locks_is_leased(x->text.v + s->text_off);
+	const char *why = s->info.flags & O_PATH
+			      ? "opened with O_PATH: not supported; close it first"
+			  : leased ? "holds a lease (F_SETLEASE): not supported; give it up first"
 				   : NULL;
 
 	if (!why)
@@ -578,6 +585,8 @@ int files_capture(struct capture *c, struct cr_err *err)
 		r = fill_tables(&x, err);
 	if (!r)
 		r = files_scan_outside(&x, err);
+	if (!r)
+		r = locks_capture(&x, err);
 	if (!r)
 		r = files_capture_places(&x, err);
 	if (!r && x.n_closed > x.n_closed_said && !c->exact)

@@ -241,6 +241,16 @@ int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err)
  * be accepted. What fails is logged. */
 void fileset_tell_waiting(struct fileset *fs, const struct tree *t, const struct waiting *list);
 
+/* ---- file locks (resource/locks.c) ---- */
+
+/* In the executor of p, as what it was captured as holding. take: at the destination, once its
+ * descriptors are there; -EAGAIN: somebody else has one. release: at the source, which the
+ * executor's scratch memory is kept for from then on; the task takes them again by itself should
+ * this process die. retake: -EAGAIN after 2 s; then the task can be left to do that. */
+int locks_take(struct rtask *rt, const struct process *p, struct cr_err *err) must_check;
+int locks_release(struct rtask *rt, const struct process *p, struct cr_err *err) must_check;
+int locks_retake(struct rtask *rt, const struct process *p, struct cr_err *err) must_check;
+
 /* ---- what fileset_launch needs of the network, and who does it elsewhere (resource/net_*.c) ----
  */
 

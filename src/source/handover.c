@@ -424,13 +424,15 @@ static int undo_switch(struct source *s, struct tree *t, int r, struct cr_err *e
 {
 	struct cr_err undo = {0};
 
-	tree_free(t);
 	real_time(false);
 	if (source_unlock_network(s, &undo))
 		r = undo_failed(r, &undo, err);
 	if (s->held && seizure_unhold(s->seizure, &undo))
 		r = undo_failed(r, &undo, err);
 	s->held = false;
+	if (source_retake_locks(s, t, &undo))
+		r = undo_failed(r, &undo, err);
+	tree_free(t);
 	if (source_resume(s, &undo))
 		r = undo_failed(r, &undo, err);
 	source_replay_packets(s);
@@ -538,6 +540,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		r = send_rest(s, t, err);
 	ph->last_pages = now_us() - times.captured_us;
 	uint64_t t1 = now_us();
+	if (!r)
+		r = source_release_locks(s, t, err);
 	if (!r) /* as late as can be: what comes in from here on has to be sent again */
 		r = source_lock_network(s, t, err);
 	if (!r)

@@ -316,17 +316,17 @@ static int arm(struct source *s, struct cr_err *err)
 	return 0;
 }
 
-/* 0: the destination has heard it, or there is nobody who has promised anything. */
-static int tell_abort(struct source *s)
+int source_tell_abort(struct source *s)
 {
 	struct msg m = msg_of(MSG_ABORT), reply;
 	struct cr_err ignored = {0};
 
-	if (!s->peer)
+	if (!s->peer || s->abort_told)
 		return 0;
 	int r = link_call(s->peer, &m, MSG_ABORTED, ABORT_TIMEOUT_MS, &reply, &ignored);
 	if (!r)
 		msg_free(&reply);
+	s->abort_told = !r;
 	/* before it was asked to prepare, it undoes by itself when the link ends */
 	return s->asked_to_prepare ? r : 0;
 }
@@ -418,7 +418,7 @@ void source_run(struct source *s)
 {
 	struct cr_err err = {0};
 	int r = run(s, &err);
-	bool told = s->committed || !tell_abort(s);
+	bool told = s->committed || !source_tell_abort(s);
 
 	if (r && s->committed)
 		s->done.outcome = MSG_OUTCOME_IN_DOUBT;

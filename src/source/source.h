@@ -100,6 +100,8 @@ struct source {
 	struct journal journal;
 	bool aborted;          /* the user said so, or cr-migrate went away */
 	bool asked_to_prepare; /* the destination may have promised to wait for our word */
+	bool abort_told;       /* the destination knows that nothing comes of it */
+	bool locks_released;   /* the tasks have given up their file locks */
 	bool held;             /* stopped for good if this process dies */
 	bool committed;        /* the point of no return is behind us */
 	bool lazy;             /* pages are left behind */
@@ -127,6 +129,9 @@ void source_event(struct source *s, const char *name, const char *text);
 void source_send_notes(struct source *s, enum msg_type type, const struct refusal *list, size_t n);
 /* Non-zero (-ECANCELED in *err) once the user or the loss of cr-migrate has ended it. */
 int source_check_abort(struct source *s, struct cr_err *err) must_check;
+
+/* 0: the destination has heard it, or there is nobody who has promised anything. */
+int source_tell_abort(struct source *s);
 
 /* How long to wait for an answer of the destination: not for long while the tasks stand still and
  * nothing is decided. work_ms: what it may take to do what was asked, besides. */
@@ -251,6 +256,14 @@ int source_send_waiting(struct source *s, struct cr_err *err) must_check;
 void source_send_packets(struct source *s, bool last);
 /* The same after an undo, for the tasks here. */
 void source_replay_packets(struct source *s);
+
+/* ---- filelocks.c ---- */
+
+/* While stopped, before source_hold: the destination's tasks are to have them. */
+int source_release_locks(struct source *s, const struct tree *t, struct cr_err *err) must_check;
+/* As they were; tells the destination first that it is not to have them. A task whose lock somebody
+ * else got meanwhile stays stopped until it has it again. */
+int source_retake_locks(struct source *s, const struct tree *t, struct cr_err *err) must_check;
 
 /* ---- handover.c ---- */
 

@@ -18,7 +18,8 @@ enum {
 	FILTERS_MAX = 8192,          /* seccomp(2): fewer, as each counts 4 and more of 32,768 */
 	FILTER_LOG = 2,              /* seccomp(2): the one flag that a filter keeps */
 	GROUPS_MAX = 65536,          /* credentials(7), NGROUPS_MAX */
-	SOCKADDR_BYTES_MAX = 128,    /* struct sockaddr_storage */
+	LOCKS_MAX = 100,
+	SOCKADDR_BYTES_MAX = 128, /* struct sockaddr_storage */
 	SOCKOPT_BYTES_MAX = 65536,
 	FILTER_MAX = 4096, /* BPF_MAXINSNS */
 };
@@ -182,6 +183,23 @@ static int check_fds(const struct tree *t, const struct process *p, struct cr_er
 	return 0;
 }
 
+static int check_locks(const struct process *p, struct cr_err *err)
+{
+	CHECK(p->n_locks <= LOCKS_MAX, "process %d: %zu file locks", p->pid, p->n_locks);
+	for (size_t i = 0; i < p->n_locks; i++) {
+		const struct file_lock *l = &p->locks[i];
+		bool there = false;
+
+		for (size_t k = 0; k < p->n_fds; k++)
+			there |= p->fds[k].fd == l->fd;
+		CHECK(there && l->kind >= LOCK_FLOCK && l->kind <= LOCK_POSIX &&
+			  l->start <= INT64_MAX && l->start <= l->end &&
+			  (l->end < INT64_MAX || l->end == UINT64_MAX),
+		      "process %d: lock %zu, on descriptor %d", p->pid, i, l->fd);
+	}
+	return 0;
+}
+
 static int check_process(const struct tree *t, const struct process *p, struct cr_err *err)
 {
 	int r;
@@ -204,7 +222,8 @@ static int check_process(const struct tree *t, const struct process *p, struct c
 		      p->pid, p->timers[i].id, p->timers[i].notify_tid);
 	if ((r = check_mm(t, &p->mm, err)) < 0)
 		return cr_err_ctx(err, "process %d", p->pid);
-	return check_fds(t, p, err);
+	r = check_fds(t, p, err);
+	return r ? r : check_locks(p, err);
 }
 
 /* ---- who is whose ---- */

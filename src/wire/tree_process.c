@@ -225,6 +225,52 @@ static int get_fds(struct arena *a, const Tree__Process *pb, struct process *out
 	return 0;
 }
 
+/* ---- file locks ---- */
+
+static bool put_locks(struct arena *a, const struct process *in, Tree__Process *pb)
+{
+	size_t n = in->n_locks;
+
+	pb->lock_fd = arena_array(a, int32_t, n);
+	pb->lock_kind = arena_array(a, uint32_t, n);
+	pb->lock_write = arena_array(a, protobuf_c_boolean, n);
+	pb->lock_start = arena_array(a, uint64_t, n);
+	pb->lock_end = arena_array(a, uint64_t, n);
+	if (!pb->lock_fd || !pb->lock_kind || !pb->lock_write || !pb->lock_start || !pb->lock_end)
+		return false;
+	for (size_t i = 0; i < n; i++) {
+		pb->lock_fd[i] = in->locks[i].fd;
+		pb->lock_kind[i] = in->locks[i].kind;
+		pb->lock_write[i] = in->locks[i].write;
+		pb->lock_start[i] = in->locks[i].start;
+		pb->lock_end[i] = in->locks[i].end + 1;
+	}
+	pb->n_lock_fd = pb->n_lock_kind = pb->n_lock_write = n;
+	pb->n_lock_start = pb->n_lock_end = n;
+	return true;
+}
+
+static int get_locks(struct arena *a, const Tree__Process *pb, struct process *out,
+		     struct cr_err *err)
+{
+	size_t n = pb->n_lock_fd;
+
+	if (pb->n_lock_kind != n || pb->n_lock_write != n || pb->n_lock_start != n ||
+	    pb->n_lock_end != n)
+		return tree_bad(err, "columns of the file locks differ in length");
+	out->locks = arena_array(a, struct file_lock, n);
+	if (!out->locks)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < n; i++)
+		out->locks[out->n_locks++] =
+		    (struct file_lock){.fd = pb->lock_fd[i],
+				       .kind = (enum lock_kind)pb->lock_kind[i],
+				       .write = pb->lock_write[i],
+				       .start = pb->lock_start[i],
+				       .end = pb->lock_end[i] - 1};
+	return 0;
+}
+
 /* ---- arrays of a fixed length ---- */
 
 /* X(column in .proto, array in struct process, member) */
@@ -304,7 +350,7 @@ Tree__Process *tree_put_process(struct arena *a, const struct process *in)
 	pb->mm = tree_put_mm(a, &in->mm);
 	pb->creds = put_creds(a, &in->creds);
 	if (!pb->mm || !pb->creds || !put_threads(a, in, pb) || !put_fixed(a, in, pb) ||
-	    !put_timers(a, in, pb) || !put_fds(a, in, pb))
+	    !put_timers(a, in, pb) || !put_fds(a, in, pb) || !put_locks(a, in, pb))
 		return NULL;
 	return pb;
 }
@@ -325,6 +371,7 @@ int tree_get_process(struct arena *a, const Tree__Process *pb, struct process *o
 	    (r = get_pending(a, &pb->pending, &out->pending, &out->n_pending, err)) < 0 ||
 	    (r = get_creds(a, pb->creds, &out->creds, err)) < 0 ||
 	    (r = get_timers(a, pb, out, err)) < 0 || (r = get_fds(a, pb, out, err)) < 0 ||
+	    (r = get_locks(a, pb, out, err)) < 0 ||
 	    (r = tree_get_string(a, pb->cwd, &out->cwd, err)) < 0 ||
 	    (r = tree_get_string(a, pb->root, &out->root, err)) < 0)
 		return r;

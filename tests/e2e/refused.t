@@ -56,9 +56,6 @@ procfile proc
 device kmsg|device
 secretmem secretmem|memfd_secret|secret
 opath O_PATH
-flock lock
-posixlock lock
-ofdlock lock
 lease lease|lock
 sysvpart System V shared memory
 aio aio
@@ -108,17 +105,17 @@ ok "refused: a file of another size at the destination" different_case 'echo els
 
 # Both sides have something to say: one list tells all.
 both_case() {
-	on alpha sh -c 'echo here >/tmp/data; : >/tmp/lock'
-	on beta sh -c 'rm -f /tmp/data; : >/tmp/lock'
+	on alpha sh -c 'echo here >/tmp/data'
+	on beta sh -c 'rm -f /tmp/data'
 	new_dir both
 	# shellcheck disable=SC2016
-	on alpha setsid sh -c 'exec 7</tmp/data 8</tmp/lock; flock -x 8; echo $$ >"$1/pid"; exec sleep 1000' sh "$wl_dir" </dev/null >"$wl_dir/log" 2>&1
+	on alpha setsid sh -c 'exec 7</tmp/data 8</dev/kmsg; echo $$ >"$1/pid"; exec sleep 1000' sh "$wl_dir" </dev/null >"$wl_dir/log" 2>&1
 	until_true 5 test -s "$wl_dir/pid" || return 1
 	wl_pid=$(<"$wl_dir/pid")
 	migrate alpha beta --pid "$wl_pid"
 	local st=$mig_status
 	on alpha kill "$wl_pid"
-	[ "$st" = 4 ] && grep '"event":"refused"' "$work/events" | grep '"host":"alpha"' | grep -q lock &&
+	[ "$st" = 4 ] && grep '"event":"refused"' "$work/events" | grep '"host":"alpha"' | grep -q kmsg &&
 		grep '"event":"refused"' "$work/events" | grep '"host":"beta"' | grep -q /tmp/data && return 0
 	say_migration
 	return 1

@@ -74,6 +74,7 @@ alone unixsock
 alone unlinked
 alone sysvshm
 alone seccomp
+alone locks
 for variant in root user mixed; do
 	alone creds --variant $variant
 done

@@ -23,20 +23,11 @@ static void path_only(struct source *s)
 	put_at(open(test_dir, O_PATH), FD, 0);
 }
 
-static void locked(struct source *s)
+static void leased(struct source *s)
 {
 	(void)s;
 	put_at(open(at_dir("lock"), O_RDWR | O_CREAT, 0600), FD, 0);
-	flock(FD, LOCK_EX);
-}
-
-static void posix_locked(struct source *s)
-{
-	struct flock fl = {.l_type = F_WRLCK, .l_len = 1};
-
-	(void)s;
-	put_at(open(at_dir("lock"), O_RDWR | O_CREAT, 0600), FD, 0);
-	fcntl(FD, F_SETLK, &fl);
+	fcntl(FD, F_SETLEASE, F_WRLCK);
 }
 
 static void named_pipe(struct source *s)
@@ -260,8 +251,7 @@ static const struct {
 	bool root;
 } refusals[] = {
     {path_only, "fd 7 ", "O_PATH"},
-    {locked, "fd 7 ", "/lock: holds a file lock"},
-    {posix_locked, "fd 7 ", "/lock: holds a file lock"},
+    {leased, "fd 7 ", "holds a lease"},
     {named_pipe, "fd 7 ", "/fifo: named pipe: not supported; close it first"},
     {inotify, "fd 7 ", "inotify instance: not supported; close it first"},
     {pidfd, "fd 7 ", "pidfd: not supported"},

@@ -19,7 +19,8 @@
 	X(struct creds, 96)                                                                        \
 	X(struct posix_timer_rec, 56)                                                              \
 	X(struct fd_entry, 12)                                                                     \
-	X(struct process, 2736)                                                                    \
+	X(struct file_lock, 32)                                                                    \
+	X(struct process, 2752)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 344)                                                                        \
@@ -219,6 +220,10 @@ static inline void fill_process(struct filler *f, struct process *p, pid_t pid, 
 	p->timers = arena_array(a, struct posix_timer_rec, 2);
 	fill_timer(f, &p->timers[0]);
 	fill_timer(f, &p->timers[1]);
+	p->n_locks = 2;
+	p->locks = arena_array(a, struct file_lock, 2);
+	p->locks[0] = (struct file_lock){0, LOCK_OFD, true, 7, UINT64_MAX};
+	p->locks[1] = (struct file_lock){0, LOCK_POSIX, false, 0, 1ull << 40};
 	p->n_fds = 3;
 	p->fds = arena_array(a, struct fd_entry, 3);
 	p->fds[0] = (struct fd_entry){0, 3, false};
@@ -507,6 +512,11 @@ static inline void same_fd(const struct fd_entry *a, const struct fd_entry *b)
 	SAME(fd), SAME(file), SAME(cloexec);
 }
 
+static inline void same_lock(const struct file_lock *a, const struct file_lock *b)
+{
+	SAME(fd), SAME(kind), SAME(write), SAME(start), SAME(end);
+}
+
 static inline void same_process(const struct process *a, const struct process *b)
 {
 	SAME(pid), SAME(ppid), SAME(pgid), SAME(sid), SAME(zombie), SAME(exit_status);
@@ -520,6 +530,7 @@ static inline void same_process(const struct process *a, const struct process *b
 	assert_memory_equal(a->itimers, b->itimers, sizeof(a->itimers));
 	SAME_EACH(timers, n_timers, same_timer);
 	SAME_EACH(fds, n_fds, same_fd);
+	SAME_EACH(locks, n_locks, same_lock);
 	SAME_STR(cwd);
 	SAME_STR(root);
 	SAME(umask), SAME(oom_score_adj), SAME(child_subreaper), SAME(personality);

@@ -204,25 +204,6 @@ static int do_opath(void)
 	return file_in_dir(O_PATH);
 }
 
-static int do_flock(void)
-{
-	return flock(file_in_dir(0), LOCK_EX);
-}
-
-static int do_posixlock(void)
-{
-	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-
-	return fcntl(file_in_dir(0), F_SETLK, &l);
-}
-
-static int do_ofdlock(void)
-{
-	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-
-	return fcntl(file_in_dir(0), F_OFD_SETLK, &l);
-}
-
 static int do_lease(void)
 {
 	return fcntl(file_in_dir(0), F_SETLEASE, F_WRLCK);
@@ -509,9 +490,6 @@ static const struct {
     {"device", do_device},
     {"secretmem", do_secretmem},
     {"opath", do_opath},
-    {"flock", do_flock},
-    {"posixlock", do_posixlock},
-    {"ofdlock", do_ofdlock},
     {"lease", do_lease},
     {"sysvpart", do_sysvpart},
     {"aio", do_aio},

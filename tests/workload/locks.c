@@ -1,0 +1,168 @@
+/* File locks of all three kinds, seen by a process that has none of them: held without a gap that
+ * it could notice, by whom and where they were; and waiting for one goes on. */
+#include "workload.h"
+
+#include <pthread.h>
+#include <sys/file.h>
+
+enum { FIRST = 100, BYTES = 50 };
+
+static int whole_fd, shared_fd, ofd_fd, posix_fd, wait_fd;
+static pid_t sibling;
+static int ask_fd, answer_fd;
+
+static int open_file(const char *name)
+{
+	char path[256];
+	int fd = open(wl_path(path, name), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+
+	wl_check(fd >= 0, "%s: %s", name, strerror(errno));
+	return fd;
+}
+
+static struct flock range(int type, off_t start, off_t len)
+{
+	return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
+}
+
+/* ---- the other process: holds a record lock of its own, and looks at the others' ---- */
+
+/* Who holds something that conflicts with writing there? -1: a description; -2: nobody. */
+static int holder(int fd, off_t at)
+{
+	struct flock fl = range(F_WRLCK, at, 1);
+
+	wl_must(!fcntl(fd, F_GETLK, &fl), "F_GETLK");
+	return fl.l_type == F_UNLCK ? -2 : fl.l_pid;
+}
+
+static void look(pid_t parent, int posix, int ofd)
+{
+	struct flock fl = range(F_RDLCK, 0, 0);
+	int whole = open_file("whole"), shared = open_file("shared");
+
+	wl_same("record lock before the range", -2, holder(posix, FIRST - 1));
+	wl_same("record lock, first byte", parent, holder(posix, FIRST));
+	wl_same("record lock, last byte", parent, holder(posix, FIRST + BYTES - 1));
+	wl_same("record lock after the range", -2, holder(posix, FIRST + BYTES));
+	wl_same("record lock to the end", parent, holder(posix, 1l << 40));
+	wl_same("lock of a description", -1, holder(ofd, 7));
+	wl_same("lock of a description, beyond", -2, holder(ofd, 8));
+	wl_check(flock(whole, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK,
+		 "an exclusive flock is gone");
+	wl_check(flock(shared, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK,
+		 "a shared flock is gone");
+	wl_check(!flock(shared, LOCK_SH | LOCK_NB), "a shared flock is exclusive: %s",
+		 strerror(errno));
+	fl = range(F_RDLCK, FIRST, 1); /* what was locked for reading may be read by others */
+	fl.l_start = 1l << 40;
+	wl_must(!fcntl(posix, F_GETLK, &fl), "F_GETLK");
+	wl_same("record lock to the end, for reading", F_UNLCK, fl.l_type);
+	close(whole);
+	close(shared);
+}
+
+static void sibling_main(int in, int out)
+{
+	int posix = open_file("posix"), ofd = open_file("ofd"), own = open_file("wait");
+	struct flock fl = range(F_WRLCK, 0, 0);
+	char c;
+
+	wl_must(!fcntl(own, F_SETLK, &fl), "the other process's lock");
+	while (read(in, &c, 1) == 1) {
+		if (c == 'l')
+			look(getppid(), posix, ofd);
+		fl = range(F_UNLCK, 0, 0);
+		if (c == 'u')
+			wl_must(!fcntl(own, F_SETLK, &fl), "F_UNLCK");
+		wl_same("answer", 1, write(out, &c, 1));
+	}
+	_exit(0);
+}
+
+static void start_sibling(void)
+{
+	int in[2], out[2];
+
+	wl_must(!pipe2(in, O_CLOEXEC) && !pipe2(out, O_CLOEXEC), "pipe2");
+	sibling = fork();
+	wl_must(sibling >= 0, "fork");
+	if (!sibling) {
+		close(in[1]);
+		close(out[0]);
+		sibling_main(in[0], out[1]);
+	}
+	close(in[0]);
+	close(out[1]);
+	ask_fd = in[1];
+	answer_fd = out[0];
+}
+
+static void ask(char c)
+{
+	char got = 0;
+
+	wl_check(write(ask_fd, &c, 1) == 1 && read(answer_fd, &got, 1) == 1 && got == c,
+		 "the other process does not answer");
+}
+
+/* ---- a thread that waits for the other's lock ---- */
+
+static _Atomic bool got_it;
+
+static void *waiter_main(void *arg)
+{
+	struct flock fl = range(F_WRLCK, 0, 0);
+	int r;
+
+	(void)arg;
+	while ((r = fcntl(wait_fd, F_SETLKW, &fl)) < 0 && errno == EINTR)
+		;
+	wl_must(!r, "F_SETLKW");
+	got_it = true;
+	return NULL;
+}
+
+/* ---- the main thread ---- */
+
+static void take_locks(void)
+{
+	struct flock a = range(F_WRLCK, FIRST, BYTES), b = range(F_RDLCK, FIRST + 2 * BYTES, 0),
+		     c = range(F_WRLCK, 0, 8);
+
+	wl_must(!flock(whole_fd, LOCK_EX), "flock");
+	wl_must(!flock(shared_fd, LOCK_SH), "flock");
+	wl_must(dup(whole_fd) >= 0, "dup");
+	wl_must(!fcntl(ofd_fd, F_OFD_SETLK, &c), "F_OFD_SETLK");
+	wl_must(!fcntl(posix_fd, F_SETLK, &a) && !fcntl(posix_fd, F_SETLK, &b), "F_SETLK");
+}
+
+int main(int argc, char **argv)
+{
+	pthread_t waiter;
+
+	wl_init(argc, argv);
+	start_sibling(); /* before there is anything that it could inherit */
+	whole_fd = open_file("whole");
+	shared_fd = open_file("shared");
+	ofd_fd = open_file("ofd");
+	posix_fd = open_file("posix");
+	wait_fd = open_file("wait");
+	take_locks();
+	ask('l');
+	wl_must(!(errno = pthread_create(&waiter, NULL, waiter_main, NULL)), "pthread_create");
+	wl_ready();
+	while (!wl_stop()) {
+		wl_tick();
+		ask('l');
+		wl_check(!got_it, "a lock that somebody holds was given to another");
+		wl_sleep_us(3000);
+	}
+	ask('l');
+	ask('u');
+	pthread_join(waiter, NULL);
+	wl_check(got_it, "a lock that was given up is not had by who waits for it");
+	close(ask_fd);
+	wl_same("waitpid", sibling, waitpid(sibling, NULL, 0));
+	wl_done();
+}
