@@ -47,11 +47,11 @@ waited_for_case() {
 	waiter=$!
 	until_true 10 grep -q -- "-> FLOCK.*:$(stat -c %i "$wl_dir/whole") " /proc/locks || return 1
 	migrate alpha beta --pid "$wl_pid"
-	[ "$mig_status" = 4 ] && grep '"event":"refused"' "$work/events" | grep -q 'file lock.*waits' || {
+	{ [ "$mig_status" = 4 ] && grep '"event":"refused"' "$work/events" | grep -q 'file lock.*waits'; } || {
 		say_migration
 		st=1
 	}
-	progress_is_from alpha && runs_on && finish_workload || st=1
+	{ progress_is_from alpha && runs_on && finish_workload; } || st=1
 	wait "$waiter"
 	return $st
 }
