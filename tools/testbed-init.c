@@ -109,6 +109,10 @@ static void set_up_host(const struct host *h)
 	mount_tmp(h->keep);
 	if (mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"))
 		err(1, "mounting /dev/shm");
+	/* terminals of its own: /dev/ptmx makes them in the pts beside it */
+	if (mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+		  "newinstance,ptmxmode=0666,mode=0620,gid=5"))
+		err(1, "mounting /dev/pts");
 }
 
 /* Signals stay blocked: a blocked signal is queued even for a pid 1 without a handler. */

@@ -166,6 +166,28 @@ static int run_network(const struct agent_config *cfg, const struct journal *j, 
 	return r;
 }
 
+/* The source's, before its tasks run on: what was taken out of their terminals. */
+static void mend_ttys(const struct agent_config *cfg, const struct journal *j)
+{
+	_cleanup_free_ uint8_t *bytes = NULL;
+	struct tree *t = NULL;
+	struct cr_err err = {0};
+	size_t len;
+	int r = journal_kept(cfg->state_dir, j, &bytes, &len, &err);
+
+	if (r == -ENOENT)
+		return;
+	if (!r)
+		r = tree_decode(bytes, len, &t, &err);
+	if (!r)
+		r = ttys_put_back(t, &err);
+	if (r)
+		log_warn("terminals of migration %s: %s", j->id, err.msg);
+	else
+		journal_forget_kept(cfg->state_dir, j);
+	tree_free(t);
+}
+
 /* The source's, before its tasks run on: they had no part in the network. */
 static void mend_network(const struct journal *j)
 {
@@ -314,6 +336,7 @@ static int run_on(const struct agent_config *cfg, struct journal *j, struct cr_e
 		 * notice that its agent is gone. */
 		if (j->state == JOURNAL_PREPARED || j->state == JOURNAL_COMMIT) {
 			mend_network(j);
+			mend_ttys(cfg, j);
 			signal_tasks(j, SIGCONT);
 		}
 		if (*j->peer)

@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -82,7 +83,7 @@ struct work { /* what is to be done with a process, against what is built */
 	const struct tree *t;
 	const struct process *p, *old;
 	struct shell *sh;
-	bool fresh, layout, files, threads, attrs, root, late, launch, lacks, seccomp;
+	bool fresh, layout, files, threads, attrs, root, late, launch, lacks, seccomp, tty;
 };
 
 static bool any_thread(const struct process *p,
@@ -147,6 +148,7 @@ static void plan(struct dest *d, struct work *w, const struct tree *t, const str
 	w->launch = final && needs_launch(p);
 	w->lacks = final && may_lack(d);
 	w->seccomp = final && attrs_seccomp_needed(p);
+	w->tty = final && p->ctty && p->sid == p->pid;
 }
 
 /* A huge page would be filled with zeros where pages are to be fetched. Once a userfaultfd sees to
@@ -168,7 +170,7 @@ static int may_lack_pages(struct dest *d, const struct work *w, bool final, stru
 static bool needs_executor(const struct work *w)
 {
 	return w->fresh || w->layout || w->files || w->attrs || w->threads || w->root || w->late ||
-	       w->launch || w->lacks || w->seccomp;
+	       w->launch || w->lacks || w->seccomp || w->tty;
 }
 
 /* Its pages come for the first time: placed through a userfaultfd, without faults. Not beyond the
@@ -304,6 +306,15 @@ static int build_tasks(struct dest *d, const struct work *w, struct cr_err *err)
 	return r;
 }
 
+static int set_foreground(struct dest *d, const struct work *w, struct cr_err *err)
+{
+	const struct tty *y = tree_find_tty(w->t, w->p->ctty - 1);
+
+	if (!y || !y->pgrp || y->sid != w->p->sid)
+		return 0;
+	return shell_set_foreground(d->shells, w->sh, y, err);
+}
+
 /* ---- all of them ---- */
 
 static int object_array(const struct dest *d, int **ret, struct cr_err *err)
@@ -384,6 +395,9 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 	for (size_t i = 0; i < n && !r; i++)
 		r = may_lack_pages(d, &w[i], final, err);
 	for (size_t i = 0; i < n && !r; i++)
+		if (w[i].tty)
+			r = set_foreground(d, &w[i], err);
+	for (size_t i = 0; i < n && !r; i++)
 		if (!w[i].sh->parked)
 			r = shell_drop_pidfd(w[i].sh, err);
 	if (!r && final)
@@ -415,6 +429,10 @@ static int build_shells(struct dest *d, const struct tree *t, struct cr_err *err
 		r = dest_set_clocks(d, t, err);
 		if (!r)
 			r = shells_new(&d->shells, t, err);
+		if (!r) {
+			d->shells->ttys = d->ttys;
+			fileset_set_ttys(d->files, d->ttys);
+		}
 		if (!r && d->opts.no_hw_breakpoints)
 			d->shells->park_how = PARK_SYSCALL_TRACE;
 	}
@@ -425,6 +443,11 @@ static int build_shells(struct dest *d, const struct tree *t, struct cr_err *err
 		if (!shells_find(d->shells, t->procs[i].pid) && sh && sh->parked)
 			r = shell_unpark(d->shells, sh, err);
 	}
+	bool resized = false;
+	if (!r)
+		r = ttys_sync(d->ttys, t, &resized, err);
+	if (!r && resized)
+		r = shells_drain_signal(d->shells, SIGWINCH, err);
 	if (!r)
 		r = drop_gone(d, t, err);
 	if (!r)

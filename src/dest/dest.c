@@ -61,7 +61,8 @@ int dest_init(struct dest *d, const struct dest_env *env, const struct msg_recei
 			return cr_err_sys(err, "raising the limit of open files");
 	}
 	d->files = fileset_new();
-	if (!d->files)
+	d->ttys = ttys_new();
+	if (!d->files || !d->ttys)
 		return cr_err_oom(err);
 	int r = env->page_server ? ps_connect(&d->ps, env->page_server, err) : 0;
 	if (!r && env->page_server)
@@ -132,6 +133,8 @@ void dest_release(struct dest *d)
 	shells_forget(d->shells);
 	d->shells = NULL;
 	dest_release_files(d);
+	ttys_free(d->ttys);
+	d->ttys = NULL;
 	objects_done(&d->objects);
 }
 
@@ -142,6 +145,7 @@ void dest_done(struct dest *d)
 	ps_close(d->ps);
 	shells_forget(d->shells);
 	fileset_free(d->files);
+	ttys_free(d->ttys);
 	objects_done(&d->objects);
 	carrying_free(d->carrying);
 	cgroup_close(d->cgroup);

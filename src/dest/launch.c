@@ -271,6 +271,8 @@ int dest_launch(struct dest *d, struct cr_err *err)
 		dest_tell_waiting(d);
 		dest_release_files(d);
 	}
+	ttys_free(d->ttys); /* our part of them would keep a terminal's end from being seen */
+	d->ttys = NULL;
 	fault_point("dest-launched");
 	if (!r)
 		r = dest_let_go(d, err);

@@ -51,7 +51,8 @@ struct shells {
 	VEC(struct shell *) list; /* as in the tree; ghosts apart */
 	VEC(struct shell *) ghosts;
 	VEC(struct blob_slot *) free_slots;
-	int pidfd_slot; /* in shells when they are born */
+	struct ttys *ttys; /* the caller's */
+	int pidfd_slot;    /* in shells when they are born */
 	int self_pidfd;
 	enum park_how park_how;
 };
@@ -95,6 +96,18 @@ int shell_calm(struct shell_thread *th, int nice, struct cr_err *err) must_check
 
 int shell_park(struct shells *s, struct shell *sh, struct cr_err *err) must_check;
 int shell_unpark(struct shells *s, struct shell *sh, struct cr_err *err) must_check;
+
+/* Controlling terminals (shell_tty.c). take: p leads a session. check: brings it to what p has,
+ * which a shell that is there already may not have. foreground: in the leader, once all groups
+ * exist. */
+int shell_take_tty(struct shells *s, struct shell *sh, const struct process *p,
+		   struct cr_err *err) must_check;
+int shell_check_tty(struct shells *s, struct shell *sh, const struct process *p,
+		    struct cr_err *err) must_check;
+int shell_set_foreground(struct shells *s, struct shell *sh, const struct tty *y,
+			 struct cr_err *err) must_check;
+/* A signal that the rebuilding has left pending in all of them, which its process has not had. */
+int shells_drain_signal(struct shells *s, int signo, struct cr_err *err) must_check;
 
 static inline struct rtask *shell_leader(const struct shell *sh)
 {

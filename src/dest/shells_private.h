@@ -2,6 +2,7 @@
  *
  *   shells.c            the hole, slots, the objects themselves, their end
  *   shells_processes.c  making processes and zombies, sessions and groups; what cannot be had here
+ *   shell_tty.c         controlling terminals
  *   shells_threads.c    threads, the way to our descriptors, parking */
 #pragma once
 #include "dest/shells.h"

@@ -298,12 +298,10 @@ static int make_process(struct shells *s, const struct tree *t, const struct pro
 	*slot = sh;
 	if (p->sid == p->pid || (parent->ghost && p->sid <= 0))
 		r = remote_setsid(sh, err);
-	return r;
+	return r ? r : shell_take_tty(s, sh, p, err);
 }
 
-/* The exits of zombies have left SIGCHLD pending in their parents, who had not asked for it here.
- */
-static int drain_sigchld(struct shell *sh, struct cr_err *err)
+static int drain_signal(struct shell *sh, int signo, struct cr_err *err)
 {
 	struct rtask *rt = shell_leader(sh);
 	uint64_t set_va, ts_va;
@@ -316,11 +314,28 @@ static int drain_sigchld(struct shell *sh, struct cr_err *err)
 
 	if (!set || !ts)
 		return cr_err_set(err, CR_ERR_BUG, ENOSPC, "no scratch memory");
-	*set = 1ull << (SIGCHLD - 1);
+	*set = 1ull << (signo - 1);
 	rqueue(rt, NULL, SYS_rt_sigtimedwait, set_va, 0, ts_va, 8);
 	r = rtask_run(rt, err);
 	rtask_scratch_reset(rt);
 	return r;
+}
+
+int shells_drain_signal(struct shells *s, int signo, struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach (sh, &s->list)
+		if (!r && !(*sh)->zombie)
+			r = drain_signal(*sh, signo, err);
+	return r;
+}
+
+/* The exits of zombies have left SIGCHLD pending in their parents, who had not asked for it here.
+ */
+static int drain_sigchld(struct shell *sh, struct cr_err *err)
+{
+	return drain_signal(sh, SIGCHLD, err);
 }
 
 static int end_process(struct shells *s, size_t index, struct cr_err *err)
@@ -420,6 +435,12 @@ int shells_settle_structure(struct shells *s, const struct tree *t, struct cr_er
 
 		shell_kill(ghost);
 		shell_free(s, ghost);
+	}
+	for (size_t i = 0; i < t->n_procs && !r && t->n_ttys; i++) {
+		struct shell *sh = shells_find(s, t->procs[i].pid);
+
+		if (sh && !sh->zombie && !t->procs[i].zombie)
+			r = shell_check_tty(s, sh, &t->procs[i], err);
 	}
 	return r;
 }

@@ -46,6 +46,7 @@ struct proc_stat { /* proc_pid_stat(5), fields by name */
 	pid_t pid, ppid, pgrp, session;
 	char state;
 	char comm[64];
+	uint32_t tty; /* device number of the controlling terminal, makedev(3); 0: none */
 	int32_t nice, exit_signal, rt_priority, policy, exit_code;
 	uint64_t flags, num_threads, starttime;
 	uint64_t rss; /* pages that are in memory */

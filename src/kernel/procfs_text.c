@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 #include <sys/resource.h>
 
 /* ---- stat ---- */
@@ -61,6 +62,10 @@ int proc_stat_parse(const char *text, struct proc_stat *out, struct cr_err *err)
 	    .ppid = (pid_t)f[4],
 	    .pgrp = (pid_t)f[5],
 	    .session = (pid_t)f[6],
+	    /* minor in bits 31 to 20 and 7 to 0, major in 15 to 8 */
+	    .tty =
+		f[7] ? (uint32_t)makedev(f[7] >> 8 & 0xfff, (f[7] >> 12 & 0xfff00) | (f[7] & 0xff))
+		     : 0,
 	    .flags = f[9],
 	    .nice = (int32_t)f[19],
 	    .num_threads = f[20],

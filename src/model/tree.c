@@ -45,3 +45,11 @@ size_t tree_count_threads(const struct tree *t)
 		n += t->procs[i].n_threads;
 	return n;
 }
+
+struct tty *tree_find_tty(const struct tree *t, uint32_t number)
+{
+	for (size_t i = 0; i < t->n_ttys; i++)
+		if (t->ttys[i].number == number)
+			return &t->ttys[i];
+	return NULL;
+}

@@ -215,6 +215,7 @@ struct process {
 	int32_t oom_score_adj;
 	bool child_subreaper;
 	uint32_t personality;
+	uint32_t ctty; /* its controlling terminal: number plus 1; 0: none that moves */
 };
 
 /* ---- open file descriptions ---- */
@@ -236,7 +237,15 @@ enum file_kind {
 	FILE_UDP,
 	FILE_UNLINKED, /* a regular file that was removed while it is open */
 	FILE_TCP_CONN, /* connected, or on the way there or back: goes on at the destination */
+	FILE_PTY_MASTER,
+	FILE_PTY_SLAVE,
+	FILE_TTY, /* /dev/tty: the controlling terminal of who opened it */
 };
+
+static inline bool file_is_terminal(enum file_kind k)
+{
+	return k == FILE_PTY_MASTER || k == FILE_PTY_SLAVE || k == FILE_TTY;
+}
 
 struct epoll_target {
 	int32_t fd;    /* number under which the target was added */
@@ -282,6 +291,7 @@ struct file { /* one open file description: what dup and fork share */
 	uint64_t size, ino, dev, mtime_ns, rdev;
 	uint32_t mode;
 	bool carried; /* REGULAR: the source brings it along */
+	uint32_t tty; /* PTY_*, TTY: the terminal's number */
 	/* PIPE: both ends carry the pipe's inode; the contents travel with the first file of it */
 	uint64_t pipe_ino;
 	bool pipe_has_data; /* this entry carries data and capacity */
@@ -335,6 +345,30 @@ struct waiting {
 	size_t n;
 };
 
+/* ---- terminals ---- */
+
+enum { TTY_TERMIOS_BYTES = 44 };
+
+/* A pseudoterminal whose master is in the tree. */
+struct tty {
+	uint32_t number;         /* /dev/pts/… */
+	uint32_t uid, gid, mode; /* of that */
+	bool locked, packet, exclusive;
+	bool opened;     /* somebody has, or had, opened the slave … */
+	bool closed;     /* … and nobody has any more */
+	bool stopped;    /* output, as by ^S */
+	pid_t sid, pgrp; /* whose controlling terminal it is; the foreground group; 0: none */
+	uint8_t termios[TTY_TERMIOS_BYTES]; /* struct termios2 */
+	uint32_t rows, cols, xpixel, ypixel;
+	/* What waits, final stop only. Input to be read from the slave: of each line its length,
+	 * times 2, plus 1 if it was ended by the EOF character; what is left over is no whole line.
+	 */
+	const uint8_t *input, *output;
+	size_t input_len, output_len;
+	uint32_t *lines;
+	size_t n_lines;
+};
+
 /* ---- the whole ---- */
 
 struct tree {
@@ -350,6 +384,8 @@ struct tree {
 	size_t n_objects;
 	struct seccomp_filter *seccomp; /* each once */
 	size_t n_seccomp;
+	struct tty *ttys;
+	size_t n_ttys;
 	struct devaddr *moved; /* addresses that move along */
 	size_t n_moved;
 	uint64_t xfeatures; /* union of the xsave components that the tasks use or may use */
@@ -370,4 +406,5 @@ void tree_free(struct tree *t); /* takes NULL */
 /* NULL when absent. */
 struct process *tree_find_process(const struct tree *t, pid_t pid);
 size_t tree_count_threads(const struct tree *t);
+struct tty *tree_find_tty(const struct tree *t, uint32_t number);
 struct thread *process_find_thread(const struct process *p, pid_t tid);

@@ -70,6 +70,7 @@ enum watch_kind { WATCH_REFUSE, WATCH_WARN };
 struct fd_watch {
 	uint64_t dev, ino;
 	uint64_t eventfd_id; /* 0: identified by (dev, ino) */
+	uint32_t pty;        /* of a master: its number plus 1, beside (dev, ino) */
 	uint32_t file;
 	enum watch_kind kind;
 };
@@ -130,6 +131,9 @@ int files_scan_outside(struct files_ctx *x, struct cr_err *err) must_check;
 bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writing);
 /* files_proc.c: cwd, root, umask, namespaces, shared tables. */
 int files_capture_places(struct files_ctx *x, struct cr_err *err) must_check;
+
+/* ttys.c */
+int ttys_master(const struct ttys *y, uint32_t number); /* -1: there is none */
 
 /* locks.c: what the tasks hold, into the processes of the tree. */
 int locks_capture(struct files_ctx *x, struct cr_err *err) must_check;
@@ -234,6 +238,7 @@ struct fileset {
 	int64_t monotonic_off_ns, boottime_off_ns; /* shells' clocks minus ours */
 	const int *object_fds;                     /* during fileset_build */
 	struct fileset_tasks tasks;
+	struct ttys *ttys;          /* the caller's */
 	struct pipe_end *pipe_ends; /* during fileset_build */
 	size_t n_pipe_ends;
 	const struct net_ways *ways; /* for what comes for addresses that move; NULL: none */

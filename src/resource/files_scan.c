@@ -11,7 +11,11 @@
 #include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 #include "kernel/procfs.h"
+
+/* Inode numbers are smaller. */
+#define PTY_INO(f) (1ull << 63 | (f)->tty)
 
 struct known { /* what the previous capture had */
 	uint64_t dev, ino;
@@ -40,15 +44,19 @@ static int drop_known(struct files_ctx *x, struct cr_err *err)
 	for (size_t i = 0; i < prev->n_files; i++) {
 		const struct file *f = &prev->files[i];
 
+		/* all masters are of one inode */
+		if (f->kind == FILE_PTY_MASTER)
+			known[n++] = (struct known){f->dev, PTY_INO(f)};
 		/* these have the inode that all anonymous ones share */
-		if (f->kind != FILE_EPOLL && f->kind != FILE_TIMERFD && f->kind != FILE_SIGNALFD)
+		else if (f->kind != FILE_EPOLL && f->kind != FILE_TIMERFD &&
+			 f->kind != FILE_SIGNALFD)
 			known[n++] = (struct known){f->dev, f->ino};
 	}
 	qsort(known, n, sizeof(*known), cmp_known);
 	for (size_t i = 0; i < x->watches.n; i++) {
 		const struct fd_watch *w = &x->watches.v[i];
 		const struct file *f = &x->c->tree->files[w->file];
-		struct known key = {f->dev, f->ino};
+		struct known key = {f->dev, f->kind == FILE_PTY_MASTER ? PTY_INO(f) : f->ino};
 
 		if (!bsearch(&key, known, n, sizeof(key), cmp_known))
 			x->watches.v[kept++] = *w;
@@ -65,7 +73,9 @@ static int cmp_watch(const void *va, const void *vb)
 		return a->dev < b->dev ? -1 : 1;
 	if (a->ino != b->ino)
 		return a->ino < b->ino ? -1 : 1;
-	return (a->eventfd_id > b->eventfd_id) - (a->eventfd_id < b->eventfd_id);
+	if (a->eventfd_id != b->eventfd_id)
+		return a->eventfd_id < b->eventfd_id ? -1 : 1;
+	return (a->pty > b->pty) - (a->pty < b->pty);
 }
 
 static const struct fd_watch *find_watch(const struct files_ctx *x, const struct fd_watch *key)
@@ -95,12 +105,13 @@ static void say_held(struct files_ctx *x, const struct fd_watch *w, pid_t pid)
 			     f->kind == FILE_PIPE        ? "pipe"
 			     : f->kind == FILE_EVENTFD   ? "eventfd"
 			     : f->kind == FILE_UNIX_CONN ? "unix socket"
+			     : file_is_terminal(f->kind) ? "terminal"
 			     : f->kind == FILE_UNLINKED  ? "unlinked file"
 							 : "memory file",
 			     pid, comm);
 }
 
-static uint64_t eventfd_id_of(int fdinfo_dir, const char *name)
+static uint64_t fdinfo_number(int fdinfo_dir, const char *name, const char *key)
 {
 	_cleanup_fd_ int fd = openat(fdinfo_dir, name, O_RDONLY | O_CLOEXEC);
 	char text[512];
@@ -110,7 +121,7 @@ static uint64_t eventfd_id_of(int fdinfo_dir, const char *name)
 	if (n <= 0)
 		return 0;
 	text[n] = '\0';
-	return fdinfo_u64(text, "eventfd-id", 10, &id) ? id : 0;
+	return fdinfo_u64(text, key, 10, &id) ? id : 0;
 }
 
 /* In the tree, or forked by it since the tree was listed (ahead, that happens). */
@@ -161,7 +172,7 @@ bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writi
 	return false;
 }
 
-static void scan_process(struct files_ctx *x, pid_t pid, uint64_t anon_dev)
+static void scan_process(struct files_ctx *x, pid_t pid, uint64_t anon_dev, bool masters)
 {
 	char path[64];
 
@@ -170,7 +181,8 @@ static void scan_process(struct files_ctx *x, pid_t pid, uint64_t anon_dev)
 	if (!d)
 		return;
 	snprintf(path, sizeof(path), "/proc/%d/fdinfo", pid);
-	_cleanup_fd_ int fdinfo = anon_dev ? open(path, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+	_cleanup_fd_ int fdinfo =
+	    anon_dev || masters ? open(path, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
 	for (struct dirent *e; (e = readdir(d));) {
 		struct stat st;
 
@@ -178,7 +190,10 @@ static void scan_process(struct files_ctx *x, pid_t pid, uint64_t anon_dev)
 			continue;
 		struct fd_watch key = {.dev = st.st_dev, .ino = st.st_ino};
 		if (anon_dev && st.st_dev == anon_dev)
-			key = (struct fd_watch){.eventfd_id = eventfd_id_of(fdinfo, e->d_name)};
+			key = (struct fd_watch){.eventfd_id =
+						    fdinfo_number(fdinfo, e->d_name, "eventfd-id")};
+		else if (masters && S_ISCHR(st.st_mode) && st.st_rdev == makedev(5, 2)) /* pts(4) */
+			key.pty = 1 + (uint32_t)fdinfo_number(fdinfo, e->d_name, "tty-index");
 		const struct fd_watch *w = find_watch(x, &key);
 		if (w && !is_inside(x, pid))
 			say_held(x, w, pid);
@@ -194,6 +209,14 @@ static uint64_t anon_device(const struct files_ctx *x)
 	return 0;
 }
 
+static bool watches_masters(const struct files_ctx *x)
+{
+	for (size_t i = 0; i < x->watches.n; i++)
+		if (x->watches.v[i].pty)
+			return true;
+	return false;
+}
+
 int files_scan_outside(struct files_ctx *x, struct cr_err *err)
 {
 	int r = drop_known(x, err);
@@ -202,6 +225,7 @@ int files_scan_outside(struct files_ctx *x, struct cr_err *err)
 		return r;
 	qsort(x->watches.v, x->watches.n, sizeof(*x->watches.v), cmp_watch);
 	uint64_t anon_dev = anon_device(x);
+	bool masters = watches_masters(x);
 	_cleanup_dir_ DIR *d = opendir("/proc");
 	if (!d)
 		return cr_err_sys(err, "/proc");
@@ -209,7 +233,7 @@ int files_scan_outside(struct files_ctx *x, struct cr_err *err)
 		pid_t pid = atoi(e->d_name);
 
 		if (pid > 0 && pid != getpid() && !tree_find_process(x->c->tree, pid))
-			scan_process(x, pid, anon_dev);
+			scan_process(x, pid, anon_dev, masters);
 	}
 	return 0;
 }

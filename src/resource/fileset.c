@@ -56,6 +56,7 @@ int file_identity_cmp(const struct file *a, const struct file *b)
 	CMP(dev);
 	CMP(pipe_ino);
 	CMP(rdev);
+	CMP(tty);
 	if ((a->flags & ~settable) != (b->flags & ~settable))
 		return (a->flags & ~settable) < (b->flags & ~settable) ? -1 : 1;
 	CMP(semaphore);
@@ -138,6 +139,11 @@ void fileset_set_clocks(struct fileset *fs, int64_t monotonic_ns, int64_t bootti
 {
 	fs->monotonic_off_ns = monotonic_ns;
 	fs->boottime_off_ns = boottime_ns;
+}
+
+void fileset_set_ttys(struct fileset *fs, struct ttys *y)
+{
+	fs->ttys = y;
 }
 
 void fileset_set_tasks(struct fileset *fs, const struct fileset_tasks *tasks)

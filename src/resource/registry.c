@@ -5,6 +5,9 @@
 #define KINDS(KIND)                                                                                \
 	KIND(unlinked)                                                                             \
 	KIND(regular)                                                                              \
+	KIND(pty_master)                                                                           \
+	KIND(pty_slave)                                                                            \
+	KIND(tty)                                                                                  \
 	KIND(chardev)                                                                              \
 	KIND(pipe)                                                                                 \
 	KIND(eventfd)                                                                              \

@@ -241,6 +241,30 @@ int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err)
  * be accepted. What fails is logged. */
 void fileset_tell_waiting(struct fileset *fs, const struct tree *t, const struct waiting *list);
 
+/* ---- terminals (resource/tty*.c) ---- */
+
+/* Device number of the slave of a pseudoterminal: its number. */
+bool tty_number(uint64_t rdev, uint32_t *ret);
+
+/* At the destination: both sides of each terminal, before the processes whose controlling terminal
+ * it is to be. */
+struct ttys;
+struct ttys *ttys_new(void); /* NULL when memory is out */
+void ttys_free(struct ttys *y);
+/* Makes what t has anew and closes what it has no more. *ret_resized: the size of one that was
+ * there has changed, and its processes have got a SIGWINCH. */
+int ttys_sync(struct ttys *y, const struct tree *t, bool *ret_resized,
+	      struct cr_err *err) must_check;
+/* A descriptor of our own of the slave; -1: there is none. */
+int ttys_slave(const struct ttys *y, uint32_t number);
+/* The caller keeps it for as long as the fileset is built and settled. */
+void fileset_set_ttys(struct fileset *fs, struct ttys *y);
+
+/* At the source: what waits in terminals goes into t, whose tasks are stopped. If that failed or is
+ * undone it is put back, by whoever has t. */
+int ttys_drain(struct tree *t, struct cr_err *err) must_check;
+int ttys_put_back(const struct tree *t, struct cr_err *err) must_check;
+
 /* ---- file locks (resource/locks.c) ---- */
 
 /* In the executor of p, as what it was captured as holding. take: at the destination, once its

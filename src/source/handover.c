@@ -430,6 +430,8 @@ static int undo_switch(struct source *s, struct tree *t, int r, struct cr_err *e
 	if (s->held && seizure_unhold(s->seizure, &undo))
 		r = undo_failed(r, &undo, err);
 	s->held = false;
+	if (source_put_back_ttys(s, t, &undo))
+		r = undo_failed(r, &undo, err);
 	if (source_retake_locks(s, t, &undo))
 		r = undo_failed(r, &undo, err);
 	tree_free(t);
@@ -542,6 +544,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	uint64_t t1 = now_us();
 	if (!r)
 		r = source_release_locks(s, t, err);
+	if (!r)
+		r = source_drain_ttys(s, t, err);
 	if (!r) /* as late as can be: what comes in from here on has to be sent again */
 		r = source_lock_network(s, t, err);
 	if (!r)

@@ -108,6 +108,7 @@ static int fill_process(struct source *s, struct tree *t, const struct seized_pr
 			struct process *p, struct cr_err *err)
 {
 	struct proc_stat st;
+	uint32_t number;
 	int r = proc_stat_read(q->pid, q->pid, &st, err);
 
 	(void)s;
@@ -122,6 +123,8 @@ static int fill_process(struct source *s, struct tree *t, const struct seized_pr
 	p->exit_signal = (uint32_t)st.exit_signal;
 	if (q->zombie)
 		return 0;
+	if (st.tty && tty_number(st.tty, &number))
+		p->ctty = number + 1;
 	p->threads = arena_array(t->arena, struct thread, q->tasks.n);
 	if (!p->threads)
 		return cr_err_oom(err);

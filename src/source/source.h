@@ -101,6 +101,7 @@ struct source {
 	bool aborted;          /* the user said so, or cr-migrate went away */
 	bool asked_to_prepare; /* the destination may have promised to wait for our word */
 	bool abort_told;       /* the destination knows that nothing comes of it */
+	bool ttys_drained;     /* what waited in terminals is in the final tree only */
 	bool locks_released;   /* the tasks have given up their file locks */
 	bool held;             /* stopped for good if this process dies */
 	bool committed;        /* the point of no return is behind us */
@@ -256,6 +257,13 @@ int source_send_waiting(struct source *s, struct cr_err *err) must_check;
 void source_send_packets(struct source *s, bool last);
 /* The same after an undo, for the tasks here. */
 void source_replay_packets(struct source *s);
+
+/* ---- ttys.c ---- */
+
+/* While stopped, and held: what waits in terminals into t. */
+int source_drain_ttys(struct source *s, struct tree *t, struct cr_err *err) must_check;
+/* As they were. */
+int source_put_back_ttys(struct source *s, const struct tree *t, struct cr_err *err) must_check;
 
 /* ---- filelocks.c ---- */
 

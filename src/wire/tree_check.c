@@ -19,6 +19,7 @@ enum {
 	FILTER_LOG = 2,              /* seccomp(2): the one flag that a filter keeps */
 	GROUPS_MAX = 65536,          /* credentials(7), NGROUPS_MAX */
 	LOCKS_MAX = 100,
+	TTY_BYTES_MAX = 1 << 20,  /* the kernel holds less, for each direction */
 	SOCKADDR_BYTES_MAX = 128, /* struct sockaddr_storage */
 	SOCKOPT_BYTES_MAX = 65536,
 	FILTER_MAX = 4096, /* BPF_MAXINSNS */
@@ -84,6 +85,9 @@ static bool file_kind_known(enum file_kind k)
 	case FILE_UDP:
 	case FILE_UNLINKED:
 	case FILE_TCP_CONN:
+	case FILE_PTY_MASTER:
+	case FILE_PTY_SLAVE:
+	case FILE_TTY:
 		return true;
 	}
 	return false;
@@ -211,6 +215,8 @@ static int check_process(const struct tree *t, const struct process *p, struct c
 	CHECK(p->n_threads > 0, "process %d: no threads", p->pid);
 	CHECK(p->threads[0].tid == p->pid, "process %d: its first thread is %d", p->pid,
 	      p->threads[0].tid);
+	CHECK(!p->ctty || tree_find_tty(t, p->ctty - 1), "process %d: there is no terminal %u",
+	      p->pid, p->ctty - 1);
 	CHECK(absolute(p->cwd) && absolute(p->root), "process %d: no root or working directory",
 	      p->pid);
 	CHECK(p->creds.n_groups <= GROUPS_MAX, "process %d: %zu groups", p->pid, p->creds.n_groups);
@@ -308,7 +314,9 @@ static int check_tcp(const struct tcp_conn *c, size_t i, struct cr_err *err)
 int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct cr_err *err)
 {
 	CHECK(file_kind_known(f->kind), "file %zu: unknown kind %u", i, f->kind);
-	if (f->kind == FILE_REGULAR || f->kind == FILE_CHARDEV)
+	if (file_is_terminal(f->kind))
+		CHECK(tree_find_tty(t, f->tty), "file %zu: there is no terminal %u", i, f->tty);
+	if (f->kind == FILE_REGULAR || f->kind == FILE_CHARDEV || file_is_terminal(f->kind))
 		CHECK(absolute(f->path), "file %zu: no path", i);
 	if (f->kind == FILE_MEMFD || f->kind == FILE_UNLINKED)
 		CHECK(f->object < t->n_objects, "file %zu: there is no shared object %u", i,
@@ -344,6 +352,32 @@ int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct
 	return 0;
 }
 
+/* ---- terminals ---- */
+
+static int check_tty(const struct tree *t, const struct tty *y, struct cr_err *err)
+{
+	size_t masters = 0, bytes = 0;
+
+	/* Documentation/admin-guide/devices.txt: 2^20 at most */
+	CHECK(y->number < 1 << 20 && tree_find_tty(t, y->number) == y, "terminal %u twice, or none",
+	      y->number);
+	for (size_t i = 0; i < t->n_files; i++)
+		masters += t->files[i].kind == FILE_PTY_MASTER && t->files[i].tty == y->number;
+	CHECK(masters == 1, "terminal %u: %zu masters", y->number, masters);
+	CHECK(pid_or_none(y->sid) && pid_or_none(y->pgrp), "terminal %u: session %d, group %d",
+	      y->number, y->sid, y->pgrp);
+	CHECK(y->mode <= 07777 && y->rows <= UINT16_MAX && y->cols <= UINT16_MAX &&
+		  y->xpixel <= UINT16_MAX && y->ypixel <= UINT16_MAX,
+	      "terminal %u: mode or size", y->number);
+	CHECK(y->input_len <= TTY_BYTES_MAX && y->output_len <= TTY_BYTES_MAX,
+	      "terminal %u: %zu and %zu bytes", y->number, y->input_len, y->output_len);
+	for (size_t i = 0; i < y->n_lines; i++) {
+		bytes += y->lines[i] >> 1;
+		CHECK(bytes <= y->input_len && y->lines[i], "terminal %u: line %zu", y->number, i);
+	}
+	return 0;
+}
+
 /* ---- the whole ---- */
 
 static int check_tables(const struct tree *t, struct cr_err *err)
@@ -361,6 +395,12 @@ static int check_tables(const struct tree *t, struct cr_err *err)
 		CHECK(o->kind != OBJ_UNLINKED || absolute(o->name), "shared object %zu: no path",
 		      i);
 		CHECK(o->kind != OBJ_MEMFD || o->name, "shared object %zu: no name", i);
+	}
+	for (size_t i = 0; i < t->n_ttys; i++) {
+		int r = check_tty(t, &t->ttys[i], err);
+
+		if (r < 0)
+			return r;
 	}
 	for (size_t i = 0; i < t->n_seccomp; i++) {
 		const struct seccomp_filter *f = &t->seccomp[i];

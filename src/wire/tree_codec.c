@@ -137,6 +137,46 @@ static int get_seccomp(struct arena *a, const Tree__SeccompFilter *pb, struct se
 	return tree_get_bytes(a, &pb->insns, &out->insns, &out->insns_len, err);
 }
 
+/* clang-format off */
+#define TTY_NUMBERS(X) \
+	X(number) X(uid) X(gid) X(mode) X(locked) X(packet) X(exclusive) X(opened) X(closed) \
+	X(stopped) X(rows) X(cols) X(xpixel) X(ypixel)
+/* clang-format on */
+
+static Tree__Tty *put_tty(struct arena *a, const struct tty *in)
+{
+	Tree__Tty *pb = pb_new(a, &tree__tty__descriptor);
+
+	if (!pb)
+		return NULL;
+	TTY_NUMBERS(TREE_PUT)
+	pb->sid = (uint32_t)in->sid;
+	pb->pgrp = (uint32_t)in->pgrp;
+	pb->termios = pb_bytes(in->termios, sizeof(in->termios));
+	pb->input = pb_bytes(in->input, in->input_len);
+	pb->output = pb_bytes(in->output, in->output_len);
+	pb->lines = in->lines;
+	pb->n_lines = in->n_lines;
+	return pb;
+}
+
+static int get_tty(struct arena *a, const Tree__Tty *pb, struct tty *out, struct cr_err *err)
+{
+	TTY_NUMBERS(TREE_GET)
+	out->sid = (pid_t)pb->sid;
+	out->pgrp = (pid_t)pb->pgrp;
+	if (pb->termios.len != sizeof(out->termios))
+		return tree_bad(err, "terminal %u: modes of %zu bytes", pb->number,
+				pb->termios.len);
+	memcpy(out->termios, pb->termios.data, sizeof(out->termios));
+	out->n_lines = pb->n_lines;
+	out->lines = arena_memdup(a, pb->lines, pb->n_lines * sizeof(*pb->lines));
+	if (!out->lines)
+		return cr_err_oom(err);
+	int r = tree_get_bytes(a, &pb->input, &out->input, &out->input_len, err);
+	return r ? r : tree_get_bytes(a, &pb->output, &out->output, &out->output_len, err);
+}
+
 static bool put_moved(struct arena *a, const struct tree *in, Tree__Tree *pb)
 {
 	pb->moved = arena_array(a, char *, in->n_moved);
@@ -220,6 +260,7 @@ static Tree__Tree *put_tree(struct arena *a, const struct tree *in)
 	PUT_TABLE(mapped_files, put_mapped_file);
 	PUT_TABLE(objects, put_object);
 	PUT_TABLE(seccomp, put_seccomp);
+	PUT_TABLE(ttys, put_tty);
 	if (!put_moved(a, in, pb))
 		return NULL;
 	pb->complete = true;
@@ -250,6 +291,7 @@ static int get_tree(struct arena *a, const Tree__Tree *pb, struct tree *out, str
 	GET_TABLE(mapped_files, get_mapped_file);
 	GET_TABLE(objects, get_object);
 	GET_TABLE(seccomp, get_seccomp);
+	GET_TABLE(ttys, get_tty);
 	return get_moved(pb, out, err);
 }
 

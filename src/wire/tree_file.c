@@ -139,6 +139,7 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in)
 	pb->path = pb_string(in->path);
 	pb->data = pb_bytes(in->data, in->data_len);
 	pb->object = tree_put_index(in->object);
+	pb->tty = tree_put_index(file_is_terminal(in->kind) ? in->tty : UINT32_MAX);
 	pb->peer = tree_put_index(in->kind == FILE_UNIX_CONN ? in->peer : UINT32_MAX);
 	pb->sockaddr = pb_bytes(in->sockaddr, in->sockaddr_len);
 	pb->peeraddr = pb_bytes(in->peeraddr, in->peeraddr_len);
@@ -155,6 +156,7 @@ int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out, struc
 	out->object = out->kind == FILE_MEMFD || out->kind == FILE_UNLINKED
 			  ? tree_get_index(pb->object)
 			  : UINT32_MAX;
+	out->tty = file_is_terminal(out->kind) ? tree_get_index(pb->tty) : 0;
 	out->peer = out->kind == FILE_UNIX_CONN ? tree_get_index(pb->peer) : UINT32_MAX;
 	if ((r = tree_get_string(a, pb->path, &out->path, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->data, &out->data, &out->data_len, err)) < 0 ||

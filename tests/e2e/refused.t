@@ -44,7 +44,7 @@ packet packet|socket
 raw raw|socket
 deletedmap deleted|unlinked|removed
 deletedexe deleted|unlinked|removed
-pty pty|ptmx|tty|terminal|device
+pty terminal /dev/pts
 userfaultfd userfaultfd
 perf perf
 perfmap perf

@@ -1,5 +1,6 @@
 /* What cannot move is refused by name, at the source and at the destination; and the parsers. */
 #include "files_harness.h"
+#include <sys/ioctl.h>
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -69,10 +70,22 @@ static bool have_io_uring(void)
 	return fd >= 0;
 }
 
-static void pseudo_terminal(struct source *s)
+static void terminal(struct source *s)
 {
+	const int unlock = 0;
+	int master = open("/dev/ptmx", O_RDWR | O_NOCTTY);
+
 	(void)s;
-	put_at(open("/dev/ptmx", O_RDWR | O_NOCTTY), FD, 0);
+	ioctl(master, TIOCSPTLCK, &unlock);
+	put_at(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY), FD, 0);
+	if (fork()) {
+		close(master);
+		return;
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	close(FD);
+	for (;;)
+		pause();
 }
 
 static void raw(struct source *s)
@@ -256,7 +269,7 @@ static const struct {
     {inotify, "fd 7 ", "inotify instance: not supported; close it first"},
     {pidfd, "fd 7 ", "pidfd: not supported"},
     {io_uring, "fd 7 ", "io_uring instance: not supported; close it first"},
-    {pseudo_terminal, "fd 7 ", "pseudo-terminal master"},
+    {terminal, "fd 7 ", "whose other side"},
     {raw, "fd 7 ", "IPv4 raw socket", true},
     {netlink_socket, "fd 7 ", "netlink socket"},
     {unix_rights, "fd 7 ", "unix stream socket: descriptors wait in it to be received"},

@@ -20,12 +20,13 @@
 	X(struct posix_timer_rec, 56)                                                              \
 	X(struct fd_entry, 12)                                                                     \
 	X(struct file_lock, 32)                                                                    \
-	X(struct process, 2752)                                                                    \
+	X(struct process, 2760)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 344)                                                                        \
-	X(struct tree, 344)                                                                        \
+	X(struct tree, 360)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
+	X(struct tty, 144)                                                                         \
 	X(struct tcp_conn, 136)
 
 struct filler {
@@ -220,6 +221,7 @@ static inline void fill_process(struct filler *f, struct process *p, pid_t pid, 
 	p->timers = arena_array(a, struct posix_timer_rec, 2);
 	fill_timer(f, &p->timers[0]);
 	fill_timer(f, &p->timers[1]);
+	p->ctty = 8;
 	p->n_locks = 2;
 	p->locks = arena_array(a, struct file_lock, 2);
 	p->locks[0] = (struct file_lock){0, LOCK_OFD, true, 7, UINT64_MAX};
@@ -332,6 +334,7 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 	for (size_t i = 0; i < 3; i++)
 		e->filter[i] = fill_u64(f);
 	fill_file_owner(f, e);
+	e->tty = file_is_terminal(kind) ? 7 : 0;
 	FILL_BYTES(f, e->peeraddr, e->peeraddr_len, 27);
 	if (kind != FILE_TCP_CONN)
 		return;
@@ -390,8 +393,47 @@ static inline void fill_seccomp(struct filler *f)
 	}
 }
 
+static inline void fill_ttys(struct filler *f)
+{
+	struct tty *y = arena_array(f->t->arena, struct tty, 1);
+
+	f->t->ttys = y;
+	f->t->n_ttys = 1;
+	y->number = 7;
+	y->uid = fill_u32(f);
+	y->gid = fill_u32(f);
+	y->mode = 0620;
+	y->locked = y->packet = y->exclusive = y->opened = y->closed = y->stopped = true;
+	y->sid = 4242;
+	y->pgrp = 4250;
+	memcpy(y->termios, fill_bytes(f, sizeof(y->termios)), sizeof(y->termios));
+	y->rows = 24, y->cols = 80, y->xpixel = 1, y->ypixel = 2;
+	FILL_BYTES(f, y->input, y->input_len, 30);
+	FILL_BYTES(f, y->output, y->output_len, 20);
+	y->n_lines = 2;
+	y->lines = arena_array(f->t->arena, uint32_t, 2);
+	y->lines[0] = 1; /* end of file */
+	y->lines[1] = 11 << 1;
+}
+
+static inline void same_tty(const struct tty *a, const struct tty *b)
+{
+	assert_true(a->number == b->number && a->uid == b->uid && a->gid == b->gid);
+	assert_true(a->mode == b->mode && a->locked == b->locked && a->packet == b->packet);
+	assert_true(a->exclusive == b->exclusive && a->opened == b->opened);
+	assert_true(a->closed == b->closed && a->stopped == b->stopped && a->sid == b->sid);
+	assert_true(a->pgrp == b->pgrp && a->rows == b->rows && a->cols == b->cols);
+	assert_true(a->xpixel == b->xpixel && a->ypixel == b->ypixel);
+	assert_memory_equal(a->termios, b->termios, sizeof(a->termios));
+	assert_true(a->input_len == b->input_len && a->output_len == b->output_len);
+	assert_memory_equal(a->input, b->input, a->input_len);
+	assert_memory_equal(a->output, b->output, a->output_len);
+	assert_true(a->n_lines == b->n_lines);
+	assert_memory_equal(a->lines, b->lines, a->n_lines * sizeof(*a->lines));
+}
+
 /* One file of every kind, and the other end of the unix connection. */
-enum { FILL_OTHER_END = FILE_TCP_CONN, FILL_FILES };
+enum { FILL_OTHER_END = FILE_TTY, FILL_FILES };
 
 /* Three processes (one a zombie), a file of every kind, a mapping of every kind. */
 static inline struct tree *fill_tree(void)
@@ -421,6 +463,7 @@ static inline struct tree *fill_tree(void)
 	t->files[FILL_OTHER_END].sock_type = t->files[FILE_UNIX_CONN - 1].sock_type;
 	fill_tables(&f);
 	fill_seccomp(&f);
+	fill_ttys(&f);
 	t->n_moved = 2;
 	t->moved = arena_array(t->arena, struct devaddr, 2);
 	t->moved[0] = (struct devaddr){2, {192, 0, 2, 7}, 24, "eth0"};
@@ -534,6 +577,7 @@ static inline void same_process(const struct process *a, const struct process *b
 	SAME_STR(cwd);
 	SAME_STR(root);
 	SAME(umask), SAME(oom_score_adj), SAME(child_subreaper), SAME(personality);
+	SAME(ctty);
 }
 
 static inline void same_target(const struct epoll_target *a, const struct epoll_target *b)
@@ -568,7 +612,7 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME(ticks), SAME(sigmask), SAME(object), SAME(sock_family), SAME(sock_type);
 	SAME(sock_protocol), SAME(backlog), SAME(uid), SAME(gid), SAME(cred_pid);
 	SAME(cred_uid), SAME(cred_gid), SAME(peer), SAME(peer_ino), SAME(connected);
-	SAME(sock_shutdown);
+	SAME(sock_shutdown), SAME(tty);
 	SAME_STR(path);
 	SAME_BYTES(data, data_len);
 	SAME_EACH(targets, n_targets, same_target);
@@ -612,6 +656,7 @@ static inline void same_tree(const struct tree *a, const struct tree *b)
 	SAME_EACH(mapped_files, n_mapped_files, same_mapped_file);
 	SAME_EACH(objects, n_objects, same_object);
 	SAME_EACH(seccomp, n_seccomp, same_filter);
+	SAME_EACH(ttys, n_ttys, same_tty);
 	SAME(n_moved);
 	for (size_t i = 0; i < a->n_moved; i++) {
 		char x[DEVADDR_TEXT], y[DEVADDR_TEXT];

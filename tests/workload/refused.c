@@ -139,9 +139,27 @@ static int do_deletedmap(void)
 	return p == MAP_FAILED ? -1 : 0;
 }
 
+/* The other side is in a process that is in no tree of ours. */
 static int do_pty(void)
 {
-	return posix_openpt(O_RDWR | O_NOCTTY);
+	int master = posix_openpt(O_RDWR | O_NOCTTY), status;
+
+	if (master < 0 || grantpt(master) || unlockpt(master))
+		return -1;
+	int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
+	pid_t child = fork();
+	if (child == 0) {
+		char c;
+
+		if (fork())
+			_exit(0);
+		close(slave);
+		while (read(master, &c, 1) == 1) /* until the other side goes */
+			;
+		_exit(0);
+	}
+	close(master);
+	return slave < 0 || waitpid(child, &status, 0) != child ? -1 : 0;
 }
 
 static int do_userfaultfd(void)
