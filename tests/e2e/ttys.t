@@ -45,6 +45,7 @@ taken_case() {
 		say_migration
 		st=1
 	}
+	# shellcheck disable=SC2016
 	on beta sh -c 'for p in /proc/[0-9]*; do readlink "$p/exe" | grep -q /sleep && kill "${p#/proc/}"; done'
 	{ runs_on && finish_workload; } || st=1
 	return $st
