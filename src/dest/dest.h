@@ -51,7 +51,7 @@ struct dest {
 	struct net_ways *ways;  /* for packets that came to the source; NULL: none */
 	struct waiting waiting; /* connections that nobody has accepted, in waiting_arena */
 	struct arena *waiting_arena;
-	struct ttys *ttys; /* until the launch */
+	struct ttys *ttys;     /* until the launch */
 	struct lazy *lazy;     /* what stays behind; NULL: nothing so far */
 	struct cgroup *cgroup; /* holds the tasks */
 	struct tree *tree;     /* as built */

@@ -23,7 +23,7 @@
 	X(struct process, 2760)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
-	X(struct file, 344)                                                                        \
+	X(struct file, 352)                                                                        \
 	X(struct tree, 360)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
 	X(struct tty, 144)                                                                         \
