@@ -258,8 +258,6 @@ static int check(const struct migrate_options *o, struct cr_err *err)
 		    "--pid or --cgroup, not both (--freeze-cgroup says which cgroup to freeze)");
 	if (*o->freeze_cgroup && !o->pid)
 		return bad(err, "--freeze-cgroup goes with --pid: --cgroup freezes its own");
-	if (o->opts.no_convergence == MSG_NO_CONVERGENCE_THROTTLE)
-		return bad(err, "--on-no-convergence throttle: not supported yet; use postcopy");
 	if (o->opts.verify == MSG_VERIFY_FULL &&
 	    (o->opts.mode != MSG_MODE_PRECOPY ||
 	     o->opts.no_convergence == MSG_NO_CONVERGENCE_POSTCOPY))

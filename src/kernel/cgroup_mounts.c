@@ -11,6 +11,7 @@
 
 struct cgroup_mount {
 	enum cgroup_version version; /* CGROUP_ANY: a v1 hierarchy without the freezer */
+	bool cpu;                    /* v1, with the cpu controller */
 	char *root, *point;
 };
 
@@ -88,6 +89,7 @@ static int take_mount(struct mounts *m, char *line, struct cr_err *err)
 	cm->version = v2                                          ? CGROUP_V2
 		      : options && has_option(options, "freezer") ? CGROUP_V1
 								  : CGROUP_ANY;
+	cm->cpu = !v2 && options && has_option(options, "cpu");
 	cm->root = strdup(field[3]);
 	cm->point = strdup(field[4]);
 	if (!cm->root || !cm->point)
@@ -217,4 +219,65 @@ int cgroup_locate_dir(const char *path, struct cgroup_location *ret, struct cr_e
 				  "%s is a cgroup v1 directory without the freezer controller",
 				  path);
 	return try_mount(best, below(real, best->point), ret, err);
+}
+
+/* "4:cpu,cpuacct:/web", or "0::/web" for v2: cgroups(7). */
+static bool is_of_cpu(char *line, bool v2, const char **path)
+{
+	char *list = strchr(line, ':'), *p = list ? strchr(list + 1, ':') : NULL;
+
+	if (!p)
+		return false;
+	*p = '\0';
+	*path = p + 1;
+	return v2 ? !list[1] : has_option(list + 1, "cpu");
+}
+
+static int path_of_cpu(pid_t pid, bool v2, char **ret, struct cr_err *err)
+{
+	_cleanup_free_ char *text = NULL;
+	char *save;
+	ssize_t n = proc_read(pid, "cgroup", &text, err);
+
+	if (n < 0)
+		return (int)n;
+	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+		const char *path;
+
+		if (!is_of_cpu(line, v2, &path))
+			continue;
+		*ret = strdup(path);
+		return *ret ? 0 : cr_err_oom(err);
+	}
+	return 0;
+}
+
+int cgroup_cpu_dir(pid_t pid, char **ret, bool *v2, struct cr_err *err)
+{
+	_cleanup_(mounts_done) struct mounts mounts = {0};
+	_cleanup_(cgroup_location_done) struct cgroup_location l = {0};
+	_cleanup_free_ char *path = NULL;
+	int r = read_mounts(&mounts, err);
+
+	*v2 = true;
+	vec_foreach (m, &mounts.list)
+		*v2 &= !m->cpu;
+	if (!r)
+		r = path_of_cpu(pid, *v2, &path, err);
+	if (r)
+		return r;
+	vec_foreach (m, &mounts.list) {
+		const char *rel =
+		    path && (*v2 ? m->version == CGROUP_V2 : m->cpu) ? below(path, m->root) : NULL;
+
+		r = rel ? try_mount(m, rel, &l, err) : 0;
+		if (r < 0)
+			return r;
+		if (r) {
+			*ret = take_ptr(l.fs_path);
+			return 0;
+		}
+	}
+	return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOENT,
+			  "no cgroup with the cpu controller for process %d", pid);
 }

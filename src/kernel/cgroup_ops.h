@@ -44,4 +44,6 @@ void cgroup_location_done(struct cgroup_location *l);
 int cgroup_locate(enum cgroup_version version, const char *path, struct cgroup_location *ret,
 		  struct cr_err *err) must_check;
 /* path is itself a directory of a mounted hierarchy: 1 and *ret filled; 0: it is not. */
+/* The directory of the cgroup that limits pid's CPU time, malloc'd. */
+int cgroup_cpu_dir(pid_t pid, char **ret, bool *v2, struct cr_err *err) must_check;
 int cgroup_locate_dir(const char *path, struct cgroup_location *ret, struct cr_err *err) must_check;

@@ -81,7 +81,7 @@ int source_drop_rounds(struct source *s, uint32_t first, struct cr_err *err)
 		if (!r && first + n > 1)
 			r = source_follow_structure(s, err);
 		if (!r)
-			r = source_one_round(s, first + n, err);
+			r = source_one_round(s, first + n, NULL, err);
 		if (!r)
 			r = source_tell_left(s, err);
 		if (r)

@@ -384,6 +384,11 @@ static bool converged(const struct source *s, uint32_t n, const struct round_res
 	return !shrinking && (n >= 4 || predict(res) <= s->rq->opts.downtime_limit_us);
 }
 
+static unsigned long long mb_per_s(uint64_t pages, uint64_t us)
+{
+	return us ? pages * CR_PAGE_SIZE / us : 0;
+}
+
 /* The limit is what to wait for while it can be had, no promise: nobody shall be surprised. */
 static void warn_downtime(struct source *s, const struct round_result *res)
 {
@@ -392,23 +397,25 @@ static void warn_downtime(struct source *s, const struct round_result *res)
 
 	if (predicted <= limit)
 		return;
-	refuse_warn(
-	    &notes, 0, "downtime",
-	    "%llu.%03llu ms are predicted, the limit is %llu.%03llu ms: the tasks write as fast "
-	    "as is sent, or --max-rounds is reached",
-	    (unsigned long long)predicted / 1000, (unsigned long long)predicted % 1000,
-	    (unsigned long long)limit / 1000, (unsigned long long)limit % 1000);
+	refuse_warn(&notes, 0, "downtime",
+		    "%llu.%03llu ms are predicted, the limit is %llu.%03llu ms: pre-copy does not "
+		    "converge, %llu MB/s are written, %llu MB/s are sent",
+		    (unsigned long long)predicted / 1000, (unsigned long long)predicted % 1000,
+		    (unsigned long long)limit / 1000, (unsigned long long)limit % 1000,
+		    mb_per_s(res->written, res->us), mb_per_s(res->sent, res->us));
 	source_send_notes(s, MSG_WARNING, notes.warnings.v, notes.warnings.n);
 	refusals_done(&notes);
 }
 
-int source_one_round(struct source *s, uint32_t n, struct cr_err *err)
+int source_one_round(struct source *s, uint32_t n, uint64_t *predicted_us, struct cr_err *err)
 {
 	struct round_result res = {0};
 	int r = one_round(s, &res, err);
 
 	if (!r)
 		report_round(s, n, &res);
+	if (!r && predicted_us)
+		*predicted_us = predict(&res);
 	return r;
 }
 
@@ -417,8 +424,7 @@ static int abort_for_rates(const struct round_result *res, struct cr_err *err)
 	return cr_err_set(err, CR_ERR_INPUT, ECANCELED,
 			  "pre-copy does not converge: %llu MB/s are written, %llu MB/s are sent "
 			  "(--on-no-convergence abort)",
-			  (unsigned long long)(res->us ? res->written * CR_PAGE_SIZE / res->us : 0),
-			  (unsigned long long)(res->us ? res->sent * CR_PAGE_SIZE / res->us : 0));
+			  mb_per_s(res->written, res->us), mb_per_s(res->sent, res->us));
 }
 
 /* What else there is to do once more rounds would not help. */
@@ -433,6 +439,8 @@ static int not_converged(struct source *s, uint32_t n, const struct round_result
 	switch (s->rq->opts.no_convergence) {
 	case MSG_NO_CONVERGENCE_POSTCOPY:
 		return source_drop_rounds(s, n + 1, err);
+	case MSG_NO_CONVERGENCE_THROTTLE:
+		return source_throttle(s, n + 1, err);
 	case MSG_NO_CONVERGENCE_ABORT:
 		return abort_for_rates(res, err);
 	default:

@@ -5,6 +5,7 @@
  *   arm.c       the short stop that starts the tracking
  *   stop.c      the switch-over's stop: seize, infect, ask inside, cure
  *   rounds.c    pre-copy rounds, and when to switch over
+ *   throttle.c  tasks that write too fast are slowed down
  *   residual.c  what is left behind, to be fetched by the destination
  *   handover.c  the two-phase commit
  *   image.c     what is different if the other side is an image
@@ -191,7 +192,9 @@ int source_send_memory(struct source *s, const struct tree *t, bool final,
 
 /* For residual.c: what changed beside the pages; a round, reported as number n. */
 int source_follow_structure(struct source *s, struct cr_err *err) must_check;
-int source_one_round(struct source *s, uint32_t n, struct cr_err *err) must_check;
+/* predicted_us: NULL, or the downtime if the switch-over followed now. */
+int source_one_round(struct source *s, uint32_t n, uint64_t *predicted_us,
+		     struct cr_err *err) must_check;
 
 /* Has a task mapped something where the destination has the restorer? Before t is sent. */
 int source_check_hole(const struct source *s, const struct tree *t, struct cr_err *err) must_check;
@@ -222,6 +225,12 @@ int source_hook(struct source *s, enum msg_hook stage, bool undo, struct cr_err 
 /* Where it is too late for a failure to change anything. */
 void source_hook_late(struct source *s, enum msg_hook stage, bool undo);
 
+/* ---- throttle.c ---- */
+
+/* Rounds while the tasks have less and less CPU time, until the downtime is within its limit. 0
+ * also if that could not be had. */
+int source_throttle(struct source *s, uint32_t first, struct cr_err *err) must_check;
+
 /* ---- residual.c ---- */
 
 /* From here on what this process writes is noted, not sent. */
@@ -232,6 +241,7 @@ int source_tell_left(struct source *s, struct cr_err *err) must_check;
 uint64_t source_pages_left(const struct source *s);
 /* Rounds beside the running tasks, numbered from first, until little is new. */
 int source_drop_rounds(struct source *s, uint32_t first, struct cr_err *err) must_check;
+
 /* ---- netmove.c ---- */
 
 enum tcp_mode source_tcp_mode(const struct source *s);
