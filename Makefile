@@ -63,7 +63,8 @@ deps:
 
 # The agent's verbs speak like cr-migrate and place pages like the page-server.
 $(B)/cr-agent: $(patsubst %.c,$(B)/%.o,$(wildcard src/agent/*.c)) $(addprefix $(B)/,migrate/report.o \
-	migrate/report_json.o migrate/units.o migrate/hooks.o pageserver/place.o pageserver/page_rx.o) $(B)/libcr.a
+	migrate/report_json.o migrate/units.o migrate/hooks.o pageserver/place.o \
+	pageserver/page_rx.o pageserver/lazy_image.o) $(B)/libcr.a
 $(B)/page-server: $(patsubst %.c,$(B)/%.o,$(wildcard pageserver/*.c)) $(B)/migrate/units.o $(B)/libcr.a
 $(B)/page-server: LDLIBS += -lseccomp
 $(B)/cr-migrate: $(patsubst %.c,$(B)/%.o,$(wildcard migrate/*.c)) $(B)/libcr.a

@@ -61,6 +61,7 @@ static void server_stop(struct server *sv)
 	notify_stopping(&sv->notify);
 	cr_err_set(&why, CR_ERR_PEER, ESHUTDOWN, "the page-server is being stopped");
 	control_close_all(sv);
+	serving_stop(sv);
 	for (struct stream *st = sv->streams, *next; st; st = next) {
 		next = stream_next(st);
 		if (!stream_is_deciding(st) && !stream_has_decider(st))

@@ -184,6 +184,24 @@ static int on_image(struct peer *p, const struct msg *m, struct cr_err *err)
 	return send_msg(p, &ok, err);
 }
 
+/* From here on the connection is another's. */
+static int on_lazy(struct peer *p, const struct msg *m, struct cr_err *err)
+{
+	struct server *sv = stream_server(p->st);
+	const struct msg ok = msg_of(MSG_OK);
+	uint8_t *b;
+	size_t n;
+	int r = frame_of(&ok, &b, &n, err);
+
+	if (r)
+		return r;
+	r = serving_take(sv, &m->lazy, &p->id, stream_peer(p->st), stream_fd(p->st), b, n, err);
+	free(b);
+	if (!r)
+		stream_close(p->st);
+	return r;
+}
+
 /* ---- messages that a thread answers ---- */
 
 static void arena_freep(struct arena **a)
@@ -270,6 +288,11 @@ static int handle(struct peer *p, const uint8_t *body, size_t n, struct cr_err *
 		return r;
 	if (!p->greeted)
 		r = on_hello(p, &m, err);
+	else if (stream_server(p->st)->options.serve)
+		r = m.type == MSG_LAZY
+			? on_lazy(p, &m, err)
+			: cr_err_set(err, CR_ERR_PEER, EPERM,
+				     "this page-server gives pages out, it takes none (--serve)");
 	else if (m.type == MSG_IMAGE)
 		r = on_image(p, &m, err);
 	else

@@ -14,6 +14,7 @@
 #include "wire/ps_msg.h"
 #include "wire/token_bucket.h"
 
+struct serving;
 struct stream;
 struct control;
 struct peer;
@@ -47,6 +48,9 @@ struct server {
 	struct ps_session_info info;
 	const char *control_path;
 	struct dir_sink *dir; /* NULL: not in dir mode */
+	struct serving *half_served;
+	unsigned int n_half_served;
+	_Atomic unsigned int n_serving; /* threads */
 	struct session *sessions;
 	struct stream *streams; /* all TCP connections */
 	struct control *controls;
@@ -110,6 +114,7 @@ struct stream *stream_next_in_session(const struct stream *st); /* of its sessio
 /* For the peer link that came on the port of the streams: frames to the peer (takes bytes,
  * malloc'ed), no more reading until it is asked for, and work under way that needs the stream. */
 void stream_send(struct stream *st, uint8_t *bytes, size_t n);
+int stream_fd(const struct stream *st); /* negative: none */
 void stream_pause(struct stream *st);
 void stream_resume(struct stream *st);
 void stream_busy(struct stream *st, bool busy);
@@ -141,6 +146,14 @@ bool peer_in_message(const struct peer *p);
 bool peer_is_deciding(const struct peer *p);
 struct session *peer_session(const struct peer *p); /* NULL: none yet; p too */
 void peer_free(struct peer *p);                     /* once nothing is under way. NULL is fine. */
+
+/* serving.c */
+
+/* A connection that has said LAZY; fd stays the caller's. ok: what to answer if all is well. */
+int serving_take(struct server *sv, const struct msg_lazy *l, const struct mig_id *id,
+		 const char *peer, int fd, const uint8_t *ok, size_t ok_bytes,
+		 struct cr_err *err) must_check;
+void serving_stop(struct server *sv);
 
 /* control.c */
 

@@ -467,3 +467,10 @@ void stream_send(struct stream *st, uint8_t *bytes, size_t n)
 	if (!st->over)
 		stream_close(st);
 }
+
+int stream_fd(const struct stream *st)
+{
+	int fd;
+
+	return uv_fileno((const uv_handle_t *)&st->tcp, &fd) ? -1 : fd;
+}

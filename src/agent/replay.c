@@ -7,9 +7,17 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include "model/layout.h"
+#include "model/lazy.h"
+#include "wire/lazy_stream.h"
 #include "pageserver/place.h"
 
 struct replay {
+	const struct replay_from *from;
+	const struct process *p; /* whose pages these are; NULL: an object's */
+	uint64_t *eager;         /* lazy_eager_pages() of it */
+	size_t n_eager;
+	uint64_t left;          /* pages that were not placed */
+	uint8_t *buf;           /* LAZY_PAGES_MAX pages */
 	struct targets targets; /* by the image's numbers, which seed the hashes */
 	struct place_memory mem;
 	const struct image_pages *pages;
@@ -52,7 +60,7 @@ static int add_target(struct replay *rp, const struct dest *d, const struct imag
 
 	if (!t)
 		return cr_err_oom(err);
-	t->pidfd = t->fd = -1;
+	t->pidfd = t->fd = t->uffd = -1;
 	int r = pid ? target_of_process(pid, d->shells, t, err)
 		    : target_of_object(d->objects.list.v[object].fd, t, err);
 	if (r) {
@@ -70,6 +78,8 @@ static int map_file(struct replay *rp, struct cr_err *err)
 	struct stat sb;
 
 	rp->map = NULL;
+	if (rp->from->read)
+		return 0;
 	rp->map_bytes = p->slots * IMAGE_CHUNK_BYTES;
 	if (fstat(p->fd, &sb))
 		return cr_err_sys(err, "pages-%u", p->target);
@@ -95,25 +105,52 @@ static void unmap_file(struct replay *rp)
 
 /* ---- placing ---- */
 
+static int place_here(struct replay *rp, uint64_t va, enum page_kind kind, unsigned int n,
+		      const uint8_t *data, struct cr_err *err)
+{
+	struct page_wire_run run = {.kind = (uint8_t)kind, .addr = va, .npages = n};
+	struct page_batch b = {.target = rp->pages->target, .nruns = 1, .runs = &run};
+
+	if (kind == PAGE_DATA) {
+		b.payload = data;
+		b.wire_bytes = b.data_bytes = n * CR_PAGE_SIZE;
+	}
+	return place_batch(&rp->targets, &b, &rp->mem, &rp->placed, err);
+}
+
+/* What has to be asked for, a few pages at a time. */
+static int fetch_pages(struct replay *rp, uint64_t va, unsigned int n, struct cr_err *err)
+{
+	int r = 0;
+
+	for (unsigned int at = 0, k; at < n && !r; at += k) {
+		uint64_t from = va + at * CR_PAGE_SIZE;
+
+		k = n - at < LAZY_PAGES_MAX ? n - at : LAZY_PAGES_MAX;
+		r = rp->from->read(rp->from->arg, rp->p ? rp->p->pid : 0, rp->pages->target, from,
+				   k, rp->buf, err);
+		if (!r)
+			r = place_here(rp, from, PAGE_DATA, k, rp->buf, err);
+	}
+	return r;
+}
+
 static int place_run(struct replay *rp, const struct image_chunk *c, enum page_kind kind,
 		     unsigned int first, unsigned int n, struct cr_err *err)
 {
-	struct page_wire_run run = {
-	    .kind = (uint8_t)kind, .addr = c->va + first * CR_PAGE_SIZE, .npages = n};
-	struct page_batch b = {.target = rp->pages->target, .nruns = 1, .runs = &run};
-	bool data = kind == PAGE_DATA;
+	uint64_t va = c->va + first * CR_PAGE_SIZE;
 
-	if (data) {
-		b.payload = rp->map + image_page_offset(c, first);
-		b.wire_bytes = b.data_bytes = n * CR_PAGE_SIZE;
-		/* in one go instead of page by page; where it cannot be had (5.14), touching does
-		 * it */
-		if (madvise((void *)b.payload, b.data_bytes, MADV_POPULATE_READ))
-			errno = 0;
-		for (unsigned int i = first; i < first + n; i++)
-			page_digest_add(&rp->want, c->hash[i]);
-	}
-	return place_batch(&rp->targets, &b, &rp->mem, &rp->placed, err);
+	if (kind != PAGE_DATA)
+		return place_here(rp, va, kind, n, NULL, err);
+	for (unsigned int i = first; i < first + n; i++)
+		page_digest_add(&rp->want, c->hash[i]);
+	if (rp->from->read)
+		return fetch_pages(rp, va, n, err);
+	const uint8_t *data = rp->map + image_page_offset(c, first);
+	/* in one go instead of page by page; where it cannot be had (5.14), touching does it */
+	if (madvise((void *)data, n * CR_PAGE_SIZE, MADV_POPULATE_READ))
+		errno = 0;
+	return place_here(rp, va, kind, n, data, err);
 }
 
 static int place_bits(struct replay *rp, const struct image_chunk *c, enum page_kind kind,
@@ -136,11 +173,50 @@ static int place_bits(struct replay *rp, const struct image_chunk *c, enum page_
 	return r;
 }
 
+/* Which pages of bits may be missing when the task runs: they are taken out, and noted. */
+static int leave_lazy(struct replay *rp, const struct image_chunk *c, uint64_t bits[8],
+		      struct cr_err *err)
+{
+	const struct mm *mm = rp->p ? &rp->p->mm : NULL;
+	int r = 0;
+
+	if (!rp->from->lazy || !mm)
+		return 0;
+	for (size_t i = layout_lower(mm->vmas, mm->n_vmas, c->va);
+	     i < mm->n_vmas && mm->vmas[i].start < c->va + IMAGE_CHUNK_BYTES && !r; i++) {
+		const struct vma *v = &mm->vmas[i];
+
+		for (unsigned int k = 0; k < IMAGE_CHUNK_PAGES && vma_is_lazy(v) && !r; k++) {
+			uint64_t va = c->va + k * CR_PAGE_SIZE;
+
+			if (va < v->start || va >= v->end || !image_bit(bits, k) ||
+			    lazy_is_eager(rp->eager, rp->n_eager, va))
+				continue;
+			bits[k / 64] &= ~(1ull << (k % 64));
+			rp->left++;
+			r = lazy_note(rp->from->lazy, rp->p->pid, va, va + CR_PAGE_SIZE, err);
+		}
+	}
+	return r;
+}
+
+static int place_data(struct replay *rp, const struct image_chunk *c, struct cr_err *err)
+{
+	uint64_t bits[8];
+
+	memcpy(bits, c->data, sizeof(bits));
+	int r = leave_lazy(rp, c, bits, err);
+	return r ? r : place_bits(rp, c, PAGE_DATA, bits, err);
+}
+
 /* Which page was it? Only asked once the sum has told that there is one. */
 static int name_the_damage(const struct image_pages *p, struct cr_err *err)
 {
 	uint8_t page[CR_PAGE_SIZE];
 
+	if (p->fd < 0)
+		return cr_err_set(err, CR_ERR_PEER, EBADMSG,
+				  "pages of target %u are not those of the index here", p->target);
 	vec_foreach (cp, &p->chunks)
 		for (unsigned int i = 0; i < IMAGE_CHUNK_PAGES; i++) {
 			int r = image_pages_read(p, (*cp)->va + i * CR_PAGE_SIZE, page, NULL, err);
@@ -160,7 +236,7 @@ static int place_target(struct replay *rp, struct cr_err *err)
 	rp->want = (struct page_digest){0};
 	vec_foreach (cp, &rp->pages->chunks) {
 		if (!r)
-			r = place_bits(rp, *cp, PAGE_DATA, (*cp)->data, err);
+			r = place_data(rp, *cp, err);
 	}
 	unmap_file(rp);
 	if (!r && !page_digest_equal(rp->want, rp->placed.digest))
@@ -184,18 +260,24 @@ static int replay_target(struct replay *rp, const struct dest *d, const struct i
 				  pid ? (size_t)pid : object);
 	int r = add_target(rp, d, it, pid, object, err);
 	rp->pages = &it->pages;
+	rp->p = pid ? tree_find_process(d->tree, pid) : NULL;
+	if (!r && rp->p && lazy_eager_pages(rp->p, &rp->eager, &rp->n_eager))
+		r = cr_err_oom(err);
 	if (!r)
 		r = place_target(rp, err);
+	free(take_ptr(rp->eager));
+	rp->n_eager = 0;
 	ret->data_pages += rp->placed.data_pages;
 	ret->zero_pages += rp->placed.zero_pages;
 	return r;
 }
 
-int replay_pages(struct dest *d, const struct image *im, struct replay_stats *ret,
-		 struct cr_err *err)
+int replay_pages(struct dest *d, const struct image *im, const struct replay_from *from,
+		 struct replay_stats *ret, struct cr_err *err)
 {
-	struct replay rp = {0};
-	int r = 0;
+	_cleanup_free_ uint8_t *buf = malloc(LAZY_PAYLOAD_MAX);
+	struct replay rp = {.from = from, .buf = buf};
+	int r = buf ? 0 : cr_err_oom(err);
 	void *zeros = mmap(NULL, PAGE_BATCH_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (zeros == MAP_FAILED)
@@ -206,6 +288,7 @@ int replay_pages(struct dest *d, const struct image *im, struct replay_stats *re
 			r = replay_target(&rp, d, im, d->tree->procs[i].pid, 0, ret, err);
 	for (size_t i = 0; i < d->tree->n_objects && !r; i++)
 		r = replay_target(&rp, d, im, 0, i, ret, err);
+	ret->left_pages = rp.left;
 	targets_done(&rp.targets);
 	munmap(zeros, PAGE_BATCH_BYTES);
 	return r;

@@ -55,6 +55,9 @@ void lazy_free(struct lazy *l);
 /* The pages of rs stay behind: what the shell has there of old is discarded. */
 int lazy_leave(struct lazy *l, struct shell *sh, const struct msg_reset *rs,
 	       struct cr_err *err) must_check;
+/* The same for pages that were never placed: nothing has to be discarded. */
+int lazy_note(struct lazy *l, pid_t pid, uint64_t start, uint64_t end,
+	      struct cr_err *err) must_check;
 /* With the final tree, when all else is in place: whoever touches what is missing waits. The shell
  * is in the executor, and afterwards touches nothing of the task's memory. */
 int lazy_register(struct lazy *l, struct shell *sh, const struct process *p,

@@ -38,6 +38,13 @@ static int note(struct lazy_proc *p, uint64_t start, uint64_t end, struct cr_err
 	return 0;
 }
 
+int lazy_note(struct lazy *l, pid_t pid, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	struct lazy_proc *p = proc_of(l, pid, true);
+
+	return p ? note(p, start, end, err) : cr_err_oom(err);
+}
+
 static int on_present(const struct page_extent *e, void *arg, struct cr_err *err)
 {
 	const struct shell *sh = arg;

@@ -85,6 +85,8 @@ static int open_pages(struct image *im, struct image_target *t, bool write, stru
 	file_name(name, "pages", t->pages.target);
 	t->pages.fd = openat(im->dirfd, name,
 			     (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	if (t->pages.fd < 0 && im->pages_elsewhere && errno == ENOENT)
+		return 0;
 	if (t->pages.fd < 0 || fstat(t->pages.fd, &sb))
 		return cr_err_sys(err, "open %s", name);
 	uint64_t want = t->pages.slots * IMAGE_CHUNK_BYTES;
@@ -195,12 +197,14 @@ static int lock(struct image *im, int how, const char *what, struct cr_err *err)
 					 : "somebody reads it or writes to it just now");
 }
 
-static int open_for_reading(struct image **ret, const char *path, bool whole, struct cr_err *err)
+static int open_for_reading(struct image **ret, const char *path, bool whole, bool elsewhere,
+			    struct cr_err *err)
 {
 	_cleanup_(image_freep) struct image *im = calloc(1, sizeof(*im));
 
 	if (!im)
 		return cr_err_oom(err);
+	im->pages_elsewhere = elsewhere;
 	im->dirfd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (im->dirfd < 0)
 		return cr_err_sys(err, "image %s", path);
@@ -215,12 +219,17 @@ static int open_for_reading(struct image **ret, const char *path, bool whole, st
 
 int image_open(struct image **ret, const char *path, struct cr_err *err)
 {
-	return open_for_reading(ret, path, true, err);
+	return open_for_reading(ret, path, true, false, err);
+}
+
+int image_open_index(struct image **ret, const char *path, struct cr_err *err)
+{
+	return open_for_reading(ret, path, true, true, err);
 }
 
 int image_open_parts(struct image **ret, const char *path, struct cr_err *err)
 {
-	return open_for_reading(ret, path, false, err);
+	return open_for_reading(ret, path, false, false, err);
 }
 
 int image_open_manifest(struct image **ret, int dirfd, const char *name, struct cr_err *err)

@@ -39,7 +39,8 @@ struct image_target {      /* a process or an object */
 
 struct image {
 	char name[IMAGE_NAME_MAX + 1];
-	int dirfd; /* locked */
+	int dirfd;            /* locked */
+	bool pages_elsewhere; /* their files need not be here */
 	enum image_state state;
 	struct mig_id migration;
 	char host[65], kernel[65];
@@ -72,6 +73,8 @@ int image_load_target(struct image *im, struct image_target *t, struct cr_err *e
 /* Its manifest alone, to change its state: DIR/name, for ourselves. The targets have no pages. */
 int image_open_manifest(struct image **ret, int dirfd, const char *name,
 			struct cr_err *err) must_check;
+/* The same without the pages: where their files are not here, the targets have none (fd -1). */
+int image_open_index(struct image **ret, const char *path, struct cr_err *err) must_check;
 void image_free(struct image *im); /* takes NULL */
 
 /* The target for a process, or for an object (pid 0): the one that is there or a new one. */

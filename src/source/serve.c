@@ -274,21 +274,25 @@ static size_t streams(const struct server *s)
 	return n < LAZY_BULK_MAX ? n : LAZY_BULK_MAX;
 }
 
-static int connect_all(struct server *s, struct cr_err *err)
+static int begin(struct server *s, struct cr_err *err)
 {
 	const struct lazy_frame start = {.type = LAZY_START};
+
+	set_urgent_options(s->urgent);
+	token_bucket_set(&s->bucket, s->sv->max_bandwidth, now_us());
+	int r = append(&s->out, &start, NULL);
+	if (!r)
+		r = flush(s);
+	return r ? cr_err_set(err, CR_ERR_IO, -r, "starting to serve pages: %s", strerror(-r)) : 0;
+}
+
+static int connect_all(struct server *s, struct cr_err *err)
+{
 	int r = open_lazy(s, MSG_LAZY_URGENT, &s->urgent, err);
 
 	for (size_t i = 0; i < streams(s) && !r; i++)
 		r = open_bulk(s, i, err);
-	if (r)
-		return r;
-	set_urgent_options(s->urgent);
-	token_bucket_set(&s->bucket, s->sv->max_bandwidth, now_us());
-	r = append(&s->out, &start, NULL);
-	if (!r)
-		r = flush(s);
-	return r ? cr_err_set(err, CR_ERR_IO, -r, "starting to serve pages: %s", strerror(-r)) : 0;
+	return r ? r : begin(s, err);
 }
 
 /* Does the destination say that it has all, although nobody told us? */
@@ -399,7 +403,11 @@ static int open_memories(struct server *s, struct cr_err *err)
 
 		if (!m)
 			return cr_err_oom(err);
+		m->sv = s->sv;
 		m->pid = s->sv->pids[i];
+		m->mem = -1;
+		if (s->sv->read)
+			continue;
 		snprintf(path, sizeof(path), "/proc/%d/mem", m->pid);
 		m->mem = open(path, O_RDONLY | O_CLOEXEC);
 		if (m->mem < 0)
@@ -433,22 +441,53 @@ static void init_lock(pthread_mutex_t *lock)
 	pthread_mutexattr_destroy(&a);
 }
 
-int serve_run(struct serve *sv, struct cr_err *err)
+static int server_new(struct server **ret, struct serve *sv, struct cr_err *err)
 {
-	_cleanup_(server_free) struct server *s = calloc(1, sizeof(*s));
+	struct server *s = calloc(1, sizeof(*s));
 
 	if (!s)
 		return cr_err_oom(err);
 	s->sv = sv;
 	s->urgent = -1;
 	init_lock(&s->lock);
+	*ret = s;
 	s->in = malloc(2 * IN_BYTES);
-	if (!s->in)
-		return cr_err_oom(err);
-	int r = open_memories(s, err);
+	return s->in ? open_memories(s, err) : cr_err_oom(err);
+}
+
+int serve_run(struct serve *sv, struct cr_err *err)
+{
+	_cleanup_(server_free) struct server *s = NULL;
+	int r = server_new(&s, sv, err);
+
 	set_priority(true);
 	if (!r)
 		r = serve_until_complete(s, err);
 	set_priority(false);
 	return r;
+}
+
+int serve_on(struct serve *sv, int urgent, int bulk, struct cr_err *err)
+{
+	_cleanup_(server_free) struct server *s = NULL;
+	struct pusher *p = calloc(1, sizeof(*p));
+	int r = p ? server_new(&s, sv, err) : cr_err_oom(err);
+
+	if (r) {
+		close(urgent);
+		close(bulk);
+		free(p);
+		return r;
+	}
+	p->s = s;
+	p->fd = bulk;
+	s->pushers[0] = p;
+	s->urgent = urgent;
+	r = set_bulk_options(bulk, err);
+	if (!r)
+		r = begin(s, err);
+	if (r)
+		return r;
+	r = serve_connected(s);
+	return r ? cr_err_set(err, CR_ERR_IO, -r, "serving pages: %s", strerror(-r)) : 0;
 }

@@ -24,9 +24,15 @@ struct serve {
 	/* NULL, or told about once a second */
 	void (*progress)(void *arg, uint64_t left);
 	void *arg;
+	/* NULL: the tasks' own memory. Else where the pages are; returns how many of n it has read
+	 */
+	uint32_t (*read)(void *arg, pid_t pid, uint64_t va, uint32_t n, uint8_t *buf);
 	struct msg_postcopy result; /* as the destination has it */
 };
 
 /* 0: the destination has everything. -ETIMEDOUT: it was away for too long. Needs nothing but the
  * tasks: what is missing, the destination says. */
 int serve_run(struct serve *sv, struct cr_err *err) must_check;
+/* The same on connections that are there, until they break: of what sv says, the pids, the limit
+ * and read. Both become ours. */
+int serve_on(struct serve *sv, int urgent, int bulk, struct cr_err *err) must_check;

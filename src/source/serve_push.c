@@ -18,6 +18,8 @@ enum { PAUSE_MAX_US = 20000 };
 /* How many of n pages could be read. */
 static uint32_t read_some(const struct memory *m, uint64_t va, uint32_t n, uint8_t *buf)
 {
+	if (m->sv->read)
+		return m->sv->read(m->sv->arg, m->pid, va, n, buf);
 	struct iovec local = {buf, n * CR_PAGE_SIZE}, remote = {(void *)va, n * CR_PAGE_SIZE};
 	ssize_t got = process_vm_readv(m->pid, &local, 1, &remote, 1, 0);
 

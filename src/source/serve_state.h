@@ -17,7 +17,8 @@ enum {
 	    32, /* sent with a page that was asked for, if it looks like one of many */
 };
 
-struct memory { /* of one process: what is still to be sent */
+struct memory {                 /* of one process: what is still to be sent */
+	const struct serve *sv; /* who may read it in our place */
 	pid_t pid;
 	int mem;
 	VEC(struct lazy_chunk) left, told; /* ascending once all is said */

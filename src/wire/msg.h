@@ -358,6 +358,10 @@ struct msg_query {
 enum msg_lazy_kind { MSG_LAZY_URGENT = 1, MSG_LAZY_BULK };
 struct msg_lazy {
 	enum msg_lazy_kind kind;
+	/* to a page-server that serves images: which, and what the two connections have in common
+	 */
+	const char *image;
+	uint64_t pair;
 };
 struct msg_state {
 	enum msg_peer_state state;

@@ -365,6 +365,8 @@ int msg_put_lazy(struct arena *a, const struct msg *m, void *p)
 
 	(void)a;
 	pb->kind = (uint32_t)m->lazy.kind;
+	pb->image = pb_string(m->lazy.image);
+	pb->pair = m->lazy.pair;
 	return 0;
 }
 
@@ -374,5 +376,7 @@ int msg_get_lazy(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 
 	(void)a, (void)err;
 	m->lazy.kind = (enum msg_lazy_kind)pb->kind;
+	m->lazy.image = msg_text(pb->image);
+	m->lazy.pair = pb->pair;
 	return 0;
 }

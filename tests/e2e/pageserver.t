@@ -215,5 +215,93 @@ wrong_stage() {
 }
 ok "a stage that never comes is refused" wrong_stage
 
+# --- lazy restores ----------------------------------------------------------------------------------------
+
+# Nothing is missing any more: who fetched has ended.
+nobody_fetches() {
+	# shellcheck disable=SC2016 # for the other shell
+	! on beta sh -c 'for p in /proc/[0-9]*; do
+		case "$(readlink "$p/exe")" in */cr-agent) tr "\0" " " <"$p/cmdline" ;; esac; done' | grep -q restore
+}
+
+lazily() {
+	local image=$work/beta/lazy-$((++count))
+	start_workload alpha "${workload[@]}" && runs_on || return 1
+	verb alpha dump --pid "$wl_pid" --dir "$image" && gone_from alpha || return 1
+	restored beta "$image" --lazy "$@" && grep -q 'to be fetched' "$work/out" &&
+		until_true 30 nobody_fetches && finish_workload
+}
+count=0
+for name in "dirty --mib 64 --rate 20" "threads --threads 8" forktree memory; do
+	read -ra workload <<<"$name"
+	ok "restored lazily from its directory: $name" lazily
+	kill_workload
+done
+
+in_foreground() {
+	local image=$work/beta/lazy-$((++count)) st
+	start_workload alpha dirty --mib 32 && runs_on || return 1
+	verb alpha dump --pid "$wl_pid" --dir "$image" && gone_from alpha || return 1
+	touch "$wl_dir/stored"
+	silent_verb beta restore --lazy --dir "$image" &
+	wl_host=beta
+	moved_to beta && finish_workload || return 1
+	wait $!
+	st=$?
+	[ $st = 0 ] || { say_out; return 1; }
+}
+ok "restored lazily in the foreground: exits as the task does" in_foreground
+kill_workload
+
+# The small files are at beta, the pages at client, behind a page-server that serves them.
+mkdir "$work/served" "$work/small"
+serve_images() {
+	start_server client --serve --listen client:7711 --dir "$work/served" --token-file "$work/token" "$@"
+}
+from_a_server() {
+	local image=$work/served/remote-$((++count)) small=$work/small/remote-$count
+	start_workload alpha "$@" && runs_on || return 1
+	verb alpha dump --pid "$wl_pid" --dir "$image" && gone_from alpha || return 1
+	mkdir "$small" && find "$image" -type f ! -name 'pages-*' -exec cp -t "$small" {} + || return 1
+	restored beta "$small" --lazy=client:7711 --token-file "$work/token" || return 1
+}
+remotely_lazy() {
+	from_a_server "$@" && until_true 30 nobody_fetches && finish_workload
+}
+head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$work/token"
+beta_server=$server
+serve_images
+for name in "dirty --mib 64 --rate 20" memory forktree; do
+	read -ra workload <<<"$name"
+	ok "restored lazily from a page-server: $name" remotely_lazy "${workload[@]}"
+	kill_workload
+done
+
+# It is ended and started again while pages are missing: it was told to be slow.
+server_restarts() {
+	stop_server client && serve_images --max-bandwidth 10M && from_a_server dirty --mib 128 || return 1
+	stop_server client && runs_on && serve_images && runs_on && until_true 60 nobody_fetches && finish_workload &&
+		grep -q 'has all' "$server_log"
+}
+ok "the serving page-server is replaced while pages are missing" server_restarts
+kill_workload
+
+refuses_to_be_written() {
+	start_workload alpha dirty --mib 16 && runs_on || return 1
+	! silent_verb alpha pre-dump --pid "$wl_pid" --page-server client:7711 --id x --token-file "$work/token" &&
+		grep -q 'takes none' "$work/out" && runs_on && finish_workload
+}
+ok "a page-server that serves takes no images" refuses_to_be_written
+kill_workload
+
+wrong_image() {
+	local image=$work/beta/lazy-1
+	! silent_verb beta restore --detach --dir "$image" --lazy=client:7711 --token-file "$work/token" &&
+		grep -q "page-server .*: " "$work/out" && gone_from beta
+}
+ok "an image that the page-server does not have" wrong_image
+ok "the serving page-server ends cleanly" stop_server client
+server=$beta_server
+
 ok "the page-server ends cleanly" stop_server beta
 done_testing

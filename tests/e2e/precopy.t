@@ -58,8 +58,8 @@ moves() {
 }
 ok "a process that writes, moved by the example" moves dirty --mib 64 --rate 10
 grep -q 'round 2: ' "$work/out" && st=0 || st=1
-result $st "it took more than one round"
-[ $st = 0 ] || say_out
+result "$st" "it took more than one round"
+[ "$st" = 0 ] || say_out
 kill_workload
 ok "a tree of processes, too" moves forktree
 kill_workload
@@ -78,7 +78,8 @@ cannot_be_restored() {
 	on beta sh -c 'echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid; setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!' \
 		taken "$wl_pid" >"$work/taken"
 	precopy "$script" "$wl_pid" beta "$work/images" && return 1
-	grep -q 'runs on here' "$work/out" && runs_on && on beta kill -KILL "$(<"$work/taken")" && finish_workload || say_out
+	grep -q "runs on here" "$work/out" || return 1
+	runs_on && on beta kill -KILL "$(<"$work/taken")" && finish_workload
 }
 ok "what cannot be restored there runs on here" cannot_be_restored
 kill_workload

@@ -187,7 +187,7 @@ static inline struct msg example(enum msg_type type)
 		m.known_ok = (struct msg_known_ok){(const uint8_t *)"chunks", 6, 0x7f0000200000};
 		break;
 	case MSG_LAZY:
-		m.lazy.kind = MSG_LAZY_BULK;
+		m.lazy = (struct msg_lazy){MSG_LAZY_BULK, "web", 77};
 		break;
 	case MSG_FILES:
 		m.files = (struct msg_files){some_paths, 2};
@@ -413,7 +413,7 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 		assert_memory_equal(a->known_ok.chunks, b->known_ok.chunks, a->known_ok.len);
 		break;
 	case MSG_LAZY:
-		SAME(lazy.kind);
+		SAME(lazy.kind), SAME_STR(lazy.image), SAME(lazy.pair);
 		break;
 	case MSG_WAITING:
 		SAME(waiting.len);

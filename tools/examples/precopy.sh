@@ -40,7 +40,12 @@ coproc server {
 		cat >/dev/null; kill \$! && wait; }"
 }
 # shellcheck disable=SC2154 # set by coproc
-trap 'exec {server[1]}>&-; wait "$server_PID" || true' EXIT
+end_server() {
+	local to_server=${server[1]} pid=$server_PID
+	exec {to_server}>&-
+	wait "$pid" || true
+}
+trap end_server EXIT
 until read -r line <&"${server[0]}" && [[ $line == *'"ready"'* ]]; do
 	[ -n "$line" ] || { say "no page-server at $host"; exit 1; }
 done
@@ -48,7 +53,7 @@ done
 # --- pre-copy: until little is left, or it does not get less --------------------------------------------------
 
 rounds() {
-	local n before= written
+	local n before="" written
 	for ((n = 1; n <= ${ROUNDS:-8}; n++)); do
 		written=$(cr-agent pre-dump --track --pid "$pid" --page-server "127.0.0.1:$port" --id "$name" --json |
 			jq -r 'select(.event == "round") | .pages_written' | tail -n 1)

@@ -1,0 +1,47 @@
+#include "pageserver/lazy_image.h"
+
+#include "base/log.h"
+#include "source/serve.h"
+
+static const struct image_target *by_key(const struct image *im, pid_t key)
+{
+	return key < LAZY_IMAGE_OBJECT ? image_find(im, key, 0, 0)
+				       : image_target(im, (uint32_t)(key - LAZY_IMAGE_OBJECT));
+}
+
+static uint32_t read_pages(void *arg, pid_t key, uint64_t va, uint32_t n, uint8_t *buf)
+{
+	const struct image *im = arg;
+	const struct image_target *t = by_key(im, key);
+	uint32_t k = 0;
+
+	for (; t && k < n; k++) {
+		struct cr_err err = {0};
+
+		if (image_pages_read(&t->pages, va + k * CR_PAGE_SIZE, buf + k * CR_PAGE_SIZE, NULL,
+				     &err)) {
+			if (!k)
+				log_error("%s: %s", im->name, err.msg);
+			break;
+		}
+	}
+	return k;
+}
+
+int lazy_image_serve(const struct image *im, int urgent, int bulk, uint64_t max_bandwidth,
+		     struct cr_err *err)
+{
+	_cleanup_free_ pid_t *keys = calloc(im->targets.n + 1, sizeof(*keys));
+	struct serve sv = {
+	    .pids = keys, .read = read_pages, .arg = (void *)im, .max_bandwidth = max_bandwidth};
+
+	if (!keys) {
+		close(urgent);
+		close(bulk);
+		return cr_err_oom(err);
+	}
+	vec_foreach (t, &im->targets)
+		if (*t)
+			keys[sv.n_pids++] = lazy_image_key((*t)->pid, (*t)->pages.target);
+	return serve_on(&sv, urgent, bulk, err);
+}
