@@ -3,6 +3,7 @@
  * all of them together are read. */
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <string.h>
 #include <sys/socket.h>
 #include "base/clock.h"
 #include "base/log.h"
@@ -25,6 +26,10 @@ static void name_peer(struct stream *st)
 	if (!uv_tcp_getpeername(&st->tcp, &a.sa, &len)) {
 		a.len = (socklen_t)len;
 		addr_format(&a, text);
+		if (a.sa.sa_family == AF_INET6)
+			memcpy(st->peer_ip, &a.v6.sin6_addr, sizeof(a.v6.sin6_addr));
+		else if (a.sa.sa_family == AF_INET)
+			memcpy(st->peer_ip, &a.v4.sin_addr, sizeof(a.v4.sin_addr));
 	}
 	snprintf(st->peer_name, sizeof(st->peer_name), "stream from %.48s", text);
 }
@@ -58,34 +63,60 @@ static void complain(struct server *sv, const char *what, const char *peer)
 	sv->turned_away++;
 	if (sv->now_us - sv->complained_us < 1000000)
 		return;
-	log_warn("%s: %s (%u since the last such line)", peer, what, sv->turned_away);
+	log_warn("%s: %s (%u such things since the last line)", peer, what, sv->turned_away);
 	sv->complained_us = sv->now_us;
 	sv->turned_away = 0;
 }
 
-static struct stream *oldest_half_open(struct server *sv)
+void stream_complain(struct stream *st, const char *what)
 {
-	struct stream *oldest = NULL;
-
-	/* the list begins with the youngest */
-	for (struct stream *st = sv->streams; st; st = st->next)
-		if (!st->greeted && !st->known && !st->over)
-			oldest = st;
-	return oldest;
+	st->sv->now_us = now_us();
+	complain(st->sv, what, st->peer_name);
 }
 
-/* False: no room for one more. Who has said who he is stays; of the others the oldest gives way. */
+static bool is_half_open(const struct stream *st)
+{
+	return !st->greeted && !st->known && !st->over;
+}
+
+static unsigned int half_open_of(const struct server *sv, const uint8_t ip[16])
+{
+	unsigned int n = 0;
+
+	for (struct stream *st = sv->streams; st; st = st->next)
+		n += is_half_open(st) && !memcmp(st->peer_ip, ip, 16);
+	return n;
+}
+
+/* Of those who have not said who they are, the oldest of the address that has most of them: who
+ * floods us hurts himself. */
+static struct stream *who_gives_way(struct server *sv)
+{
+	struct stream *found = NULL;
+	unsigned int most = 0;
+
+	/* the list begins with the youngest */
+	for (struct stream *st = sv->streams; st; st = st->next) {
+		unsigned int n = is_half_open(st) ? half_open_of(sv, st->peer_ip) : 0;
+
+		if (n && n >= most) {
+			most = n;
+			found = st;
+		}
+	}
+	return found;
+}
+
+/* False: no room for one more. Who has said who he is stays. */
 static bool make_room(struct server *sv, struct stream *newcomer)
 {
-	const char *what = "the oldest that has not said who it is gives way";
-
 	while (sv->half_open > sv->max_half_open || sv->nstreams > sv->max_connections) {
-		struct stream *old = oldest_half_open(sv);
+		struct stream *st = who_gives_way(sv);
 
-		if (!old || old == newcomer)
+		if (!st || st == newcomer)
 			return false;
-		complain(sv, what, old->peer_name);
-		stream_close(old);
+		stream_complain(st, "has not said who it is, and gives way to others");
+		stream_close(st);
 	}
 	return true;
 }

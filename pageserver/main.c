@@ -256,10 +256,8 @@ static int server_start(struct server *sv, const struct options *o, struct cr_er
 		r = o->listen ? listen_tcp(sv, o->listen, err) : listen_given(sv, err);
 	if (!r && o->control)
 		r = control_listen(sv, o->control, err);
-	if (!r && o->user)
-		r = privilege_become(o->user, err);
 	if (!r)
-		r = privilege_drop(o->control != NULL, err);
+		r = privilege_drop(o->control != NULL, o->user, err);
 	notify_init(&sv->notify, o->status_fd);
 	sv->threads = opendir("/proc/self/task"); /* NULL: priority_lower() does nothing */
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they need more */

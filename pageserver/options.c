@@ -42,8 +42,8 @@ static const char usage[] =
     "are told; what they have sent is kept. SIGHUP reads the file again; these then take effect:\n"
     "\n"
     "  --max-connections N    connections at most, 1 to 4096 (default 256)\n"
-    "  --max-half-open N      of them, that have not yet said who they are (default 64): the\n"
-    "                         oldest gives way; each has 5 s\n"
+    "  --max-half-open N      of them, that have not yet said who they are, 1 to 512 (default\n"
+    "                         64): one of the address that has most gives way; each has 5 s\n"
     "  --max-memory SIZE      with --dir: for pages on their way, trees and the indices of\n"
     "                         images being received (default 512M)\n"
     "  --max-disk SIZE        with --dir: of pages in images being received (default: no limit)\n"
@@ -154,7 +154,7 @@ static int take_option(struct options *o, int c, const char *value, struct cr_er
 	case 'm':
 		return parse_count(value, 4096, &o->max_connections, err);
 	case 'H':
-		return parse_count(value, 4096, &o->max_half_open, err);
+		return parse_count(value, 512, &o->max_half_open, err);
 	case 'M':
 		return parse_size(value, &o->max_memory, err);
 	case 'D':

@@ -15,7 +15,7 @@ static void capsp_free(cap_t *c)
 		cap_free(*c);
 }
 
-int privilege_become(const char *user, struct cr_err *err)
+static int become(const char *user, struct cr_err *err)
 {
 	const struct passwd *pw = getpwnam(user);
 
@@ -27,7 +27,7 @@ int privilege_become(const char *user, struct cr_err *err)
 	return 0;
 }
 
-int privilege_drop(bool trace, struct cr_err *err)
+int privilege_drop(bool trace, const char *user, struct cr_err *err)
 {
 	_cleanup_(capsp_free) cap_t now = cap_get_proc();
 	_cleanup_(capsp_free) cap_t want = cap_init();
@@ -41,6 +41,10 @@ int privilege_drop(bool trace, struct cr_err *err)
 	for (cap_value_t c = 0; may_bound == CAP_SET && CAP_IS_SUPPORTED(c); c++)
 		if (cap_drop_bound(c) < 0)
 			return cr_err_sys(err, "drop capability %d from the bounding set", c);
+	/* after that: it takes all that is effective */
+	int r = user ? become(user, err) : 0;
+	if (r)
+		return r;
 	if (cap_reset_ambient() < 0)
 		return cr_err_sys(err, "clear ambient capabilities");
 	if (trace && have == CAP_SET &&

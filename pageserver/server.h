@@ -167,10 +167,9 @@ void priority_lower(struct server *sv);
 
 /* privilege.c */
 
-/* Gives up every capability for good; trace: but CAP_SYS_PTRACE, if it is there. */
-int privilege_drop(bool trace, struct cr_err *err) must_check;
-/* Root becomes that user. */
-int privilege_become(const char *user, struct cr_err *err) must_check;
+/* Gives up every capability for good; trace: but CAP_SYS_PTRACE, if it is there. user: who to be
+ * from now on; NULL: who we are. */
+int privilege_drop(bool trace, const char *user, struct cr_err *err) must_check;
 
 /* sandbox.c */
 

@@ -105,7 +105,7 @@ void stream_on_timeout(uv_timer_t *timer)
 	struct stream *st = timer->data;
 
 	if (!st->over)
-		log_info("%s: said no HELLO in time, closed", st->peer_name);
+		stream_complain(st, "said no HELLO in time");
 	stream_close(st);
 }
 
@@ -142,7 +142,10 @@ void stream_fail(struct stream *st, const struct cr_err *why)
 
 	if (st->over)
 		return;
-	log_warn("%s: %s", st->peer_name, why->msg);
+	if (st->session || (st->peer && peer_session(st->peer)))
+		log_warn("%s: %s", st->peer_name, why->msg);
+	else
+		stream_complain(st, why->msg);
 	if (st->session)
 		st->session->last_error = *why;
 	leave_session(st);

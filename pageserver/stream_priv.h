@@ -16,6 +16,7 @@ struct stream {
 	bool over;    /* what still comes is thrown away */
 	bool closing;
 	char peer_name[64];
+	uint8_t peer_ip[16]; /* IPv4: the rest 0 */
 	struct page_rx *rx;
 	struct peer *peer; /* this is a peer link instead, in dir mode */
 	bool peer_busy;    /* with work under way */
@@ -39,6 +40,8 @@ struct stream {
 
 /* ---- accept.c ---- */
 
+/* About one that is not known: seldom. */
+void stream_complain(struct stream *st, const char *what);
 /* n bytes have been taken: pays for them, and tells whether to stop reading for now. */
 bool stream_must_wait(struct stream *st, size_t n);
 
