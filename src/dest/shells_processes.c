@@ -397,9 +397,57 @@ static int set_group(struct shell *sh, pid_t pgid, struct cr_err *err)
 	return rtask_run(shell_leader(sh), err);
 }
 
-static int set_groups(struct shells *s, const struct tree *t, struct cr_err *err)
+/* The id of a group whose leader is not in the tree: the job of a shell that stayed behind, or has
+ * ended. 0: it is in the tree, or leads the session. */
+static pid_t foreign_group(const struct tree *t, const struct process *p)
+{
+	return p->pgid > 0 && p->pgid != p->sid && !tree_find_process(t, p->pgid) ? p->pgid : 0;
+}
+
+/* A group comes to be by its leader and lasts as long as anybody is in it (credentials(7)): a child
+ * of that pid, for a moment. */
+static int found_group(struct shells *s, struct shell *member, pid_t pgid, struct cr_err *err)
+{
+	const struct process founder = {.pid = pgid, .exit_signal = SIGCHLD};
+	struct shell *leader;
+	int r = shell_unpark(s, member, err);
+
+	if (!r)
+		r = make_child(s, member, &founder, &leader, err);
+	if (r)
+		return cr_err_ctx(err, "process group %d", pgid);
+	rqueue(shell_leader(leader), "setpgid", SYS_setpgid, 0, 0);
+	r = rtask_run(shell_leader(leader), err);
+	if (!r)
+		r = set_group(member, pgid, err);
+	shell_kill(leader);
+	rqueue(shell_leader(member), "wait4", SYS_wait4, pgid, 0, __WALL, 0);
+	int e = r ? 0 : rtask_run(shell_leader(member), err);
+	shell_free(s, leader);
+	if (!r && !e)
+		e = drain_sigchld(member, err);
+	return r ? r : e;
+}
+
+static int found_groups(struct shells *s, const struct tree *t, struct cr_err *err)
 {
 	int r = 0;
+
+	for (size_t i = 0; i < t->n_procs && !r; i++) {
+		struct shell *sh = shells_find(s, t->procs[i].pid);
+		pid_t pgid = foreign_group(t, &t->procs[i]);
+
+		if (!pgid || !sh || sh->zombie || getpgid(sh->pid) == pgid)
+			continue;
+		/* the first of them founds it */
+		r = kill(-pgid, 0) ? found_group(s, sh, pgid, err) : set_group(sh, pgid, err);
+	}
+	return r;
+}
+
+static int set_groups(struct shells *s, const struct tree *t, struct cr_err *err)
+{
+	int r = found_groups(s, t, err);
 
 	/* leaders first: a group has to exist before others join it */
 	for (int leaders = 1; leaders >= 0; leaders--) {
@@ -407,7 +455,8 @@ static int set_groups(struct shells *s, const struct tree *t, struct cr_err *err
 			const struct process *p = &t->procs[i];
 			struct shell *sh = shells_find(s, p->pid);
 
-			if (!sh || sh->zombie || p->pgid <= 0 || p->sid == p->pid)
+			if (!sh || sh->zombie || p->pgid <= 0 || p->sid == p->pid ||
+			    foreign_group(t, p))
 				continue;
 			if ((p->pgid == p->pid) == leaders)
 				r = set_group(sh, p->pgid, err);
@@ -452,9 +501,6 @@ static const char *group_trouble(const struct tree *t, const struct process *p)
 
 	if (parent && p->sid != p->pid && p->sid != parent->sid)
 		return "its session is neither its parent's nor its own: not supported";
-	if (p->pgid > 0 && p->pgid != p->sid && !tree_find_process(t, p->pgid))
-		return "its process group is led by a process outside the tree: not supported; "
-		       "start it in a session of its own (setsid)";
 	return NULL;
 }
 
@@ -486,6 +532,9 @@ void shells_check(const struct tree *t, struct refusals *refused)
 		pid_t sid = foreign_session(t, p);
 		if (sid && !tree_find_process(t, p->ppid))
 			check_pid(p->pid, sid, "session id", refused);
+		pid_t pgid = foreign_group(t, p);
+		if (pgid)
+			check_pid(p->pid, pgid, "process group id", refused);
 		if (!tree_find_process(t, p->ppid) && p->sid == 0)
 			refuse_warn(refused, p->pid, "session",
 				    "belongs to another pid namespace: "

@@ -37,6 +37,30 @@ moves memory --quiet
 moves memory --vmas 10000
 moves files
 moves files --chroot
+
+# ids_of HOST: process group and session of the workload.
+ids_of() {
+	on "$1" ps -o pgid=,sid= -p "$wl_pid"
+}
+
+# A job of a shell: its group is led by a process that is not in the tree, and has ended.
+job_case() {
+	local before
+	new_dir job
+	wl_host=alpha
+	# shellcheck disable=SC2016
+	on alpha setsid bash -c 'set -m; sh -c "\"\$@\" &" sh "$@"; true' bash "$workloads/forktree" --procs 4 --dir "$wl_dir" \
+		</dev/null >"$wl_dir/log" 2>&1
+	workload_is_up forktree || return 1
+	before=$(ids_of alpha)
+	[ "$(awk '{ print ($1 == p || $2 == p || $1 == $2) }' p="$wl_pid" <<<"$before")" = 0 ] || {
+		diag "not as intended: $wl_pid, $before"
+		return 1
+	}
+	move_workload beta && is "$(ids_of beta)" "$before" "the same group and session" && finish_workload
+}
+ok "moved: a job whose group's leader has ended" job_case
+kill_workload
 for variant in root user mixed; do
 	moves creds --variant $variant
 done
