@@ -398,23 +398,34 @@ static int capture_probe(struct files_ctx *x, struct fd_probe *p, struct cr_err 
 	return 0;
 }
 
+/* A name of a file or directory that is there, and no more than that. */
+static bool is_plain_path(const char *link, const struct stat *st)
+{
+	return link[0] == '/' && (S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)) &&
+	       files_path_leads_to(link, st);
+}
+
 /* Refusals that need no look at the thing itself. */
 static bool refused_at_sight(struct files_ctx *x, const struct fd_seen *s, pid_t pid)
 {
 	char path[64], link[PATH_MAX];
 	/* a lease: whoever opens the file, as the destination would, breaks it */
 	bool leased = s->info.locked && locks_is_leased(x->text.v + s->text_off);
-	const char *why = s->info.flags & O_PATH
-			      ? "opened with O_PATH: not supported; close it first"
-			  : leased ? "holds a lease (F_SETLEASE): not supported; give it up first"
-				   : NULL;
+	const char *why =
+	    "opened with O_PATH, and no file or directory of that name: not supported; "
+	    "close it first";
+	struct stat st = {0};
 
-	if (!why)
+	if (!leased && !(s->info.flags & O_PATH))
 		return false;
 	snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, s->fd);
 	ssize_t n = readlink(path, link, sizeof(link) - 1);
 	link[n > 0 ? n : 0] = '\0';
-	files_refuse(x, pid, s->fd, "%.180s: %s", link, why);
+	if (leased)
+		why = "holds a lease (F_SETLEASE): not supported; give it up first";
+	else if (n < 0 || (!stat(path, &st) && is_plain_path(link, &st)))
+		return false;
+	files_refuse(x, pid, s->fd, "%.160s: %s", link, why);
 	return true;
 }
 

@@ -16,7 +16,7 @@
 enum {
 	SETFL_FLAGS = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME, /* what F_SETFL can change */
 	OPEN_FLAGS = O_ACCMODE | O_APPEND | O_DSYNC | O_SYNC | O_DIRECT | O_NOATIME | O_DIRECTORY |
-		     O_NOFOLLOW | O_NONBLOCK,
+		     O_NOFOLLOW | O_NONBLOCK | O_PATH,
 };
 
 uint32_t file_open_flags(const struct file *f)

@@ -21,7 +21,9 @@ enum { FD = 7 };
 static void path_only(struct source *s)
 {
 	(void)s;
-	put_at(open(test_dir, O_PATH), FD, 0);
+	if (symlink("nowhere", at_dir("link")))
+		_exit(90);
+	put_at(open(at_dir("link"), O_PATH | O_NOFOLLOW), FD, 0);
 }
 
 static void leased(struct source *s)

@@ -29,7 +29,7 @@ static int n_looks;
 
 static struct {
 	int a, a_dup, a_high, a_other; /* one file: dups share the offset, a_other does not */
-	int append, rdonly, dir;
+	int append, rdonly, dir, path_dir, path_file;
 	int null, zero, full, random;
 	int data[2], packet[2], eof, broken, small[2], fill[2], async[2];
 	int event, semaphore, timer, signal;
@@ -182,6 +182,8 @@ static void set_up_files(void)
 	f.append = open_in("file.append", O_WRONLY | O_CREAT | O_TRUNC | O_APPEND);
 	f.rdonly = open_in("file.a", O_RDONLY | O_NONBLOCK);
 	f.dir = open_in(".", O_RDONLY | O_DIRECTORY);
+	f.path_dir = open_in(".", O_PATH | O_DIRECTORY);
+	f.path_file = open_in("file.a", O_PATH | O_CLOEXEC);
 	f.null = open("/dev/null", O_RDWR);
 	f.zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
 	f.full = open("/dev/full", O_RDWR);
@@ -229,6 +231,10 @@ static void finish_files(void)
 	wl_must(!fstatat(f.dir, "file.new", &st, 0), "fstatat");
 	wl_same("mode under the umask", 0777 & ~027, st.st_mode & 0777);
 	wl_same("umask", 027, umask(027));
+	wl_must(!fstatat(f.path_dir, "file.new", &st, 0), "fstatat by a path");
+	wl_must(!fstat(f.path_file, &st), "fstat of a path");
+	wl_same("size by a path", 17000, st.st_size);
+	wl_check(read(f.path_file, &st, 1) < 0 && errno == EBADF, "could read from a path");
 }
 
 /* ---- pipes ---- */
