@@ -95,14 +95,14 @@ static bool any_thread(const struct process *p,
 	return false;
 }
 
-void dest_hurry_shells(struct dest *d)
+void dest_hurry_shells(struct dest *d, int priority)
 {
 	for (size_t i = 0; i < d->tree->n_procs; i++) {
 		const struct process *p = &d->tree->procs[i];
 		struct shell *sh = shells_find(d->shells, p->pid);
 
 		if (sh && !sh->zombie && !p->zombie)
-			shell_hurry(sh, any_thread(p, attrs_needs_late));
+			shell_hurry(sh, priority);
 	}
 }
 

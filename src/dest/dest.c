@@ -346,7 +346,7 @@ static int hurry(struct dest *d, struct cr_err *err)
 	if (d->tree)
 		heap_warm(tree_count_threads(d->tree) * HEAP_BYTES_PER_THREAD);
 	if (d->state == DEST_BUILT)
-		dest_hurry_shells(d);
+		dest_hurry_shells(d, SWITCH_PRIORITY);
 	if (ps_hurry(d->ps, SWITCH_PRIORITY, &slower))
 		log_debug("%s", slower.msg);
 	return dest_write_pages(d, err);

@@ -86,7 +86,7 @@ void dest_check(const struct tree *t, struct refusals *notes);
 int dest_build(struct dest *d, struct tree *t, bool final, struct cr_err *err) must_check;
 
 /* What is left to do in the shells is urgent from here on. */
-void dest_hurry_shells(struct dest *d);
+void dest_hurry_shells(struct dest *d, int priority);
 
 /* No userfaultfd in any shell from here on: before its layout changes, since what is registered
  * merges with nothing new, and before the switch-over, since closing takes time. */

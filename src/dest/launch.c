@@ -52,10 +52,11 @@ static int leave_thread(struct dest *d, const struct process *p, struct shell_th
 	if (!th)
 		return cr_err_set(err, CR_ERR_BUG, ESRCH, "thread %d is not in the tree", t->tid);
 	int r = thread_state(th, &st, err);
-	if (!r)
-		r = shell_calm(t, th->nice, err);
+	if (!r && t->hurried)
+		r = attrs_rebuild_outside(t->tid, p, th, false, err);
 	if (r)
 		return r;
+	t->hurried = false;
 	return rewrite ? leave_rewrite(&t->rt, &st, err) : leave_prepare(&t->rt, how, &st, err);
 }
 

@@ -20,7 +20,7 @@ struct shell_thread {
 	struct rtask rt;
 	bool seized;
 	bool left;    /* it has its final registers */
-	bool hurried; /* its nice is not its own */
+	bool hurried; /* its scheduling policy is not its own */
 	/* registered with rseq(2): a fork inherits it, and must not keep it past its memory */
 	uint64_t rseq_va;
 	uint32_t rseq_len, rseq_sig;
@@ -87,12 +87,10 @@ int shell_drop_pidfd(struct shell *sh, struct cr_err *err) must_check;
 
 /* All threads, for which seccomp is then suspended. Parking does it as well. */
 int shell_seize_threads(struct shell *sh, struct cr_err *err) must_check;
-/* The tasks wait: what is left for the shell to do itself it does before others have their turn, by
- * nice (a real-time policy would reset its timer slack, 6.13). The leader alone, who unmaps; or all
- * threads. Without CAP_SYS_NICE it is only slower. */
-void shell_hurry(struct shell *sh, bool all);
-/* nice as it is to be from now on. */
-int shell_calm(struct shell_thread *th, int nice, struct cr_err *err) must_check;
+/* The tasks wait: what is left for the shell's leader to do, who unmaps, it does before others have
+ * their turn. Without CAP_SYS_NICE it is only slower. Whoever sets hurried, before the launch sets
+ * the scheduling that the thread is to have. */
+void shell_hurry(struct shell *sh, int priority);
 
 int shell_park(struct shells *s, struct shell *sh, struct cr_err *err) must_check;
 int shell_unpark(struct shells *s, struct shell *sh, struct cr_err *err) must_check;

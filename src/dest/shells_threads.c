@@ -1,12 +1,11 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include "dest/shells_private.h"
 
-enum { ROBUST_HEAD_BYTES = 24, HURRY_NICE = -20 };
+enum { ROBUST_HEAD_BYTES = 24 };
 
 /* ---- threads ---- */
 
@@ -88,21 +87,12 @@ int shell_drop_pidfd(struct shell *sh, struct cr_err *err)
 
 /* ---- in a hurry ---- */
 
-void shell_hurry(struct shell *sh, bool all)
+void shell_hurry(struct shell *sh, int priority)
 {
-	for (size_t i = 0; i < (all ? sh->n_threads : 1); i++)
-		if (!setpriority(PRIO_PROCESS, (id_t)sh->threads[i]->tid, HURRY_NICE))
-			sh->threads[i]->hurried = true;
-}
+	const struct sched_param p = {.sched_priority = priority};
 
-int shell_calm(struct shell_thread *th, int nice, struct cr_err *err)
-{
-	if (!th->hurried)
-		return 0;
-	if (setpriority(PRIO_PROCESS, (id_t)th->tid, nice))
-		return cr_err_sys(err, "nice value of task %d", th->tid);
-	th->hurried = false;
-	return 0;
+	if (!sched_setscheduler(sh->threads[0]->tid, SCHED_FIFO | SCHED_RESET_ON_FORK, &p))
+		sh->threads[0]->hurried = true;
 }
 
 /* ---- parking ---- */

@@ -19,6 +19,7 @@ enum { PFA_NO_NEW_PRIVS_BIT = 1 /* bit 0 of atomic_flags, include/linux/sched.h 
 
 struct taskview {
 	int prog;
+	int32_t children_at; /* the list's head in struct task_struct */
 };
 
 /* What the program writes for each thread. */
@@ -28,6 +29,7 @@ struct record {
 	uint64_t clear_tid_va, robust_list_va, timer_slack_ns, pdeathsig, atomic_flags;
 	uint64_t rseq_va, rseq_len, rseq_sig;
 	uint64_t pending, seccomp;
+	uint64_t task, first_child; /* addresses; a list that is empty points to its own head */
 	char comm[16];
 };
 
@@ -50,6 +52,7 @@ static const struct source_field {
     {"rseq_sig", offsetof(struct record, rseq_sig)},
     {"pending", offsetof(struct record, pending), "sigpending", "signal"},
     {"seccomp", offsetof(struct record, seccomp), "seccomp", "mode"},
+    {"children", offsetof(struct record, first_child), "list_head", "next"},
 };
 
 /* ---- where things are ---- */
@@ -172,6 +175,7 @@ static int emit_all(struct program *p, const struct btf *btf, int level, struct 
 	emit(p, BPF_JMP | BPF_JNE | BPF_K, BPF_REG_6, 0, 2, 0); /* NULL: that was the last one */
 	emit(p, BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 0);
 	emit(p, BPF_JMP | BPF_EXIT, 0, 0, 0, 0);
+	emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_6, RECORD_AT(task), 0);
 	for (size_t i = 0; i < ARRAY_SIZE(fields) && !r; i++)
 		r = emit_field(p, btf, &fields[i], err);
 	if (!r)
@@ -242,7 +246,7 @@ static int read_records(int prog, pid_t pid, struct record **ret, size_t *ret_n,
 	return 0;
 }
 
-static struct task_facts facts_of(const struct record *r)
+static struct task_facts facts_of(const struct taskview *tv, const struct record *r)
 {
 	struct task_facts f = {
 	    .tid = (pid_t)r->tid,
@@ -259,6 +263,7 @@ static struct task_facts facts_of(const struct record *r)
 	    .rseq_len = (uint32_t)r->rseq_len,
 	    .rseq_sig = (uint32_t)r->rseq_sig,
 	    .pending = r->pending,
+	    .has_children = r->first_child != r->task + (uint64_t)tv->children_at,
 	    .no_new_privs = r->atomic_flags & PFA_NO_NEW_PRIVS_BIT,
 	    .seccomp_mode = (uint32_t)r->seccomp,
 	};
@@ -281,7 +286,7 @@ int taskview_read(const struct taskview *tv, pid_t pid, struct task_facts_list *
 		if (!f)
 			r = cr_err_oom(err);
 		else
-			*f = facts_of(&v[i]);
+			*f = facts_of(tv, &v[i]);
 	}
 	if (r)
 		task_facts_done(ret);
@@ -411,8 +416,11 @@ int taskview_new(struct taskview **ret, struct cr_err *err)
 	tv->prog = -1;
 	libbpf_set_print(quiet);
 	struct btf *btf = btf__load_vmlinux_btf();
+	size_t size;
 	int r =
 	    btf ? load_for_us(btf, &tv->prog, err) : cr_err_sys(err, "reading the kernel's BTF");
+	if (!r)
+		r = find_member(btf, "task_struct", "children", &tv->children_at, &size, err);
 	btf__free(btf);
 	if (!r)
 		r = check(tv, err);

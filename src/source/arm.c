@@ -187,12 +187,16 @@ static int stop_and_arm(struct source *s, const struct seize_request *rq, struct
 {
 	struct cr_err undo = {0};
 	uint64_t start_us = now_us();
-	int r = seizure_take(&s->seizure, rq, &s->notes, err);
 
-	if (r)
+	source_real_time(true); /* the tasks wait for us */
+	int r = seizure_take(&s->seizure, rq, &s->notes, err);
+	if (r) {
+		source_real_time(false);
 		return cr_err_ctx(err, "stopping the tasks");
+	}
 	r = arm_stopped(s, t, err);
 	int e = source_resume(s, &undo);
+	source_real_time(false);
 	uint64_t us = now_us() - start_us;
 	if (us > s->longest_stop_us)
 		s->longest_stop_us = us;

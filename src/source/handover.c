@@ -401,7 +401,7 @@ static int serve_destination(struct source *s, struct cr_err *err)
 
 /* ---- the switch-over ---- */
 
-static void real_time(bool on)
+void source_real_time(bool on)
 {
 	struct sched_param sp = {.sched_priority = on ? SWITCH_PRIORITY : 0};
 
@@ -424,7 +424,7 @@ static int undo_switch(struct source *s, struct tree *t, int r, struct cr_err *e
 {
 	struct cr_err undo = {0};
 
-	real_time(false);
+	source_real_time(false);
 	if (source_unlock_network(s, &undo))
 		r = undo_failed(r, &undo, err);
 	if (s->held && seizure_unhold(s->seizure, &undo))
@@ -518,12 +518,12 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	source_request(s, &rq);
 	heap_warm(HEAP_BYTES + tree_count_threads(s->tree) * HEAP_BYTES_PER_THREAD);
 	page_tx_set_bandwidth(s->tx, 0); /* the limit is for what runs beside the tasks */
-	real_time(true);
+	source_real_time(true);
 	int r = announce(s, err);
 	if (!r)
 		r = source_stop(s, &rq, &t, &times, err);
 	if (r) {
-		real_time(false);
+		source_real_time(false);
 		return r;
 	}
 	fault_point("source-stopped");
@@ -587,7 +587,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		unlock_network(s, locked);
 		return undo_switch(s, t, r, err);
 	}
-	real_time(false);
+	source_real_time(false);
 	tree_free(t);
 	/* neighbours have been told by now where the addresses are */
 	source_send_packets(s, !r && s->lazy);

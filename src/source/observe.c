@@ -14,6 +14,12 @@
 #include "remote/sigframe.h"
 #include "resource/resource.h"
 
+/* NULL: not to be had, or not wanted. */
+static const struct taskview *source_view(const struct source *s)
+{
+	return s->rq->opts.no_bpf ? NULL : s->env->view;
+}
+
 void source_request(const struct source *s, struct seize_request *rq)
 {
 	*rq = (struct seize_request){
@@ -23,6 +29,7 @@ void source_request(const struct source *s, struct seize_request *rq)
 					      : NULL,
 	    .whole_cgroup = *s->rq->cgroup != 0,
 	    .seized_before = s->tree != NULL,
+	    .view = source_view(s),
 	};
 }
 
@@ -228,8 +235,8 @@ static void look_at_threads(struct source *s, const struct process *p, struct ca
 	struct cr_err ignored = {0};
 
 	sp->told = false;
-	if (!s->env->view || s->rq->opts.no_bpf || p->n_threads < 2 ||
-	    taskview_read(s->env->view, p->pid, l, &ignored))
+	if (!source_view(s) || p->n_threads < 2 ||
+	    taskview_read(source_view(s), p->pid, l, &ignored))
 		return;
 	for (size_t i = 0; i < p->n_threads; i++)
 		if (!task_facts_find(l, p->threads[i].tid))

@@ -123,7 +123,6 @@ int parasite_save(struct parasite_thread *th, bool rseq_known, struct cr_err *er
 		r = task_get_xstate(th->tid, xstate, &len, err);
 	if (r)
 		return r;
-	suspend_seccomp(th->tid);
 	size_t used = xstate_used_bytes(xstate_features(xstate));
 	th->xstate_len = used < len ? used : len;
 	th->xstate = malloc(th->xstate_len);
@@ -261,6 +260,8 @@ int parasite_infect(struct parasite *p, pid_t pid, int pidfd, const pid_t *tids,
 	for (size_t i = 0; i < n && !r; i++) {
 		p->threads[i].tid = tids[i];
 		r = parasite_save(&p->threads[i], false, err);
+		if (!r)
+			suspend_seccomp(tids[i]);
 	}
 	if (r) { /* nothing was changed yet */
 		parasite_done(p);

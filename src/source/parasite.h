@@ -1,7 +1,8 @@
 /* The executor inside the source's tasks: injected at a stop, cured before they run on.
  *
- * infect: every thread's registers are saved, a memfd with the blob is mapped in each address
- * space, and the threads wait in the executor for batches. cure: parked at rt_sigreturn, memory
+ * infect: the registers of the threads that are to be asked are saved, a memfd with the blob is
+ * mapped in their address space, and they wait in the executor for batches; other threads stay as
+ * they stopped. cure: parked at rt_sigreturn, memory
  * unmapped, registers as they were. Nothing stays in the tasks.
  *
  * Should this process die, at whatever moment, the tasks go back by themselves: from the executor

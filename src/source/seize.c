@@ -110,7 +110,9 @@ static ssize_t walk_and_take(struct attempt *a, struct cr_err *err)
 	if (r < 0)
 		return r;
 	a->n_walks++;
-	vec_foreach (p, &a->walk.procs) {
+	for (size_t k = 0; r >= 0 && k < a->walk.procs.n; k++) {
+		const struct walk_proc *p = &a->walk.procs.v[k];
+
 		if (!held_find(&a->held, p->pid))
 			r = refuse_stopped(a, p->pid, err);
 		for (size_t i = 0; r >= 0 && i < p->n_tids; i++) {
@@ -118,10 +120,11 @@ static ssize_t walk_and_take(struct attempt *a, struct cr_err *err)
 				      a->n_walks, err);
 			fresh += r;
 		}
-		if (r < 0)
-			return r;
 	}
-	return fresh;
+	/* also after a failure: whoever lets them go waits for their stops */
+	struct cr_err late = {0};
+	int e = held_interrupt(&a->held, r < 0 ? &late : err);
+	return r < 0 ? r : e ? e : fresh;
 }
 
 static int too_fast(const struct attempt *a, struct cr_err *err)
@@ -280,7 +283,8 @@ static void undo(struct attempt *a, bool again, struct cr_err *err)
 static int take_once(struct seizure *s, const struct seize_request *rq, unsigned int n, bool last,
 		     struct refusals *refused, struct cr_err *err)
 {
-	struct attempt a = {.rq = rq, .s = s, .refused = refused, .walk.alone = rq->alone};
+	struct attempt a = {
+	    .rq = rq, .s = s, .refused = refused, .walk.alone = rq->alone, .walk.view = rq->view};
 	int r = try_take(&a, n, err);
 
 	if (r == 0)

@@ -38,7 +38,8 @@ struct seize_request {
 	/* Cgroup to freeze: a directory below a v1 freezer or v2 mount, given as the path inside
 	 * the hierarchy ("/web") or as the whole path; NULL: none. */
 	const char *cgroup;
-	bool alone;        /* the process root and none below it */
+	bool alone;                  /* the process root and none below it */
+	const struct taskview *view; /* for a faster look at who has children; may be NULL */
 	bool whole_cgroup; /* tasks in the cgroup but outside the tree are taken, not refused */
 	unsigned int
 	    attempts;       /* 0: default (8); the tasks run 1 ms to 200 ms between two of them */

@@ -16,7 +16,7 @@ enum {
 static int walk_settled(struct walk *w, const struct seizure *s, const struct seize_request *rq,
 			struct cr_err *err)
 {
-	struct walk before = {0};
+	struct walk before = {.view = w->view};
 	int r = 0;
 
 	for (int i = 0; i < PREVIEW_WALKS; i++) {
@@ -111,6 +111,7 @@ int seizure_preview(struct seizure **ret, const struct seize_request *rq, struct
 	struct seize_request request;
 	struct cr_err refusal;
 	int r = seizure_open(&s, &request, rq, err);
+	w.view = rq->view;
 
 	if (r < 0)
 		return r;

@@ -187,10 +187,23 @@ int held_take(struct held_set *s, pid_t pid, pid_t tid, unsigned int walk, struc
 		return refused_seize(h, err);
 	}
 	h->state = HELD_RUNNING;
-	/* ESRCH: it died just now, which the wait will tell */
-	if (ptrace(PTRACE_INTERRUPT, tid, 0, 0) && errno != ESRCH)
-		return cr_err_sys(err, "interrupting task %d", tid);
+	h->interrupted = false;
 	return 1;
+}
+
+int held_interrupt(struct held_set *s, struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach (h, &s->list) {
+		if (h->state != HELD_RUNNING || h->interrupted)
+			continue;
+		h->interrupted = true;
+		/* ESRCH: it died just now, which the wait will tell */
+		if (ptrace(PTRACE_INTERRUPT, h->tid, 0, 0) && errno != ESRCH && !r)
+			r = cr_err_sys(err, "interrupting task %d", h->tid);
+	}
+	return r;
 }
 
 /* ---- wait ---- */

@@ -19,6 +19,7 @@ struct held {
 	pid_t tid, pid; /* thread, process */
 	enum held_state state;
 	unsigned int seen; /* the last walk that found it */
+	bool interrupted;
 };
 
 struct held_set {
@@ -27,10 +28,13 @@ struct held_set {
 
 struct held *held_find(const struct held_set *s, pid_t tid);
 
-/* Seize and interrupt. 1: held now and was not before; 0: it is gone, or was known already;
- * negative: CR_ERR_UNSUPPORTED when it cannot be held, by name. */
+/* Seize; it runs on until held_interrupt(). 1: held now and was not before; 0: it is gone, or was
+ * known already; negative: CR_ERR_UNSUPPORTED when it cannot be held, by name. */
 int held_take(struct held_set *s, pid_t pid, pid_t tid, unsigned int walk,
 	      struct cr_err *err) must_check;
+
+/* All that were not yet, in the end: the stops are then close together. */
+int held_interrupt(struct held_set *s, struct cr_err *err) must_check;
 
 /* Wait until none is HELD_RUNNING, budget_us long, four times that for one that only needs a CPU.
  * *gone: how many died or were let go: a parent in vfork(2) stops only after its child has called

@@ -1,6 +1,7 @@
 #include "source/seize_walk.h"
 
 #include "kernel/procfs.h"
+#include "kernel/taskview.h"
 
 enum { FEW_THREADS = 4 }; /* listing the children of a thread takes some 3 us */
 
@@ -37,6 +38,28 @@ bool walk_in_cgroup(const struct walk *w, pid_t pid)
 	       bsearch(&pid, w->in_cgroup, w->n_in_cgroup, sizeof(pid), pid_compare);
 }
 
+/* Moves those to the front whose children have to be looked for; returns how many. Few have any,
+ * and the kernel tells of all in one look. What it tells is no older than the list of threads. */
+static size_t keep_parents(const struct walk *w, pid_t pid, pid_t *tids, size_t n, bool quick)
+{
+	struct task_facts_list l = {0};
+	struct cr_err ignored = {0};
+	size_t k = 0;
+
+	if (n <= FEW_THREADS)
+		return n;
+	if (!w->view || taskview_read(w->view, pid, &l, &ignored))
+		return quick ? 1 : n;
+	for (size_t i = 0; i < n; i++) {
+		const struct task_facts *f = task_facts_find(&l, tids[i]);
+
+		if (!f || f->has_children)
+			tids[k++] = tids[i];
+	}
+	task_facts_done(&l);
+	return k;
+}
+
 /* The threads of procs.v[i], and its children at the end of procs. */
 static int visit(struct walk *w, size_t i, bool quick, struct cr_err *err)
 {
@@ -57,8 +80,8 @@ static int visit(struct walk *w, size_t i, bool quick, struct cr_err *err)
 	}
 	if (w->alone)
 		return 0;
-	ssize_t n_children =
-	    proc_children_of(pid, tids, quick && n > FEW_THREADS ? 1 : (size_t)n, &children, err);
+	ssize_t n_children = proc_children_of(
+	    pid, tids, keep_parents(w, pid, tids, (size_t)n, quick), &children, err);
 	if (n_children < 0)
 		return n_children == -ESRCH ? 0 : (int)n_children;
 	for (ssize_t k = 0; k < n_children; k++) {

@@ -17,7 +17,9 @@ struct walk {
 	VEC(pid_t) tids;
 	pid_t *in_cgroup; /* the cgroup's processes, ascending; NULL without a cgroup */
 	size_t n_in_cgroup;
-	bool alone; /* set by the caller: the root has no children */
+	/* set by the caller */
+	bool alone;                  /* the root has no children */
+	const struct taskview *view; /* may be NULL: every thread's list of children is read */
 };
 
 /* The tree below root (0: none) and, if whole, every process of cg and what is below it. cg may be

@@ -285,6 +285,9 @@ int source_retake_locks(struct source *s, const struct tree *t, struct cr_err *e
 
 /* ---- handover.c ---- */
 
+/* While tasks stand still because of us. */
+void source_real_time(bool on);
+
 int source_journal(struct source *s, enum journal_state state, struct cr_err *err) must_check;
 /* Stop, send the rest, commit. On failure before the commit the tasks run on. */
 int source_switch_over(struct source *s, struct cr_err *err) must_check;

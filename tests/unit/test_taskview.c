@@ -21,6 +21,7 @@ struct kid {
 	char name[16];
 	void *stack;
 	int *clear_tid;
+	bool forks;
 };
 
 static pthread_barrier_t barrier;
@@ -41,6 +42,10 @@ static void *thread_main(void *arg)
 	}
 	if (k->tid % 3 == 0)
 		prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	if (k->forks && !fork()) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		pause();
+	}
 	pthread_barrier_wait(&barrier);
 	pause();
 	return NULL;
@@ -69,6 +74,7 @@ static void every_thread_is_as_it_is(void **state)
 
 		snprintf(kids[i].name, sizeof(kids[i].name), "kid %d", i);
 		kids[i].stack = stacks[i];
+		kids[i].forks = i == 7;
 		assert_int_equal(pthread_create(&t, &attr, thread_main, &kids[i]), 0);
 	}
 	pthread_barrier_wait(&barrier);
@@ -91,6 +97,7 @@ static void every_thread_is_as_it_is(void **state)
 		assert_int_equal(f->no_new_privs, k->tid % 3 == 0);
 		assert_int_equal(f->seccomp_mode, 0);
 		assert_int_equal(f->pending, 0);
+		assert_int_equal(f->has_children, i == 7);
 		assert_true(f->rseq_va || !f->rseq_len);
 	}
 	task_facts_done(&l);
@@ -119,7 +126,11 @@ static void another_process(void **state)
 		_exit(0);
 	}
 	assert_int_equal(waitpid(pid, &st, WUNTRACED), pid);
+	assert_int_equal(taskview_read(tv, getpid(), &l, &err), 0);
+	assert_true(l.list.v[0].has_children);
+	task_facts_done(&l);
 	assert_int_equal(taskview_read(tv, pid, &l, &err), 0);
+	assert_false(l.list.v[0].has_children);
 	assert_int_equal(l.list.n, 1);
 	assert_int_equal(l.list.v[0].tid, pid);
 	assert_true(l.list.v[0].pending == 1ull << (SIGRTMIN + 3 - 1));
