@@ -37,8 +37,9 @@ $(B)/tests/bench/%: tests/bench/%.c
 	$(Q)$(CC) -D_GNU_SOURCE -std=gnu17 $(WARN) $(CFLAGS) -o $@ $<
 
 bench: deps
-	$(Q)$(MAKE) -s --no-print-directory -j$$(nproc) all $(WORKLOADS) $(B)/testbed-init $(B)/tests/bench/peak $(B)/tests/bench/warm
+	$(Q)$(MAKE) -s --no-print-directory -j$$(nproc) all $(WORKLOADS) $(B)/testbed-init $(B)/tests/bench/peak $(B)/tests/bench/warm $(B)/tests/bench/copy
 	$(Q)tests/bench/bench
+	$(Q)tests/bench/images
 
 lint:
 	$(Q)tools/lint

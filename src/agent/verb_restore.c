@@ -237,6 +237,15 @@ static int launch(struct restore *rs, struct cr_err *err)
 	return r ? r : dest_launch(&rs->d, err);
 }
 
+/* Nobody has to settle anything any more. */
+static void remove_lock(const struct restore *rs)
+{
+	char path[512];
+
+	journal_lock_path(path, sizeof(path), rs->cfg.state_dir, rs->d.journal.id, "destination");
+	unlink(path);
+}
+
 /* They run: nothing is undone any more. */
 static void after(struct restore *rs)
 {
@@ -255,6 +264,8 @@ static void forget_journal(struct restore *rs)
 
 	if (journal_remove(rs->cfg.state_dir, &rs->d.journal, &err))
 		log_warn("%s", err.msg);
+	else
+		remove_lock(rs);
 }
 
 /* Whoever called need not wait any more. */
@@ -313,8 +324,10 @@ static int restore(struct restore *rs, struct cr_err *err)
 	if (!r)
 		r = launch(rs, err);
 	if (r) {
-		if (rs->d.state < DEST_COMMITTED)
+		if (rs->d.state < DEST_COMMITTED) {
 			dest_undo(&rs->d);
+			remove_lock(rs);
+		}
 		return r;
 	}
 	if (!rs->lazy)
