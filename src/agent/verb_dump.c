@@ -71,6 +71,10 @@ static int usage(bool pre, FILE *f)
 	      "  --streams N              connections for pages (default 2)\n"
 	      "  --max-bandwidth RATE     beside the running tasks, such as 100M\n"
 	      "  --compress auto|lz4|none\n"
+	      "  --tcp close|refuse       established TCP connections: found reset when the "
+	      "image is\n"
+	      "                           restored, a warning names each (default), or a reason "
+	      "to refuse\n"
 	      "  --max-rounds N           copies beside the running tasks (default 1, of dump 3)\n"
 	      "  --state DIR              journals (default: /run/cr-agent/state)\n"
 	      "  --json                   one object a line\n",
@@ -91,7 +95,7 @@ static int usage(bool pre, FILE *f)
 	return f == stdout ? 0 : 2;
 }
 
-enum { OPT_STATE = 256, OPT_LEAVE_RUNNING, OPT_LEAVE_STOPPED, OPT_TRACK };
+enum { OPT_STATE = 256, OPT_LEAVE_RUNNING, OPT_LEAVE_STOPPED, OPT_TRACK, OPT_TCP };
 static const struct option options[] = {
     {"pid", required_argument, NULL, 'p'},
     {"cgroup", required_argument, NULL, 'c'},
@@ -110,6 +114,7 @@ static const struct option options[] = {
     {"leave-running", no_argument, NULL, OPT_LEAVE_RUNNING},
     {"leave-stopped", no_argument, NULL, OPT_LEAVE_STOPPED},
     {"track", no_argument, NULL, OPT_TRACK},
+    {"tcp", required_argument, NULL, OPT_TCP},
     {"help", no_argument, NULL, 'h'},
     {0},
 };
@@ -134,6 +139,14 @@ static int take_compress(struct dump *d, const char *text, struct cr_err *err)
 		}
 	}
 	return cr_err_set(err, CR_ERR_INPUT, EINVAL, "--compress %s: auto, lz4 or none", text);
+}
+
+static int take_tcp(struct dump *d, const char *text, struct cr_err *err)
+{
+	if (strcmp(text, "close") != 0 && strcmp(text, "refuse") != 0)
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "--tcp %s: close or refuse", text);
+	d->rq.opts.tcp = *text == 'c' ? MSG_TCP_CLOSE : MSG_TCP_REFUSE;
+	return 0;
 }
 
 static int take_option(struct dump *d, int c, const char *text, struct cr_err *err)
@@ -189,6 +202,8 @@ static int take_option(struct dump *d, int c, const char *text, struct cr_err *e
 	case OPT_TRACK:
 		d->track = true;
 		return 0;
+	case OPT_TCP:
+		return take_tcp(d, text, err);
 	default:
 		return -EINVAL;
 	}

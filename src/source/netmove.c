@@ -19,7 +19,7 @@ enum {
 enum tcp_mode source_tcp_mode(const struct source *s)
 {
 	if (s->image) /* who knows when that will be read */
-		return TCP_MODE_CLOSE;
+		return s->rq->opts.tcp == MSG_TCP_REFUSE ? TCP_MODE_REFUSE : TCP_MODE_CLOSE;
 	switch (s->rq->opts.tcp) {
 	case MSG_TCP_ESTABLISHED:
 		return TCP_MODE_ESTABLISHED;

@@ -101,6 +101,24 @@ for seed in 1 2; do
 	kill_workload
 done
 
+# --- established TCP connections: they cannot wait in an image ------------------------------------------------
+
+tcp_refused() {
+	local st=0
+	start_workload alpha sockets --connected && runs_on || return 1
+	silent_verb alpha dump --pid "$wl_pid" --dir "$images/tcp" --tcp refuse || st=$?
+	{ [ $st = 4 ] && grep -q 'TCP connection to 127.0.0.1:.*close it first' "$work/out"; } || { diag "status $st: $(cat "$work/out")"; return 1; }
+	runs_on
+}
+ok "--tcp refuse: refused by name, the task runs on" tcp_refused
+tcp_closed() {
+	verb alpha dump --pid "$wl_pid" --dir "$images/tcp2" && gone_from alpha || return 1
+	grep -q 'warning.*connection to 127.0.0.1:.* is closed' "$work/out" || say_out || return 1
+	restored beta "$images/tcp2" && finish_workload
+}
+ok "else a warning names each; they are found broken when it is restored" tcp_closed
+kill_workload
+
 # --- in two hosts ----------------------------------------------------------------------------------------------
 
 # Each host has a /tmp of its own, so that the two copies do not meet.
@@ -150,7 +168,8 @@ back() {
 		touch "$wl_dir/stored" && verb alpha restore --detach --dir "$image" && runs_on && finish_workload
 }
 count=0
-for name in dirty forktree files unixsock unlinked sysvshm "creds --variant mixed" "memory"; do
+for name in dirty "regs --rseq" threads forktree "signals --once-ms 4000" memory files "creds --variant mixed" sockets unixsock unlinked \
+	sysvshm; do
 	# shellcheck disable=SC2086
 	ok "dumped and restored on the same host: $name" back $name
 	kill_workload
