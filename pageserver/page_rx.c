@@ -52,6 +52,14 @@ bool page_rx_in_frame(const struct page_rx *rx)
 	return rx->end > rx->start && !page_rx_stalled(rx);
 }
 
+size_t page_rx_missing(const struct page_rx *rx)
+{
+	size_t need = rx->have_header ? page_frame_bytes(&rx->frame) : PAGE_HDR_BYTES;
+	size_t have = rx->end - rx->start;
+
+	return need > have ? need - have : 1;
+}
+
 void page_rx_room(struct page_rx *rx, char **ret, size_t *ret_len)
 {
 	size_t have = rx->end - rx->start;
@@ -60,10 +68,9 @@ void page_rx_room(struct page_rx *rx, char **ret, size_t *ret_len)
 	*ret_len = 0;
 	if (rx->failed || page_rx_stalled(rx))
 		return;
-	size_t missing = (rx->have_header ? page_frame_bytes(&rx->frame) : PAGE_HDR_BYTES) - have;
 	/* exactly this frame and the header after it where it is large; for small frames, many at
 	 * once */
-	size_t need = missing + PAGE_HDR_BYTES;
+	size_t need = page_rx_missing(rx) + PAGE_HDR_BYTES;
 	size_t want = need < PAGE_RX_READ_AHEAD ? PAGE_RX_READ_AHEAD : need;
 
 	/* what is moved is at most what was read ahead of its frame: a frame that fits stays */

@@ -49,6 +49,9 @@ void page_rx_free(struct page_rx *rx); /* takes NULL; not from inside a callback
 /* Where the next bytes go and how many may: never 0, except when stalled and after an error. */
 void page_rx_room(struct page_rx *rx, char **ret, size_t *ret_len);
 
+/* So many bytes have to come before anything can be handled; at least 1. */
+size_t page_rx_missing(const struct page_rx *rx);
+
 /* n bytes have been put there: handles all frames that are complete. After an error the stream is
  * over: every further call fails the same way. */
 int page_rx_advance(struct page_rx *rx, size_t n, struct cr_err *err) must_check;

@@ -7,6 +7,9 @@ enum {
 	INLINE_PAGES = 16, /* placed at once: handing it to a thread would take longer */
 	/* of one that is past its HELLO: two buffers, one to unpack into, the runs of a batch */
 	STREAM_BYTES = 2 * PAGE_RX_BYTES + PAGE_BATCH_BYTES + (256 << 10),
+	/* Of a large frame so much is waited for before it is read: waking up for each packet costs
+	 * more than reading it. */
+	WAKE_BYTES = 256 * 1024,
 };
 
 const struct page_ack *stream_placed(const struct stream *st)
@@ -90,6 +93,21 @@ void stream_close(struct stream *st)
 	uv_close((uv_handle_t *)&st->timer, on_closed);
 }
 
+/* socket(7): what is less than SO_RCVLOWAT does not make poll(2) say readable; an end or an error
+ * does. (Since 4.x for TCP, tcp_set_rcvlowat.) */
+static void wake_for(struct stream *st, size_t missing)
+{
+	int bytes = missing < INLINE_PAGES * CR_PAGE_SIZE ? 1
+		    : missing < WAKE_BYTES		  ? (int)missing
+							  : WAKE_BYTES;
+	int fd;
+
+	if (bytes != (st->wake_bytes ? st->wake_bytes : 1) &&
+	    !uv_fileno((uv_handle_t *)&st->tcp, &fd) &&
+	    !setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof(bytes)))
+		st->wake_bytes = bytes;
+}
+
 void stream_read_on(struct stream *st)
 {
 	if (st->throttled || st->paused)
@@ -156,6 +174,7 @@ void stream_fail(struct stream *st, const struct cr_err *why)
 		stream_close(st);
 		return;
 	}
+	wake_for(st, 1);
 	/* A close with bytes unread would be a reset, which can overtake the text: read on, drop
 	 * all. */
 	stream_read_on(st);
@@ -243,8 +262,10 @@ static void after_placing(uv_work_t *w, int status)
 	st->placed = st->work_placed;
 	if (page_rx_resume(st->rx, &err) < 0)
 		stream_fail(st, &err);
-	else if (!page_rx_stalled(st->rx))
+	else if (!page_rx_stalled(st->rx)) {
+		wake_for(st, page_rx_missing(st->rx));
 		stream_read_on(st);
+	}
 }
 
 static int on_batch(void *arg, const struct page_batch *b, struct cr_err *err)
@@ -356,6 +377,8 @@ static void on_read(uv_stream_t *h, ssize_t n, const uv_buf_t *buf)
 	}
 	if (!had_part || !stream_in_frame(st))
 		st->since_us = st->sv->now_us;
+	if (!st->over && !st->peer)
+		wake_for(st, page_rx_missing(st->rx));
 	if (!st->over && (stream_must_wait(st, (size_t)n) || st->paused || page_rx_stalled(st->rx)))
 		uv_read_stop(h);
 }

@@ -21,6 +21,7 @@ struct stream {
 	struct peer *peer; /* this is a peer link instead, in dir mode */
 	bool peer_busy;    /* with work under way */
 	bool paused;
+	int wake_bytes;      /* SO_RCVLOWAT; 0: as it was */
 	bool throttled;      /* reads on once the bandwidth's limit allows */
 	uint64_t since_us;   /* accepted, or of the frame or message under way: its first byte */
 	uint64_t paid_bytes; /* of the memory limit, for its buffers */
