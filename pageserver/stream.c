@@ -98,7 +98,7 @@ void stream_close(struct stream *st)
 static void wake_for(struct stream *st, size_t missing)
 {
 	int bytes = missing < INLINE_PAGES * CR_PAGE_SIZE ? 1
-		    : missing < WAKE_BYTES		  ? (int)missing
+		    : missing < WAKE_BYTES                ? (int)missing
 							  : WAKE_BYTES;
 	int fd;
 

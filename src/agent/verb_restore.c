@@ -168,7 +168,9 @@ static int decode(const struct restore *rs, struct tree **ret, struct cr_err *er
 /* Takes the tree over. */
 static int build(struct restore *rs, struct tree *t, bool final, struct cr_err *err)
 {
-	int r = dest_build(&rs->d, t, final, err);
+	const struct dest_build_opts how = {.final = final};
+	bool more;
+	int r = dest_build(&rs->d, t, &how, &more, err);
 
 	if (r)
 		tree_free(t);

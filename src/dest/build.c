@@ -68,8 +68,10 @@ int dest_targets(const struct dest *d, struct msg_target **ret, size_t *n, struc
 		return cr_err_oom(err);
 	vec_foreach (shp, &d->shells->list)
 		if ((*shp)->target != NO_TARGET)
-			v[(*n)++] = (struct msg_target){
-			    .pid = (*shp)->pid, .object = UINT32_MAX, .target = (*shp)->target};
+			v[(*n)++] = (struct msg_target){.pid = (*shp)->pid,
+							.object = UINT32_MAX,
+							.target = (*shp)->target,
+							.copy_of = (*shp)->copy_of};
 	for (size_t i = 0; i < d->tree->n_objects; i++)
 		v[(*n)++] = (struct msg_target){.object = (uint32_t)i,
 						.target = OBJECT_TARGETS + (uint32_t)i};
@@ -83,7 +85,9 @@ struct work { /* what is to be done with a process, against what is built */
 	const struct tree *t;
 	const struct process *p, *old;
 	struct shell *sh;
-	bool fresh, layout, files, threads, attrs, root, late, launch, lacks, seccomp, tty;
+	/* fresh: nothing is mapped; mm_fields: prctl(2) PR_SET_MM_MAP is due */
+	bool fresh, layout, mm_fields, files, threads, attrs, root, late, launch, lacks, seccomp,
+	    tty;
 };
 
 static bool any_thread(const struct process *p,
@@ -129,13 +133,14 @@ static void plan(struct dest *d, struct work *w, const struct tree *t, const str
 	*w = (struct work){.t = t, .p = p, .sh = sh};
 	w->old = d->tree ? tree_find_process(d->tree, p->pid) : NULL;
 	w->fresh = sh->n_vmas == 0;
+	w->mm_fields = !w->fresh && (sh->copy_of || (w->old && w->old->mm.brk != p->mm.brk));
 	/* the trap resets an action that ignores or handles the signal, as all are blocked in a
 	 * shell */
 	sh->no_breakpoint = attrs_sigtrap_fragile(p);
-	if (w->fresh)
+	if (!sh->built)
 		w->old = NULL;
-	w->layout = w->fresh || layout_differs(sh, p) || (w->old && w->old->mm.brk != p->mm.brk);
-	w->files = w->fresh || files_changed;
+	w->layout = w->fresh || w->mm_fields || layout_differs(sh, p);
+	w->files = !sh->built || files_changed;
 	w->attrs = !w->old || attrs_process_differs(w->old, p);
 	w->threads = !w->old || w->old->n_threads != p->n_threads;
 	for (size_t i = 0; i < p->n_threads && !w->threads; i++) {
@@ -204,7 +209,7 @@ static int build_memory(struct dest *d, const struct tree *t, const struct work 
 		r = layout_sync(w->sh, t, w->p, &d->objects, err);
 	else if (!r)
 		r = layout_adopt(w->sh, w->p, err);
-	if (!r && w->old && w->old->mm.brk != w->p->mm.brk)
+	if (!r && w->mm_fields)
 		r = layout_set_mm_fields(w->sh, w->p, err);
 	if (r || w->sh->target != NO_TARGET)
 		return r;
@@ -365,14 +370,12 @@ static int enter_shell(void *arg, pid_t pid, struct rtask **rt, int *slot)
 	return 0;
 }
 
-static int for_work(struct work *w, size_t n, struct dest *d, const struct tree *t,
-		    bool files_changed, bool final, struct cr_err *err)
+/* Awake, and as the tree says as far as memory goes. */
+static int build_memories(struct work *w, size_t n, struct dest *d, const struct tree *t,
+			  struct cr_err *err)
 {
-	_cleanup_free_ int *object_fds = NULL;
-	int r = object_array(d, &object_fds, err);
+	int r = 0;
 
-	if (!r && final)
-		r = seal_objects(d, t, w, n, err);
 	for (size_t i = 0; i < n && !r; i++) {
 		if (needs_executor(&w[i]))
 			r = shell_unpark(d->shells, w[i].sh, err);
@@ -381,6 +384,19 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 	}
 	for (size_t i = 0; i < n && !r; i++)
 		r = build_memory(d, t, &w[i], err);
+	return r;
+}
+
+static int for_work(struct work *w, size_t n, struct dest *d, const struct tree *t,
+		    bool files_changed, bool final, struct cr_err *err)
+{
+	_cleanup_free_ int *object_fds = NULL;
+	int r = object_array(d, &object_fds, err);
+
+	if (!r && final)
+		r = seal_objects(d, t, w, n, err);
+	if (!r)
+		r = build_memories(w, n, d, t, err);
 	if (!r && files_changed) {
 		fileset_set_tasks(d->files,
 				  &(struct fileset_tasks){.enter = enter_shell, .arg = d->shells});
@@ -417,10 +433,33 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 	for (size_t i = 0; i < n && !r; i++) /* those whose credentials come last are parked then */
 		if (final || !any_thread(w[i].p, attrs_needs_late))
 			r = shell_park(d->shells, w[i].sh, err);
+	for (size_t i = 0; i < n && !r; i++)
+		w[i].sh->built = true;
 	return r;
 }
 
-static int build_shells(struct dest *d, const struct tree *t, struct cr_err *err)
+/* Some processes are still to be made, by parents that stay awake for it. */
+static int build_part(struct work *w, size_t n, struct dest *d, const struct tree *t,
+		      struct cr_err *err)
+{
+	int r = build_memories(w, n, d, t, err);
+
+	for (size_t i = 0; i < n && !r; i++)
+		r = may_lack_pages(d, &w[i], false, err);
+	return r;
+}
+
+/* What a process that is still to be made begins with. Where pages have been left behind, a parent
+ * may lack some that its child has; a child's own would not be told from those of the copy. */
+static enum shells_copy copies(const struct dest *d, bool in_turns)
+{
+	if (d->lazy || d->from_image)
+		return COPY_NONE;
+	return in_turns ? COPY_ALWAYS : COPY_NOW;
+}
+
+static int build_shells(struct dest *d, const struct tree *t, bool in_turns, size_t *ret_waiting,
+			struct cr_err *err)
 {
 	size_t had_objects = d->objects.list.n;
 	int r = 0;
@@ -451,33 +490,38 @@ static int build_shells(struct dest *d, const struct tree *t, struct cr_err *err
 	if (!r)
 		r = drop_gone(d, t, err);
 	if (!r)
-		r = shells_sync_processes(d->shells, t, d->cgroup, err);
+		r = shells_sync_processes(d->shells, t, d->cgroup, copies(d, in_turns), ret_waiting,
+					  err);
 	if (!r)
 		r = objects_sync(&d->objects, t, err);
-	if (!r)
+	if (!r && !*ret_waiting)
 		r = shells_settle_structure(d->shells, t, err);
 	return r ? r : add_objects(d, t, had_objects, err);
 }
 
-int dest_build(struct dest *d, struct tree *t, bool final, struct cr_err *err)
+int dest_build(struct dest *d, struct tree *t, const struct dest_build_opts *how, bool *ret_more,
+	       struct cr_err *err)
 {
 	_cleanup_free_ struct work *work = calloc(t->n_procs + 1, sizeof(*work));
-	bool files_changed = !d->tree || !files_same_shape(d->tree, t);
-	size_t n = 0;
+	bool files_changed = d->state != DEST_BUILT || !files_same_shape(d->tree, t);
+	size_t n = 0, waiting = 0;
 
 	if (!work)
 		return cr_err_oom(err);
-	int r = build_shells(d, t, err);
+	int r = build_shells(d, t, how->in_turns, &waiting, err);
 	if (r)
 		return r;
 	for (size_t i = 0; i < t->n_procs; i++)
-		if (!t->procs[i].zombie)
-			plan(d, &work[n++], t, &t->procs[i], files_changed, final);
-	r = for_work(work, n, d, t, files_changed, final, err);
+		if (!t->procs[i].zombie && shells_find(d->shells, t->procs[i].pid))
+			plan(d, &work[n++], t, &t->procs[i], files_changed, how->final);
+	r = waiting ? build_part(work, n, d, t, err)
+		    : for_work(work, n, d, t, files_changed, how->final, err);
 	if (r)
 		return r;
 	tree_free(d->tree);
 	d->tree = t;
-	d->state = DEST_BUILT;
+	if (!waiting)
+		d->state = DEST_BUILT;
+	*ret_more = waiting;
 	return 0;
 }

@@ -165,7 +165,7 @@ static void real_time(bool on)
 		return;
 }
 
-static int reply_tree_ok(struct dest *d, bool built, struct cr_err *err)
+static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_TREE_OK);
 	struct msg_tree_ok *ok = &m.tree_ok;
@@ -177,10 +177,13 @@ static int reply_tree_ok(struct dest *d, bool built, struct cr_err *err)
 	if (!r && built) {
 		ok->hole_start = d->shells->hole_start;
 		ok->hole_end = d->shells->hole_end;
+		ok->more = more;
 		r = dest_targets(d, &ok->targets, &ok->n_targets, err);
 	}
 	if (!r)
 		r = link_send(d->peer, &m, err);
+	for (size_t i = 0; built && !r && i < d->shells->list.n; i++)
+		d->shells->list.v[i]->copy_of = 0; /* it knows */
 	free(ok->refusals.v);
 	free(ok->warnings.v);
 	free(ok->targets);
@@ -190,7 +193,11 @@ static int reply_tree_ok(struct dest *d, bool built, struct cr_err *err)
 
 static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err)
 {
-	bool final = mt->stage == MSG_STAGE_FINAL;
+	const struct dest_build_opts how = {
+	    .final = mt->stage == MSG_STAGE_FINAL,
+	    .in_turns = mt->stage == MSG_STAGE_PREPARE && mt->in_turns,
+	};
+	bool final = how.final, more = false;
 	struct tree *t;
 
 	int r = tree_decode(mt->tree, mt->tree_len, &t, err);
@@ -199,7 +206,7 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 	if (mt->stage == MSG_STAGE_CHECK) {
 		dest_check(t, &d->notes);
 		tree_free(t);
-		return reply_tree_ok(d, false, err);
+		return reply_tree_ok(d, false, false, err);
 	}
 	if (d->state > DEST_BUILT || (final && d->state != DEST_BUILT) || d->final) {
 		tree_free(t);
@@ -214,7 +221,7 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 	if (!r && final && net_needs_launch(t))
 		r = journal_keep(d->env->state_dir, &d->journal, mt->tree, mt->tree_len, err);
 	if (!r)
-		r = dest_build(d, t, final, err);
+		r = dest_build(d, t, &how, &more, err);
 	if (r) {
 		tree_free(t);
 		return cr_err_ctx(err, "rebuilding at %s", d->env->host);
@@ -222,7 +229,7 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 	r = dest_journal_built(d, err);
 	fault_point(final ? "dest-final" : "dest-built");
 	if (!r)
-		r = reply_tree_ok(d, true, err);
+		r = reply_tree_ok(d, true, more, err);
 	d->final = final;
 	return r || !final ? r : dest_leave_early(d, err);
 }

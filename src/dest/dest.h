@@ -82,8 +82,14 @@ void dest_undo(struct dest *d);
 
 /* ---- build.c ---- */
 void dest_check(const struct tree *t, struct refusals *notes);
-/* Build, or bring what is built, to t. Takes t over (on success). final: registers are in it. */
-int dest_build(struct dest *d, struct tree *t, bool final, struct cr_err *err) must_check;
+struct dest_build_opts {
+	bool final;    /* registers are in the tree */
+	bool in_turns; /* not all has to be built: the source sends pages of what is, then the tree
+			  once more */
+};
+/* Build, or bring what is built, to t. Takes t over (on success). *ret_more: not all is built. */
+int dest_build(struct dest *d, struct tree *t, const struct dest_build_opts *how, bool *ret_more,
+	       struct cr_err *err) must_check;
 
 /* What is left to do in the shells is urgent from here on. */
 void dest_hurry_shells(struct dest *d, int priority);

@@ -37,6 +37,8 @@ struct shell {
 	bool no_breakpoint; /* its SIGTRAP action would not survive the trap */
 	int pidfd_slot;     /* descriptor in the shell: a pidfd of this process; -1: none now */
 	uint32_t target;    /* of the page streams */
+	bool built;         /* threads, files and attributes have been brought to a tree before */
+	pid_t copy_of;      /* its memory is that shell's, and the source is still to be told; 0 */
 	struct shell_thread **threads; /* [0] is the leader; n of them */
 	size_t n_threads;
 	struct vma *vmas; /* what is mapped, as last applied; owned */
@@ -68,8 +70,16 @@ void shells_free(struct shells *s);
 /* The tasks are on their own now: free our side only. */
 void shells_forget(struct shells *s);
 
-/* Fork what the tree has and we have not, in cg; end what the tree no longer has. */
+enum shells_copy {
+	COPY_NONE, /* every process begins with an empty memory */
+	COPY_NOW,  /* whose parent has pages already begins as a copy of it, as fork(2) makes one */
+	COPY_ALWAYS, /* and who would if its parent had any waits for the next call */
+};
+
+/* Fork what the tree has and we have not, in cg; end what the tree no longer has. *ret_waiting: how
+ * many processes are still to be made. */
 int shells_sync_processes(struct shells *s, const struct tree *t, struct cgroup *cg,
+			  enum shells_copy copy, size_t *ret_waiting,
 			  struct cr_err *err) must_check;
 /* Threads likewise, of one process; the shell must not be parked. */
 int shells_sync_threads(struct shells *s, struct shell *sh, const struct process *p,

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include "dest/shells_private.h"
 #include "kernel/task.h"
+#include "model/layout.h"
 
 enum { SHELL_PTRACE_OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL };
 #define TASK_TOP 0x7ffffffff000ull
@@ -171,6 +172,30 @@ static int forget_rseq(const struct shell *parent, struct shell *child, struct c
 	return rtask_run(rt, err);
 }
 
+/* fork(2): what a child does not inherit of its parent's mappings, madvise(2), mlock(2). */
+static int copy_layout(const struct shell *parent, struct shell *child, struct cr_err *err)
+{
+	child->vmas = calloc(parent->n_vmas ? parent->n_vmas : 1, sizeof(*child->vmas));
+	if (!child->vmas)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < parent->n_vmas; i++) {
+		struct vma v = parent->vmas[i];
+
+		if (v.flags & VMA_F_DONTFORK)
+			continue;
+		v.flags &= ~(uint32_t)VMA_F_LOCKED;
+		child->vmas[child->n_vmas++] = v;
+	}
+	child->guards = calloc(parent->n_guards ? parent->n_guards : 1, sizeof(*child->guards));
+	if (!child->guards)
+		return cr_err_oom(err);
+	if (parent->n_guards)
+		memcpy(child->guards, parent->guards, parent->n_guards * sizeof(*child->guards));
+	child->n_guards = parent->n_guards;
+	child->copy_of = parent->pid;
+	return 0;
+}
+
 static int make_child(struct shells *s, struct shell *parent, const struct process *p,
 		      struct shell **ret, struct cr_err *err)
 {
@@ -276,10 +301,19 @@ static int make_zombie(struct shell *sh, const struct process *p, struct cr_err 
 	return 0;
 }
 
+static bool begins_as_copy(const struct tree *t, const struct process *p,
+			   const struct shell *parent)
+{
+	const struct process *pp = parent ? tree_find_process(t, parent->pid) : NULL;
+
+	return pp && parent->n_vmas && mm_is_forked(p, pp);
+}
+
 static int make_process(struct shells *s, const struct tree *t, const struct process *p,
-			struct cgroup *cg, struct cr_err *err)
+			struct cgroup *cg, enum shells_copy copy, struct cr_err *err)
 {
 	struct shell *parent = parent_of(s, t, p), *sh = NULL;
+	bool as_copy = copy != COPY_NONE && begins_as_copy(t, p, parent);
 	struct shell **slot = vec_push(&s->list);
 	pid_t ghost_sid = foreign_session(t, p);
 	int r = 0;
@@ -296,6 +330,10 @@ static int make_process(struct shells *s, const struct tree *t, const struct pro
 		return r;
 	}
 	*slot = sh;
+	if (as_copy)
+		r = copy_layout(parent, sh, err);
+	if (r)
+		return r;
 	if (p->sid == p->pid || (parent->ghost && p->sid <= 0))
 		r = remote_setsid(sh, err);
 	return r ? r : shell_take_tty(s, sh, p, err);
@@ -364,11 +402,23 @@ static int end_process(struct shells *s, size_t index, struct cr_err *err)
 	return 0;
 }
 
-int shells_sync_processes(struct shells *s, const struct tree *t, struct cgroup *cg,
-			  struct cr_err *err)
+/* Is p to be made later, once its parent has pages that it can have from there? Not yet if the
+ * parent's shell was made by this very call. */
+static bool has_to_wait(const struct shells *s, const struct tree *t, const struct process *p)
 {
+	const struct process *pp = tree_find_process(t, p->ppid);
+	const struct shell *parent = pp ? shells_find(s, p->ppid) : NULL;
+
+	return pp && (!parent || ((!parent->n_vmas || parent->copy_of) && mm_is_forked(p, pp)));
+}
+
+int shells_sync_processes(struct shells *s, const struct tree *t, struct cgroup *cg,
+			  enum shells_copy copy, size_t *ret_waiting, struct cr_err *err)
+{
+	size_t had = s->list.n;
 	int r = 0;
 
+	*ret_waiting = 0;
 	for (size_t i = s->list.n; i-- > 0 && !r;) {
 		struct shell *sh = s->list.v[i];
 		const struct process *p = tree_find_process(t, sh->pid);
@@ -381,8 +431,13 @@ int shells_sync_processes(struct shells *s, const struct tree *t, struct cgroup 
 
 		if (shells_find(s, p->pid))
 			continue;
-		r = make_process(s, t, p, cg, err);
+		if (copy == COPY_ALWAYS && has_to_wait(s, t, p))
+			(*ret_waiting)++;
+		else
+			r = make_process(s, t, p, cg, copy, err);
 	}
+	if (!r && *ret_waiting && s->list.n <= had)
+		r = cr_err_set(err, CR_ERR_PEER, EPROTO, "processes wait for each other");
 	return r;
 }
 

@@ -252,6 +252,13 @@ static int fill_singly(struct reader *r, size_t first, size_t skip, struct fille
 	return 0;
 }
 
+void reader_drop(struct reader *r)
+{
+	r->n_pieces = 0;
+	r->n_pages = 0;
+	r->n_zeros = 0;
+}
+
 int reader_finish(struct reader *r, struct cr_err *err)
 {
 	struct filled f[BUFFER_PAGES];

@@ -33,6 +33,8 @@ int reader_add(struct reader *r, uint64_t start, uint64_t end, bool fresh,
 	       struct cr_err *err) must_check;
 /* The page is gone at the source and was anonymous: zeros at the destination. */
 int reader_zero(struct reader *r, uint64_t va, struct cr_err *err) must_check;
+/* What is queued is nobody's any more: the process has ended. */
+void reader_drop(struct reader *r);
 /* Read and send what is queued. */
 int reader_finish(struct reader *r, struct cr_err *err) must_check;
 

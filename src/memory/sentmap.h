@@ -15,6 +15,7 @@ struct sent_chunk {
 	uint64_t start;         /* address of its first page */
 	uint64_t sent[8];       /* bit per page */
 	uint64_t lazy[8];       /* it is to fetch it from here when it runs */
+	uint64_t copied[8];     /* it has it as a part of a donor's copy, memory/donor.h */
 	uint64_t scratch[8];    /* for the user of a walk */
 	XXH128_hash_t *digests; /* CHUNK_PAGES of them, or NULL */
 	bool used;

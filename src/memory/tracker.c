@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include "kernel/pagemap.h"
+#include "memory/donor.h"
 #include "memory/register.h"
 #include "model/layout.h"
 #include "model/lazy.h"
@@ -47,6 +48,7 @@ void tracker_done(struct tracker *t)
 	t->vmas = NULL;
 	vec_done(&t->guards);
 	vec_done(&t->unsettled);
+	donor_forget(t);
 	vec_done(&t->retry);
 	vec_done(&t->news);
 	free(t->eager);
@@ -246,6 +248,30 @@ static int send_swapped(struct round *ro, const struct vma *v, uint64_t start, u
 	return r;
 }
 
+static int send_pages(struct round *ro, const struct vma *v, uint64_t start, uint64_t end,
+		      uint64_t categories, struct cr_err *err)
+{
+	ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
+	if (leaves(ro, v))
+		return leave_range(ro, start, end, err);
+	if (categories & PAGE_CAT_SWAPPED)
+		return send_swapped(ro, v, start, end, err);
+	return reader_add(ro->r, start, end, v->kind == VMA_ANON, err);
+}
+
+struct send_rest {
+	struct round *ro;
+	const struct vma *v;
+	uint64_t categories;
+};
+
+static int send_part(uint64_t start, uint64_t end, void *arg, struct cr_err *err)
+{
+	struct send_rest *s = arg;
+
+	return send_pages(s->ro, s->v, start, end, s->categories, err);
+}
+
 static int send_range(struct round *ro, const struct vma *v, uint64_t start, uint64_t end,
 		      uint64_t categories, struct cr_err *err)
 {
@@ -256,12 +282,10 @@ static int send_range(struct round *ro, const struct vma *v, uint64_t start, uin
 					   : reader_add(ro->r, start, end, false, err);
 	if (categories & PAGE_CAT_FILE)
 		return drop_range(ro, v, start, end, err);
-	ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
-	if (leaves(ro, v))
-		return leave_range(ro, start, end, err);
-	if (categories & PAGE_CAT_SWAPPED)
-		return send_swapped(ro, v, start, end, err);
-	return reader_add(ro->r, start, end, v->kind == VMA_ANON, err);
+	if (!ro->t->donor)
+		return send_pages(ro, v, start, end, categories, err);
+	struct send_rest rest = {ro, v, categories};
+	return donor_for_rest(ro->t, start, end, send_part, &rest, err);
 }
 
 typedef int (*piece_fn)(struct round *ro, const struct vma *v, uint64_t start, uint64_t end,
@@ -746,6 +770,8 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 			      t->shares_cow ? READ_PROC_MEM : READ_PROCESS_VM, t->pid, t->mem, err);
 	reader_set_unread(r, remember_unread, t);
 	if (!e)
+		e = donor_look(t, err);
+	if (!e)
 		e = look_at_guards(&ro, err);
 	if (!e)
 		e = final ? final_round(&ro, err) : running_round(&ro, err);
@@ -755,6 +781,7 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 	reader_set_unread(r, NULL, NULL);
 	if (!e)
 		e = keep_layout(t, mm, err);
+	donor_forget(t);
 	t->rounds++;
 	return e ? cr_err_ctx(err, "memory of %d", t->pid) : 0;
 }

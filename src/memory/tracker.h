@@ -26,6 +26,11 @@ struct tracker {
 	    unsettled;       /* registered, but perhaps protected by who was there before */
 	VEC(uint64_t) retry; /* pages that could not be read while the task ran */
 	uint64_t rounds;
+	/* memory/donor.h; until the first round is over, which has to come before the donor's next
+	 */
+	const struct tracker *donor;
+	uint64_t donor_rounds;
+	struct addr_ranges donor_bare; /* what of it is not tracked */
 	/* Rounds that leave pages behind: what was written is not sent but noted, to be fetched by
 	 * the destination. news: what was noted since the caller last cleared it. */
 	bool lazy;

@@ -1,5 +1,7 @@
 #include "model/layout.h"
 
+#include <string.h>
+
 bool vma_same_backing(const struct vma *a, const struct vma *b)
 {
 	if (a->kind != b->kind || a->ino != b->ino || a->dev != b->dev)
@@ -41,4 +43,22 @@ bool layout_kept(const struct vma *old, size_t n_old, const struct vma *v)
 		at = old[i].end;
 	}
 	return true;
+}
+
+static uint64_t vdso_at(const struct mm *mm)
+{
+	for (size_t i = 0; i < mm->n_vmas; i++)
+		if (mm->vmas[i].kind == VMA_VDSO)
+			return mm->vmas[i].start;
+	return 0;
+}
+
+bool mm_is_forked(const struct process *child, const struct process *parent)
+{
+	const struct mm *c = &child->mm, *p = &parent->mm;
+
+	return !child->zombie && !parent->zombie && c->exe_file == p->exe_file &&
+	       c->start_code == p->start_code && c->start_stack == p->start_stack && c->auxv_len &&
+	       c->auxv_len == p->auxv_len && !memcmp(c->auxv, p->auxv, c->auxv_len) &&
+	       vdso_at(c) == vdso_at(p);
 }

@@ -13,6 +13,9 @@ const struct vma *layout_find(const struct vma *v, size_t n, uint64_t va);
 size_t layout_lower(const struct vma *v, size_t n, uint64_t va);
 /* Are all of [start, end) of v backed the same in the old layout? */
 bool layout_kept(const struct vma *old, size_t n_old, const struct vma *v);
+/* Does child, as far as the tree tells, have its memory from a fork(2) of parent and no execve(2)
+ * since? What lies in the auxiliary vector (addresses chosen at random) would differ. */
+bool mm_is_forked(const struct process *child, const struct process *parent);
 /* Its pages are copied one by one into the task at the destination (not through a shared object).
  */
 static inline bool vma_is_copied(const struct vma *v)

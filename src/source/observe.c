@@ -10,6 +10,7 @@
 #include "kernel/taskview.h"
 #include "kernel/timens.h"
 #include "kernel/vdso.h"
+#include "memory/donor.h"
 #include "remote/detour.h"
 #include "remote/sigframe.h"
 #include "resource/resource.h"
@@ -41,8 +42,11 @@ struct source_proc *source_find(struct source *s, pid_t pid)
 	return NULL;
 }
 
-static void proc_free(struct source_proc *sp)
+static void proc_free(struct source *s, struct source_proc *sp)
 {
+	vec_foreach (other, &s->procs)
+		if ((*other)->tracker.donor == &sp->tracker)
+			donor_forget(&(*other)->tracker);
 	if (sp->has_tracker)
 		tracker_done(&sp->tracker);
 	if (sp->infected)
@@ -77,7 +81,7 @@ static int know(struct source *s, const struct seized_proc *q, struct source_pro
 			/* once it is tracked, a capture sees an execve(2) that moves the vdso */
 			return q->zombie || sp->has_tracker ? 0 : find_vdso(sp, err);
 		}
-		proc_free(sp);
+		proc_free(s, sp);
 		s->procs.v[i] = s->procs.v[--s->procs.n];
 		break;
 	}
@@ -106,7 +110,7 @@ void source_forget_ended(struct source *s, const struct tree *t)
 			i++;
 			continue;
 		}
-		proc_free(sp);
+		proc_free(s, sp);
 		s->procs.v[i] = s->procs.v[--s->procs.n];
 	}
 }

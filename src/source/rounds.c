@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/clock.h"
+#include "memory/donor.h"
 #include "model/layout.h"
 #include "wire/tree_codec.h"
 
@@ -58,14 +59,67 @@ static int wait_tree_ok(struct source *s, int timeout_ms, struct msg *reply, str
 	}
 }
 
-static int take_targets(struct source *s, const struct msg_tree_ok *ok, struct cr_err *err)
+/* A page that a thread of the donor's shell has its rseq area in is not what was sent: the kernel
+ * writes there, rseq(2). */
+static size_t add_rseq(uint64_t *v, size_t n, const struct tree *t, pid_t pid)
+{
+	const struct process *p = t ? tree_find_process(t, pid) : NULL;
+
+	for (size_t i = 0; p && i < p->n_threads; i++) {
+		const struct thread *th = &p->threads[i];
+
+		if (!th->rseq_va)
+			continue;
+		v[n++] = th->rseq_va;
+		v[n++] = th->rseq_va + th->rseq_len - 1;
+	}
+	return n;
+}
+
+static size_t count_threads(const struct tree *t, pid_t pid)
+{
+	const struct process *p = t ? tree_find_process(t, pid) : NULL;
+
+	return p ? p->n_threads : 0;
+}
+
+/* t: the tree that the destination was told. */
+static int begin_as_copy(struct source *s, const struct tree *t, const struct msg_target *tg,
+			 struct cr_err *err)
+{
+	struct source_proc *sp = source_find(s, tg->pid);
+	struct source_proc *donor = source_find(s, tg->copy_of);
+
+	if (!tree_find_process(t, tg->pid) || !tree_find_process(t, tg->copy_of))
+		return cr_err_set(err, CR_ERR_PEER, EPROTO,
+				  "the destination says that %d begins as a copy of %d", tg->pid,
+				  tg->copy_of);
+	/* one that ended before it was tracked: none of its pages were sent, or will be */
+	if (!sp || !sp->has_tracker || !donor || !donor->has_tracker)
+		return 0;
+	size_t most = count_threads(t, tg->copy_of) + count_threads(s->tree, tg->copy_of);
+	_cleanup_free_ uint64_t *va = calloc(2 * most + 1, sizeof(*va));
+	if (!va)
+		return cr_err_oom(err);
+	size_t n = add_rseq(va, 0, t, tg->copy_of);
+	n = add_rseq(va, n, s->tree, tg->copy_of);
+	return donor_begin(&sp->tracker, &donor->tracker, va, n, err);
+}
+
+static int take_targets(struct source *s, const struct tree *t, const struct msg_tree_ok *ok,
+			struct cr_err *err)
 {
 	for (size_t i = 0; i < ok->n_targets; i++) {
 		const struct msg_target *tg = &ok->targets[i];
 		struct source_proc *sp = tg->pid > 0 ? source_find(s, tg->pid) : NULL;
 
-		if (sp && sp->has_tracker)
+		if (sp && sp->has_tracker) {
 			sp->tracker.target = tg->target;
+			sp->has_target = true;
+		}
+		int r = tg->copy_of ? begin_as_copy(s, t, tg, err) : 0;
+		if (r)
+			return r;
 		if (tg->pid > 0 || tg->object == UINT32_MAX)
 			continue;
 		while (s->objects.n <= tg->object && tg->object < s->object_fds.list.n) {
@@ -82,6 +136,7 @@ static int take_targets(struct source *s, const struct msg_tree_ok *ok, struct c
 		s->hole_start = ok->hole_start;
 		s->hole_end = ok->hole_end;
 	}
+	s->more_shells = ok->more;
 	return 0;
 }
 
@@ -95,6 +150,7 @@ int source_tell_tree(struct source *s, enum msg_stage stage, const struct tree *
 	if (r)
 		return r;
 	m.tree.stage = stage;
+	m.tree.in_turns = s->in_turns;
 	m.tree.tree = bytes;
 	return link_send(s->peer, &m, err);
 }
@@ -108,7 +164,7 @@ int source_hear_tree(struct source *s, const struct tree *t, struct cr_err *err)
 		return cr_err_ctx(err, "destination");
 	msg_notes_refuse(&reply.tree_ok.refusals, &s->notes);
 	msg_notes_warn(&reply.tree_ok.warnings, &s->notes);
-	r = take_targets(s, &reply.tree_ok, err);
+	r = take_targets(s, t, &reply.tree_ok, err);
 	msg_free(&reply);
 	return r;
 }
@@ -178,28 +234,58 @@ static bool has_direct_io(const struct tree *t)
 	return false;
 }
 
+static int send_process(struct source *s, const struct tree *t, const struct process *p, bool final,
+			struct cr_err *err)
+{
+	struct source_proc *sp = source_find(s, p->pid);
+	int r = s->lazy ? source_leave_behind(sp, p, err) : 0;
+
+	/* for good: what came in then may not be known */
+	sp->tracker.always_full |= has_direct_io(t);
+	sp->tracker.keeps = s->image;
+	if (!r)
+		r = tracker_round(&sp->tracker, &p->mm, s->reader, final, err);
+	if (r == -ESRCH && !final) { /* it died: the next look at the tree will tell */
+		reader_drop(s->reader);
+		r = 0;
+	}
+	return !r && !final ? source_check_abort(s, err) : r;
+}
+
+/* The destination has no shell for it yet, or it has had its turn. */
+static bool is_left_out(const struct source *s, const struct source_proc *sp)
+{
+	return s->in_turns && (!sp->has_target || sp->tracker.rounds);
+}
+
+static int send_processes(struct source *s, const struct tree *t, bool final, struct cr_err *err)
+{
+	_cleanup_free_ bool *done = calloc(t->n_procs + 1, sizeof(*done));
+	int r = done ? 0 : cr_err_oom(err);
+
+	/* copies first: what they share with their donors is told from what was sent of those
+	 * before */
+	for (int copies = 1; copies >= 0; copies--)
+		for (size_t i = 0; i < t->n_procs && !r; i++) {
+			const struct source_proc *sp = source_find(s, t->procs[i].pid);
+
+			if (t->procs[i].zombie || !sp || !sp->has_tracker || done[i] ||
+			    is_left_out(s, sp) || (copies && !sp->tracker.donor))
+				continue;
+			if (!sp->has_target)
+				return cr_err_set(
+				    err, CR_ERR_PEER, EPROTO,
+				    "the destination has no place for the pages of %d", sp->pid);
+			r = send_process(s, t, &t->procs[i], final, err);
+			done[i] = true;
+		}
+	return r;
+}
+
 int source_send_memory(struct source *s, const struct tree *t, bool final, struct cr_err *err)
 {
-	bool direct = has_direct_io(t);
-	int r = 0;
+	int r = send_processes(s, t, final, err);
 
-	for (size_t i = 0; i < t->n_procs && !r; i++) {
-		struct source_proc *sp = source_find(s, t->procs[i].pid);
-
-		if (t->procs[i].zombie || !sp || !sp->has_tracker)
-			continue;
-		if (s->lazy)
-			r = source_leave_behind(sp, &t->procs[i], err);
-		sp->tracker.always_full |=
-		    direct; /* for good: what came in then may not be known */
-		sp->tracker.keeps = s->image;
-		if (!r)
-			r = tracker_round(&sp->tracker, &t->procs[i].mm, s->reader, final, err);
-		if (r == -ESRCH && !final)
-			r = 0; /* it died: the next look at the tree will tell */
-		if (!r && !final)
-			r = source_check_abort(s, err);
-	}
 	for (size_t i = 0; i < t->n_objects && i < s->objects.n && !r; i++)
 		r = send_object(s, i, t->objects[i].size, err);
 	/* what an image has to forget, before it gets anything that is newer */
@@ -209,6 +295,16 @@ int source_send_memory(struct source *s, const struct tree *t, bool final, struc
 }
 
 /* ---- rounds ---- */
+
+static int refused(const struct source *s, struct cr_err *err)
+{
+	const struct refusal *first = s->notes.list.v;
+
+	if (!s->notes.list.n)
+		return 0;
+	return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s of %d: %s", first->what, first->pid,
+			  first->why);
+}
 
 int source_check_hole(const struct source *s, const struct tree *t, struct cr_err *err)
 {
@@ -283,10 +379,8 @@ int source_follow_structure(struct source *s, struct cr_err *err)
 	if (r)
 		return r;
 	r = source_check_hole(s, t, err);
-	if (!r && s->notes.list.n)
-		r = cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "%s of %d: %s",
-			       s->notes.list.v[0].what, s->notes.list.v[0].pid,
-			       s->notes.list.v[0].why);
+	if (!r)
+		r = refused(s, err);
 	if (!r && source_structure_differs(s->tree, t)) {
 		r = source_carry_look(s, t, err);
 		if (!r)
@@ -321,6 +415,26 @@ static uint64_t pages_written(const struct source *s)
 	return n;
 }
 
+/* The first round, as long as the destination waits for pages of some processes before it makes
+ * others as copies of them, as fork(2) did here: they then share what they share here. */
+static int send_in_turns(struct source *s, struct cr_err *err)
+{
+	int r = 0;
+
+	while (s->more_shells && !r) {
+		r = send_processes(s, s->tree, false, err);
+		if (!r)
+			r = reader_barrier(s->reader, err);
+		if (!r)
+			r = page_tx_flush(s->tx, NULL, err);
+		if (!r)
+			r = source_send_tree(s, MSG_STAGE_PREPARE, s->tree, err);
+		if (!r)
+			r = refused(s, err);
+	}
+	return r;
+}
+
 static int one_round(struct source *s, struct round_result *res, struct cr_err *err)
 {
 	struct page_tx_stats before, after;
@@ -329,7 +443,10 @@ static int one_round(struct source *s, struct round_result *res, struct cr_err *
 	page_tx_stats(s->tx, &before);
 	vec_foreach (spp, &s->procs) /* those that ended are in no round */
 		(*spp)->tracker.pages_written = 0;
-	int r = source_send_memory(s, s->tree, false, err);
+	int r = s->in_turns ? send_in_turns(s, err) : 0;
+	if (!r)
+		r = source_send_memory(s, s->tree, false, err);
+	s->in_turns = false;
 	if (!r)
 		r = page_tx_flush(s->tx, NULL, err);
 	page_tx_stats(s->tx, &after);

@@ -384,6 +384,8 @@ static int run(struct source *s, struct cr_err *err)
 		source_event(s, "prepare",
 			     s->image ? "telling the receiver what there is"
 				      : "building the shells at the destination");
+		s->in_turns =
+		    !s->image && s->tree->n_procs > 1 && s->rq->opts.mode != MSG_MODE_POSTCOPY;
 		r = source_send_tree(s, MSG_STAGE_PREPARE, s->tree, err);
 	}
 	if (!r)

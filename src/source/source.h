@@ -45,6 +45,7 @@ struct source_proc { /* a process as long as the migration knows it */
 	int pidfd;
 	bool armed; /* tracked since the stop that created its userfaultfd */
 	bool has_tracker;
+	bool has_target; /* the destination has a shell for it */
 	struct tracker tracker;
 	uint64_t brk; /* as the task itself last told */
 	struct parasite_entry entry;
@@ -107,6 +108,9 @@ struct source {
 	bool held;             /* stopped for good if this process dies */
 	bool committed;        /* the point of no return is behind us */
 	bool lazy;             /* pages are left behind */
+	bool in_turns;    /* the first round: the destination may make some processes after others'
+			     pages have come */
+	bool more_shells; /* the destination waits for pages before it makes the others */
 	/* of the page streams at the stop: what has been sent, when that last grew, when we looked
 	 */
 	uint64_t moved_bytes, moved_us, looked_us;

@@ -295,17 +295,25 @@ struct msg_tree {
 	enum msg_stage stage;
 	const uint8_t *tree; /* of tree_encode() */
 	size_t tree_len;
+	/* PREPARE: the source can send pages of some processes before the others are made, and the
+	 * tree once more then */
+	bool in_turns;
 };
 struct msg_target {      /* where on the page streams the pages of something go */
 	pid_t pid;       /* process; 0: an object … */
 	uint32_t object; /* … by index into tree.objects; UINT32_MAX for a process */
 	uint32_t target; /* its index on the page streams */
+	/* made by this very tree, its memory began as what that process's was; 0: empty */
+	pid_t copy_of;
 };
 struct msg_tree_ok {
 	struct msg_notes refusals, warnings;
 	uint64_t hole_start, hole_end; /* addresses that the source must keep free; 0, 0: none */
 	struct msg_target *targets;
 	size_t n_targets;
+	/* Some processes are not made yet: they begin as copies of others, whose pages come first.
+	 * Then the same tree again. */
+	bool more;
 };
 struct msg_range {
 	uint64_t start, end; /* page aligned, start < end */

@@ -172,6 +172,11 @@ static int check_tree_ok(const struct msg *m, struct cr_err *err)
 	CHECK(t->hole_start < t->hole_end || (!t->hole_start && !t->hole_end), "hole");
 	for (size_t i = 0; i < t->n_targets; i++)
 		CHECK(owner_ok(t->targets[i].pid, t->targets[i].object), "owner of a target");
+	for (size_t i = 0; i < t->n_targets; i++)
+		CHECK(!t->targets[i].copy_of ||
+			  (t->targets[i].pid && pid_ok(t->targets[i].copy_of) &&
+			   t->targets[i].copy_of != t->targets[i].pid),
+		      "what a target is a copy of");
 	if ((r = check_notes(m, &t->refusals, err)) < 0)
 		return r;
 	return check_notes(m, &t->warnings, err);

@@ -63,6 +63,7 @@ int msg_put_tree(struct arena *a, const struct msg *m, void *p)
 
 	pb->stage = (Wire__Stage)in->stage;
 	pb->tree = pb_bytes(in->tree, in->tree_len);
+	pb->in_turns = in->in_turns;
 	(void)a;
 	return 0;
 }
@@ -75,6 +76,7 @@ int msg_get_tree(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	out->stage = (enum msg_stage)pb->stage;
 	out->tree = pb->tree.data;
 	out->tree_len = pb->tree.len;
+	out->in_turns = pb->in_turns;
 	(void)a, (void)err;
 	return 0;
 }
@@ -92,6 +94,7 @@ static int put_targets(struct arena *a, const struct msg_tree_ok *in, Wire__Tree
 		t->pid = (uint32_t)in->targets[i].pid;
 		t->object = put_index(in->targets[i].object);
 		t->target = in->targets[i].target;
+		t->copy_of = (uint32_t)in->targets[i].copy_of;
 		pb->targets[pb->n_targets++] = t;
 	}
 	return 0;
@@ -104,6 +107,7 @@ int msg_put_tree_ok(struct arena *a, const struct msg *m, void *p)
 
 	pb->hole_start = in->hole_start;
 	pb->hole_end = in->hole_end;
+	pb->more = in->more;
 	pb->refusals = pb_new(a, &wire__notes__descriptor);
 	pb->warnings = pb_new(a, &wire__notes__descriptor);
 	if (!pb->refusals || msg_put_notes(a, &in->refusals, pb->refusals) < 0)
@@ -120,6 +124,7 @@ int msg_get_tree_ok(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 
 	out->hole_start = pb->hole_start;
 	out->hole_end = pb->hole_end;
+	out->more = pb->more;
 	out->targets = arena_array(a, struct msg_target, pb->n_targets);
 	if (!out->targets || msg_get_notes(a, &out->refusals, pb->refusals) < 0 ||
 	    msg_get_notes(a, &out->warnings, pb->warnings) < 0)
@@ -128,7 +133,8 @@ int msg_get_tree_ok(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 		out->targets[out->n_targets++] =
 		    (struct msg_target){.pid = (pid_t)pb->targets[i]->pid,
 					.object = get_index(pb->targets[i]->object),
-					.target = pb->targets[i]->target};
+					.target = pb->targets[i]->target,
+					.copy_of = (pid_t)pb->targets[i]->copy_of};
 	return 0;
 }
 

@@ -55,7 +55,7 @@ static struct msg_note some_notes[] = {{"alpha", 4242, "fd 7 (redis-server)", "i
 				       {"beta", 0, "the host", "no userfaultfd"}};
 static struct msg_digest some_digests[] = {{4242, UINT32_MAX, 100, {1, 2, 3}},
 					   {0, 0, 7, {4, 5, 6}}};
-static struct msg_target some_targets[] = {{4242, UINT32_MAX, 0}, {0, 3, 1}};
+static struct msg_target some_targets[] = {{4242, UINT32_MAX, 0, 4241}, {0, 3, 1, 0}};
 static struct msg_range some_ranges[] = {{0x7f0000000000, 0x7f0000002000}, {0x1000, 0x3000}};
 static struct msg_packet some_packets[] = {
     {1, 4, 40, 1448, 20, 16, (const uint8_t *)"a header of forty bytes: IPv4 and TCP, data", 43},
@@ -143,11 +143,11 @@ static inline struct msg example(enum msg_type type)
 		m.resolved.text = "the tasks run here";
 		break;
 	case MSG_TREE:
-		m.tree = (struct msg_tree){MSG_STAGE_FINAL, (const uint8_t *)"\0tree", 5};
+		m.tree = (struct msg_tree){MSG_STAGE_FINAL, (const uint8_t *)"\0tree", 5, true};
 		break;
 	case MSG_TREE_OK:
-		m.tree_ok = (struct msg_tree_ok){{some_notes, 1}, {some_notes + 1, 1}, 0x10000,
-						 0x20000,         some_targets,        2};
+		m.tree_ok = (struct msg_tree_ok){
+		    {some_notes, 1}, {some_notes + 1, 1}, 0x10000, 0x20000, some_targets, 2, true};
 		break;
 	case MSG_RESET:
 		m.reset = (struct msg_reset){4242, UINT32_MAX, some_ranges, 2};
@@ -337,13 +337,14 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 {
 	switch (a->type) {
 	case MSG_TREE:
-		SAME(tree.stage), SAME(tree.tree_len);
+		SAME(tree.stage), SAME(tree.tree_len), SAME(tree.in_turns);
 		assert_memory_equal(a->tree.tree, b->tree.tree, a->tree.tree_len);
 		break;
 	case MSG_TREE_OK:
 		same_notes(&a->tree_ok.refusals, &b->tree_ok.refusals);
 		same_notes(&a->tree_ok.warnings, &b->tree_ok.warnings);
 		SAME(tree_ok.hole_start), SAME(tree_ok.hole_end), SAME(tree_ok.n_targets);
+		SAME(tree_ok.more);
 		assert_memory_equal(a->tree_ok.targets, b->tree_ok.targets, sizeof(some_targets));
 		break;
 	case MSG_FILES:

@@ -235,6 +235,9 @@ static void test_lies(void **state)
 	DISBELIEVED(MSG_VERIFY, e->verify->list[0]->digest.len = 15);
 	DISBELIEVED(MSG_VERIFY, e->verify->list[0]->pid = UINT32_MAX);
 	DISBELIEVED(MSG_TREE_OK, e->tree_ok->targets[1]->object = 0);
+	DISBELIEVED(MSG_TREE_OK, e->tree_ok->targets[0]->copy_of = 1u << 31);
+	DISBELIEVED(MSG_TREE_OK, e->tree_ok->targets[0]->copy_of = 4242);
+	DISBELIEVED(MSG_TREE_OK, e->tree_ok->targets[1]->copy_of = 4242);
 	DISBELIEVED(MSG_RESET, e->reset->n_n_pages = 1);
 	DISBELIEVED(MSG_RESET, e->reset->n_pages[0] = UINT64_MAX);
 	DISBELIEVED(MSG_RESET, e->reset->first_page[0] = UINT64_MAX);
