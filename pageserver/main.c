@@ -13,6 +13,8 @@
 
 enum { BACKLOG = 256, STOP_TIMEOUT_MS = 10000, STOP_LOOK_MS = 50 };
 
+enum { THREADS_CPUS = 3 }; /* one each for the loop, a thread, and what else there is */
+
 static void close_any(uv_handle_t *h, void *arg)
 {
 	(void)arg;
@@ -247,6 +249,9 @@ static int server_start(struct server *sv, const struct options *o, struct cr_er
 		rl.rlim_cur = rl.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &rl);
 	}
+	/* disks make wait */
+	sv->by_threads = o->dir || o->threads == THREADS_YES ||
+			 (o->threads == THREADS_AUTO && uv_available_parallelism() >= THREADS_CPUS);
 	int r = watch_signals(sv, err);
 	if (!r)
 		r = server_start_timers(sv, err);

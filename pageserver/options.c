@@ -31,6 +31,9 @@ static const char usage[] =
     "  --serve                only read them\n"
     "  --token-file FILE      with --dir: 64 hexadecimal digits that others must know\n"
     "  --no-token             with --dir: anybody who can connect is welcome\n"
+    "  --threads WHEN         place pages by threads of their own: yes, no or auto (default), "
+    "where\n"
+    "                         there are more than two processors; with --dir always\n"
     "  --user NAME            with --dir, started by root: run as that user\n"
     "  --no-sandbox           leave out the filter of system calls, to look for a fault\n"
     "  --status-fd N          write to descriptor N what happens, one JSON object a line\n"
@@ -65,6 +68,7 @@ static const struct option longopts[] = {
     {"serve", no_argument, NULL, 'S'},
     {"token-file", required_argument, NULL, 't'},
     {"no-token", no_argument, NULL, 'n'},
+    {"threads", required_argument, NULL, 'T'},
     {"user", required_argument, NULL, 'u'},
     {"no-sandbox", no_argument, NULL, 'x'},
     {"status-fd", required_argument, NULL, 'f'},
@@ -118,6 +122,19 @@ static int parse_fd(const char *text, int *ret, struct cr_err *err)
 	return r;
 }
 
+static int parse_when(struct options *o, const char *text, struct cr_err *err)
+{
+	static const char *const names[] = {
+	    [THREADS_AUTO] = "auto", [THREADS_YES] = "yes", [THREADS_NO] = "no"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		if (!strcmp(text, names[i])) {
+			o->threads = i;
+			return 0;
+		}
+	return cr_err_set(err, CR_ERR_INPUT, EINVAL, "'%s' is none of auto, yes, no", text);
+}
+
 /* One option, wherever it was found. */
 static int take_option(struct options *o, int c, const char *value, struct cr_err *err)
 {
@@ -140,6 +157,8 @@ static int take_option(struct options *o, int c, const char *value, struct cr_er
 	case 'n':
 		o->no_token = true;
 		return 0;
+	case 'T':
+		return parse_when(o, value, err);
 	case 'u':
 		o->user = value;
 		return 0;

@@ -10,6 +10,7 @@ struct options {
 	const char *listen; /* NULL: a socket was passed */
 	const char *control, *dir, *user, *config, *token_file;
 	bool serve, no_sandbox, no_token;
+	enum { THREADS_AUTO, THREADS_YES, THREADS_NO } threads;
 	int status_fd; /* -1: none */
 	/* these may change while it runs */
 	struct mig_token token;

@@ -423,7 +423,8 @@ int shells_sync_processes(struct shells *s, const struct tree *t, struct cgroup 
 		struct shell *sh = s->list.v[i];
 		const struct process *p = tree_find_process(t, sh->pid);
 
-		if (!p || p->zombie != sh->zombie)
+		/* one that is to exit waits for all others, in shells_settle_structure() */
+		if (!p || (p->zombie != sh->zombie && (sh->zombie || sh->built)))
 			r = end_process(s, i, err);
 	}
 	for (size_t i = 0; i < t->n_procs && !r; i++) {

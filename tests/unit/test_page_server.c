@@ -41,6 +41,7 @@ enum {
 };
 
 struct fixture {
+	const char *threads;
 	char dir[32], socket[64];
 	pid_t server, child;
 	int server_out; /* its stderr */
@@ -107,7 +108,8 @@ static void start_server(struct fixture *f)
 		dup2(p[1], 2);
 		close(p[0]);
 		close(p[1]);
-		execl(exe, exe, "--listen", "127.0.0.1:0", "--control", control, NULL);
+		execl(exe, exe, "--listen", "127.0.0.1:0", "--control", control, "--threads",
+		      f->threads, NULL);
 		perror(exe);
 		_exit(127);
 	}
@@ -156,10 +158,12 @@ static void open_session(struct fixture *f)
 	ok(ps_target_object(f->ps, OBJECT, f->memfd, &err));
 }
 
+/* *state: whether the page-server places by threads. NULL: yes. */
 static int setup(void **state)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
 
+	f->threads = *state ? *state : "yes";
 	*state = f;
 	if (geteuid() != 0)
 		return 0;
@@ -975,6 +979,11 @@ static void memory_stays_bounded(void **state)
 int main(void)
 {
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+#define BY_THE_LOOP(fn)                                                                            \
+	{                                                                                          \
+		.name = #fn ", by the loop", .test_func = fn, .setup_func = setup,                 \
+		.teardown_func = teardown, .initial_state = (void *)"no"                           \
+	}
 	const struct CMUnitTest tests[] = {
 	    TEST(place_1_raw),
 	    TEST(place_1_lz4),
@@ -996,6 +1005,15 @@ int main(void)
 	    TEST(hostile_bytes_are_refused),
 	    TEST(truncated_frames_leave_no_trace),
 	    TEST(memory_stays_bounded),
+	    BY_THE_LOOP(place_1_raw),
+	    BY_THE_LOOP(place_3_lz4),
+	    BY_THE_LOOP(scattered_pages_fill_a_batch),
+	    BY_THE_LOOP(bad_places_are_refused),
+	    BY_THE_LOOP(deleted_and_dead_targets_are_refused),
+	    BY_THE_LOOP(places_absent_pages_without_faults),
+	    BY_THE_LOOP(session_end_ends_streams),
+	    BY_THE_LOOP(targets_change_under_load),
+	    BY_THE_LOOP(hostile_bytes_are_refused),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
