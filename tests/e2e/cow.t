@@ -8,6 +8,7 @@ set -uo pipefail
 pss() {
 	local pid total=0 kb
 	for pid in $(workload_pids "$1"); do
+		# shellcheck disable=SC2016
 		kb=$(on "$1" awk '$1 == "Pss_Anon:" { print $2 }' "/proc/$pid/smaps_rollup") || return 1
 		total=$((total + kb))
 	done
