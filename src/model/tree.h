@@ -239,7 +239,8 @@ enum file_kind {
 	FILE_TCP_CONN, /* connected, or on the way there or back: goes on at the destination */
 	FILE_PTY_MASTER,
 	FILE_PTY_SLAVE,
-	FILE_TTY, /* /dev/tty: the controlling terminal of who opened it */
+	FILE_TTY,     /* /dev/tty: the controlling terminal of who opened it */
+	FILE_INOTIFY, /* opts: its watches, file_inotify.c */
 };
 
 static inline bool file_is_terminal(enum file_kind k)

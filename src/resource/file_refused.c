@@ -22,7 +22,6 @@ static const char *name_by_link(const char *link)
 		const char *start, *name;
 	} list[] = {
 	    {"anon_inode:[io_uring]", "io_uring instance"},
-	    {"anon_inode:inotify", "inotify instance"},
 	    {"anon_inode:[fanotify]", "fanotify instance"},
 	    {"anon_inode:[userfaultfd]", "userfaultfd"},
 	    {"anon_inode:[perf_event]", "perf event"},

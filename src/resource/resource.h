@@ -265,6 +265,9 @@ void fileset_set_ttys(struct fileset *fs, struct ttys *y);
 int ttys_drain(struct tree *t, struct cr_err *err) must_check;
 int ttys_put_back(const struct tree *t, struct cr_err *err) must_check;
 
+/* At the source, before the decision: has an event come since the final capture? -EAGAIN. */
+int inotify_verify(const struct tree *t, struct cr_err *err) must_check;
+
 /* ---- file locks (resource/locks.c) ---- */
 
 /* In the executor of p, as what it was captured as holding. take: at the destination, once its

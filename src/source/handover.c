@@ -568,6 +568,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		r = prepare(s, t, err);
 	if (!r)
 		r = source_verify_network(s, err);
+	if (!r)
+		r = inotify_verify(t, err);
 	ph->launch = now_us() - t1;
 	fault_point("source-prepared");
 	if (!r)

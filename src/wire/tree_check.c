@@ -88,6 +88,7 @@ static bool file_kind_known(enum file_kind k)
 	case FILE_PTY_MASTER:
 	case FILE_PTY_SLAVE:
 	case FILE_TTY:
+	case FILE_INOTIFY:
 		return true;
 	}
 	return false;

@@ -142,6 +142,7 @@ segments() {
 	on "$1" ipcs -m | grep -c "^0x"
 }
 is "$(segments alpha) $(segments beta)" "0 0" "no System V segment is left behind"
+moves inotify
 moves unlinked
 moves unlinked -- --streams 3 --max-bandwidth 30M
 moves unixsock

@@ -34,7 +34,7 @@ while read -r what pattern; do
 	[ -z "$what" ] || refuses "$what" "$pattern"
 done <<'LIST'
 io_uring io_uring
-inotify inotify
+inotify inotify: watch 1 is of a file that was removed
 fanotify fanotify
 udplite datagram socket
 unixpeer unix stream socket

@@ -75,6 +75,7 @@ alone unlinked
 alone sysvshm
 alone seccomp
 alone locks
+alone inotify
 alone tty
 for variant in root user mixed; do
 	alone creds --variant $variant

@@ -43,7 +43,15 @@ static void named_pipe(struct source *s)
 static void inotify(struct source *s)
 {
 	(void)s;
+	char path[256];
+
 	put_at(inotify_init1(0), FD, 0);
+	snprintf(path, sizeof(path), "%s", at_dir("watched"));
+	if (open(path, O_CREAT | O_WRONLY, 0600) <
+	    0) /* stays open: it would go, and the watch with it */
+		_exit(90);
+	inotify_add_watch(FD, path, IN_MODIFY);
+	unlink(path);
 }
 
 static void pidfd(struct source *s)
@@ -268,7 +276,7 @@ static const struct {
     {path_only, "fd 7 ", "O_PATH"},
     {leased, "fd 7 ", "holds a lease"},
     {named_pipe, "fd 7 ", "/fifo: named pipe: not supported; close it first"},
-    {inotify, "fd 7 ", "inotify instance: not supported; close it first"},
+    {inotify, "fd 7 ", "inotify: watch 1 is of a file that was removed"},
     {pidfd, "fd 7 ", "pidfd: not supported"},
     {io_uring, "fd 7 ", "io_uring instance: not supported; close it first"},
     {terminal, "fd 7 ", "whose other side"},

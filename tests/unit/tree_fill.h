@@ -433,7 +433,7 @@ static inline void same_tty(const struct tty *a, const struct tty *b)
 }
 
 /* One file of every kind, and the other end of the unix connection. */
-enum { FILL_OTHER_END = FILE_TTY, FILL_FILES };
+enum { FILL_OTHER_END = FILE_INOTIFY, FILL_FILES };
 
 /* Three processes (one a zombie), a file of every kind, a mapping of every kind. */
 static inline struct tree *fill_tree(void)

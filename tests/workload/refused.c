@@ -60,9 +60,14 @@ static int do_io_uring(void)
 
 static int do_inotify(void)
 {
+	char path[256];
 	const int fd = inotify_init1(0);
 
-	return fd < 0 ? fd : inotify_add_watch(fd, wl.dir, IN_CREATE);
+	/* of a file that is there, but has no name any more */
+	if (fd < 0 || file_in_dir(0) < 0 ||
+	    inotify_add_watch(fd, wl_path(path, "file"), IN_MODIFY) < 0)
+		return -1;
+	return unlink(path);
 }
 
 static int do_fanotify(void)
