@@ -61,6 +61,22 @@ for name in memory forktree churn; do
 	kill_workload
 done
 
+# Whatever a task does to pages that have not arrived. Slowly pushed, so that they have not.
+absent_case() {
+	start_workload alpha absent && runs_on && migrate alpha beta --pid "$wl_pid" --mode postcopy --max-bandwidth 1M || {
+		say_migration
+		return 1
+	}
+	wl_host=beta
+	wait_for "$wl_dir/absent" 40 || { diag "$(result_text)" "$(tail -n 3 "$wl_dir/log")"; return 1; }
+	local absent of all
+	read -r absent of all <"$wl_dir/absent"
+	((absent >= all * 3 / 4)) || { diag "in $absent $of $all steps only pages were missing"; return 1; }
+	finish_workload
+}
+ok "system calls, threads, forks, moves, discards, exec, exit and a core dump while pages are missing" absent_case
+kill_workload
+
 refused_case() {
 	verify_errors=$("$build/cr-migrate" --hosts "$hosts_file" --mode hybrid --verify full --pid 1 'alpha->beta' 2>&1)
 	[ $? = 2 ] && grep -q 'goes with --mode precopy' <<<"$verify_errors"
