@@ -63,10 +63,11 @@ done
 
 # Whatever a task does to pages that have not arrived. Slowly pushed, so that they have not.
 absent_case() {
-	start_workload alpha absent && runs_on && migrate alpha beta --pid "$wl_pid" --mode postcopy --max-bandwidth 1M || {
+	start_workload alpha absent && runs_on || return 1
+	if ! migrate alpha beta --pid "$wl_pid" --mode postcopy --max-bandwidth 1M; then
 		say_migration
 		return 1
-	}
+	fi
 	wl_host=beta
 	wait_for "$wl_dir/absent" 40 || { diag "$(result_text)" "$(tail -n 3 "$wl_dir/log")"; return 1; }
 	local absent of all
