@@ -213,6 +213,7 @@ struct process {
 	const char *cwd, *root;
 	uint32_t umask;
 	int32_t oom_score_adj;
+	uint32_t coredump_bits; /* coredump_filter, core(5), exclusive-or 0x33, the default */
 	bool child_subreaper;
 	uint32_t personality;
 	uint32_t ctty; /* its controlling terminal: number plus 1; 0: none that moves */

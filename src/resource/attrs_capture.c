@@ -156,7 +156,6 @@ static void refuse_by_process(struct capture *c, const struct attrs_host *h,
 			      const struct process *p)
 {
 	_cleanup_free_ char *label = read_optional(p->pid, "attr/current");
-	_cleanup_free_ char *dump = read_optional(p->pid, "coredump_filter");
 	_cleanup_free_ char *group = read_optional(p->pid, "autogroup");
 	const char *nice = group ? strstr(group, " nice ") : NULL;
 	uint64_t ns = user_ns_of(p->pid);
@@ -168,10 +167,6 @@ static void refuse_by_process(struct capture *c, const struct attrs_host *h,
 		refuse(c->refused, p->pid, "security label",
 		       "confined as \"%.*s\"; the destination would run it unconfined",
 		       (int)strcspn(label, "\n"), label);
-	/* bits of core(5); 0x33 is what every kernel starts with */
-	if (dump && strtoul(dump, NULL, 16) != 0x33)
-		refuse_warn(c->refused, p->pid, "coredump_filter", "%.*s becomes the default again",
-			    (int)strcspn(dump, "\n"), dump);
 	if (nice && atoi(nice + 6))
 		refuse_warn(c->refused, p->pid, "autogroup",
 			    "the nice value of its autogroup is not moved");
@@ -238,6 +233,14 @@ static bool same_creds(const struct creds *cr, const struct proc_status *st)
 		!memcmp(st->groups.v, cr->groups, cr->n_groups * sizeof(*cr->groups)));
 }
 
+/* 0x33 is what every kernel starts with, core(5). Not there without CONFIG_ELF_CORE. */
+static uint32_t coredump_bits(pid_t pid)
+{
+	_cleanup_free_ char *text = read_optional(pid, "coredump_filter");
+
+	return text ? (uint32_t)strtoul(text, NULL, 16) ^ 0x33 : 0;
+}
+
 static int read_number(pid_t pid, const char *rel, int base, long *ret, struct cr_err *err)
 {
 	_cleanup_free_ char *text = NULL;
@@ -288,6 +291,7 @@ static int capture_leader(struct capture *c, const struct attrs_host *h, struct 
 	if (r)
 		return r;
 	p->oom_score_adj = (int32_t)v;
+	p->coredump_bits = coredump_bits(p->pid);
 	r = attrs_limits_capture(p, err);
 	if (!r)
 		r = attrs_timers_capture(c, p, err);

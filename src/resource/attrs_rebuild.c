@@ -61,7 +61,8 @@ bool attrs_process_differs(const struct process *old, const struct process *p)
 	       old->mm.thp_disable != p->mm.thp_disable ||
 	       old->child_subreaper != p->child_subreaper ||
 	       old->oom_score_adj != p->oom_score_adj || old->personality != p->personality ||
-	       attrs_limits_differ(old, p) || timers_differ(old, p);
+	       old->coredump_bits != p->coredump_bits || attrs_limits_differ(old, p) ||
+	       timers_differ(old, p);
 }
 
 /* READ_IMPLIES_EXEC would make executable what is still to be mapped: late. */
@@ -175,18 +176,32 @@ int attrs_rebuild_thread_queue(struct rtask *rt, const struct process *p, const 
 	return 0;
 }
 
-static int set_oom_score_adj(pid_t pid, int32_t adj, struct cr_err *err)
+static int write_proc(pid_t pid, const char *name, const char *text, struct cr_err *err)
 {
-	char path[48], text[16];
+	ssize_t len = (ssize_t)strlen(text);
+	char path[48];
 
-	snprintf(path, sizeof(path), "/proc/%d/oom_score_adj", pid);
-	int len = snprintf(text, sizeof(text), "%d", adj);
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
 	_cleanup_fd_ int fd = open(path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0 || write(fd, text, (size_t)len) != len) {
 		err->pid = pid;
-		return cr_err_sys(err, "setting %s to %d", path, adj);
+		return cr_err_sys(err, "setting %s to %s", path, text);
 	}
 	return 0;
+}
+
+static int set_by_proc(const struct process *p, struct cr_err *err)
+{
+	char text[16];
+
+	snprintf(text, sizeof(text), "%d", p->oom_score_adj);
+	int r = write_proc(p->pid, "oom_score_adj", text, err);
+	if (r)
+		return r;
+	snprintf(text, sizeof(text), "%#x", p->coredump_bits ^ 0x33);
+	r = write_proc(p->pid, "coredump_filter", text, err);
+	/* a kernel that dumps no cores has none */
+	return r == -ENOENT && !p->coredump_bits ? 0 : r;
 }
 
 int attrs_rebuild_outside(pid_t tid, const struct process *p, const struct thread *th, bool leader,
@@ -194,7 +209,7 @@ int attrs_rebuild_outside(pid_t tid, const struct process *p, const struct threa
 {
 	int r = attrs_sched_apply(tid, th, err);
 
-	return r || !leader ? r : set_oom_score_adj(tid, p->oom_score_adj, err);
+	return r || !leader ? r : set_by_proc(p, err);
 }
 
 /* ---- last ---- */

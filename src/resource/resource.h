@@ -118,9 +118,9 @@ int attrs_rebuild_process_queue(struct rtask *rt, const struct process *old,
 				const struct process *p, struct cr_err *err) must_check;
 int attrs_rebuild_thread_queue(struct rtask *rt, const struct process *p, const struct thread *old,
 			       const struct thread *th, struct cr_err *err) must_check;
-/* From the agent, for a task in a shell: oom_score_adj, affinity, scheduling, timer slack, io
- * priority: what can be set from outside. Also whenever the task's scheduling was changed
- * meanwhile. */
+/* From the agent, for a task in a shell: oom_score_adj, coredump_filter, affinity, scheduling,
+ * timer slack, io priority: what can be set from outside. Also whenever the task's scheduling was
+ * changed meanwhile. */
 int attrs_rebuild_outside(pid_t tid, const struct process *p, const struct thread *th, bool leader,
 			  struct cr_err *err) must_check;
 /* POSIX timers are created, disarmed, with the ids that they had; on the leader once all threads

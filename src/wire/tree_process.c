@@ -310,7 +310,8 @@ static int get_fixed(const Tree__Process *pb, struct process *out, struct cr_err
 
 /* ---- the whole ---- */
 
-#define PROCESS_NUMBERS(X) X(umask) X(oom_score_adj) X(child_subreaper) X(personality) X(ctty)
+#define PROCESS_NUMBERS(X)                                                                         \
+	X(umask) X(oom_score_adj) X(child_subreaper) X(personality) X(ctty) X(coredump_bits)
 
 static void put_ids(const struct process *in, Tree__Process *pb)
 {

@@ -29,7 +29,7 @@ start_hosts() {
 	start_testbed
 	chmod 711 "$work"
 	on alpha ip addr add $service/24 dev eth0
-	alpha_before=$(processes alpha)
+	bare_host=$(processes alpha)
 }
 
 # How many processes a host has, but for those that ask.
@@ -108,12 +108,12 @@ now_ms() {
 declare -A rate=() rate_before=()
 rates() {
 	local c start
-	local -A from=()
+	local -A counted=()
 	start=$(now_ms)
-	for c in "${clients[@]}"; do from[$c]=$(count "$c"); done
+	for c in "${clients[@]}"; do counted[$c]=$(count "$c"); done
 	sleep "$1"
 	for c in "${clients[@]}"; do
-		rate[$c]=$((($(count "$c") - from[$c]) * 1000 / ($(now_ms) - start)))
+		rate[$c]=$((($(count "$c") - counted[$c]) * 1000 / ($(now_ms) - start)))
 	done
 }
 
@@ -133,32 +133,45 @@ rates_are_back() {
 	return 1
 }
 
-# Nothing of the server is left in alpha, all of it is in beta, and the address with it.
-all_in_beta() {
-	local now
-	on beta test -d "/proc/$server_pid" </dev/null || { diag "pid $server_pid is not in beta"; return 1; }
-	on beta ip -o addr show dev eth0 </dev/null | grep -F " $service/" >/dev/null || {
-		diag "$service is not in beta"
+# Nothing of the server is left in the other host, all of it is in this one, and the address with it.
+all_in() {
+	local host=$1 left now
+	left=$(other "$host")
+	on "$host" test -d "/proc/$server_pid" </dev/null || { diag "pid $server_pid is not in $host"; return 1; }
+	on "$host" ip -o addr show dev eth0 </dev/null | grep -F " $service/" >/dev/null || {
+		diag "$service is not in $host"
 		return 1
 	}
-	now=$(processes alpha)
-	[ "$now" = "$alpha_before" ] || {
-		diag "alpha has $now processes, before the server it had $alpha_before"
+	now=$(processes "$left")
+	[ "$now" = "$bare_host" ] || {
+		diag "$left has $now processes, without the server $bare_host"
 		return 1
 	}
 }
 
-move_server() {
-	local c st=0 summary=''
-	rates 2
-	for c in "${clients[@]}"; do rate_before[$c]=${rate[$c]}; done
-	MIGRATE_TIMEOUT=${MIGRATE_TIMEOUT:-120} migrate alpha beta --pid "$server_pid" --move-address "$service/24%eth0" "$@" ||
-		st=1
+# move_once FROM TO ARGS…
+move_once() {
+	local from=$1 to=$2 st=0
+	shift 2
+	MIGRATE_TIMEOUT=${MIGRATE_TIMEOUT:-120} migrate "$from" "$to" --pid "$server_pid" --move-address "$service/24%eth0" \
+		"$@" || st=1
 	result $st "moves under load"
 	[ $st = 0 ] || { say_migration; return 1; }
 	diag "$(jq -r '"downtime \(.downtime_us / 1000 | round) ms, \(.memory_bytes / 1048576 | round) MiB, \(.rounds | length) rounds, \(.total_us / 1000 | round) ms in all"' <<<"$mig_done")"
+	[ -z "${VERBOSE:-}" ] || diag "$(grep '"event":"warning"' "$work/events")"
 	[ -z "${VERBOSE:-}" ] || diag "$(jq -c ".phases_us, .rounds" <<<"$mig_done")"
-	ok "all of it is at the destination" all_in_beta
+	ok "all of it is at the destination" all_in "$to"
+}
+
+# MOVES: there, back and there again…
+move_server() {
+	local c i from=alpha to=beta st=0 summary=''
+	rates 2
+	for c in "${clients[@]}"; do rate_before[$c]=${rate[$c]}; done
+	for ((i = 0; i < ${MOVES:-1}; i++)); do
+		move_once $from $to "$@" || return 1
+		from=$to to=$(other $to)
+	done
 	rates_are_back || st=1
 	result $st "as fast as before"
 	for c in "${clients[@]}"; do

@@ -63,6 +63,9 @@ static void set_process(void)
 	set_signals();
 	must(write(fd, "300", 3));
 	close(fd);
+	fd = open("/proc/self/coredump_filter", O_WRONLY);
+	must(write(fd, "0x0", 3));
+	close(fd);
 	lower(RLIMIT_CORE, 0, 1 << 20);
 	lower(RLIMIT_NOFILE, 64, 700); /* tight */
 	lower(RLIMIT_STACK, 4 << 20, RLIM_INFINITY);
@@ -329,6 +332,7 @@ static void assert_same_process(const struct tree *ta, const struct tree *tb)
 	same(mm.dumpable);
 	same(mm.thp_disable);
 	same(oom_score_adj);
+	same(coredump_bits);
 	same(child_subreaper);
 	same(personality);
 	assert_same_creds(&a->creds, &b->creds);

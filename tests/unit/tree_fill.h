@@ -235,6 +235,7 @@ static inline void fill_process(struct filler *f, struct process *p, pid_t pid, 
 	p->root = fill_path(f);
 	p->umask = fill_u32(f);
 	p->oom_score_adj = -500;
+	p->coredump_bits = 0x4c;
 	p->child_subreaper = fill_bool(f);
 	p->personality = fill_u32(f);
 }
@@ -578,6 +579,8 @@ static inline void same_process(const struct process *a, const struct process *b
 	SAME_STR(root);
 	SAME(umask), SAME(oom_score_adj), SAME(child_subreaper), SAME(personality);
 	SAME(ctty);
+	SAME(umask), SAME(oom_score_adj), SAME(coredump_bits), SAME(child_subreaper),
+	    SAME(personality);
 }
 
 static inline void same_target(const struct epoll_target *a, const struct epoll_target *b)

@@ -235,6 +235,7 @@ static void set_up_process(void)
 	limit(RLIMIT_CPU, 3600, 7200);
 	limit(RLIMIT_RTPRIO, 10, 20); /* SCHED_FIFO also without privilege, where we may */
 	write_file("/proc/self/oom_score_adj", "321");
+	write_file("/proc/self/coredump_filter", "0x7");
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	personality(personality(0xffffffff) | ADDR_NO_RANDOMIZE);
@@ -374,6 +375,7 @@ static void finish_orphan(void)
 static void check_files(void)
 {
 	wl_same("oom_score_adj", 321, read_number("/proc/self/oom_score_adj"));
+	wl_same("coredump_filter", 7, read_number("/proc/self/coredump_filter"));
 	wl_same("umask", 037, umask(037));
 }
 
