@@ -9,7 +9,7 @@ Q := $(if $(filter 0,$(V)),@)
 BUILD_PKGS := gcc make pkg-config libprotobuf-c-dev protobuf-c-compiler libuv1-dev liblz4-dev \
 	libcap-dev libxxhash-dev libjansson-dev libmnl-dev libelf-dev libseccomp-dev libbpf-dev
 TEST_PKGS := libcmocka-dev libhiredis-dev redis-server redis-tools iperf3 iproute2 util-linux \
-	procps perl jq python3 postgresql-15 nginx-light memcached nodejs openjdk-17-jdk-headless golang-go \
+	procps perl jq python3 postgresql-15 nginx-light memcached nodejs openjdk-17-jdk-headless golang-go sqlite3 tmux \
 	openssh-server openssh-client
 LINT_PKGS := clang-format cppcheck shellcheck
 FUZZ_PKGS := clang

@@ -169,8 +169,8 @@ move_server() {
 	rates 2
 	for c in "${clients[@]}"; do rate_before[$c]=${rate[$c]}; done
 	for ((i = 0; i < ${MOVES:-1}; i++)); do
-		move_once $from $to "$@" || return 1
-		from=$to to=$(other $to)
+		move_once "$from" "$to" "$@" || return 1
+		from=$to to=$(other "$to")
 	done
 	rates_are_back || st=1
 	result $st "as fast as before"
