@@ -40,6 +40,7 @@ bench: deps
 	$(Q)$(MAKE) -s --no-print-directory -j$$(nproc) all $(WORKLOADS) $(B)/testbed-init $(B)/tests/bench/peak $(B)/tests/bench/warm $(B)/tests/bench/copy
 	$(Q)tests/bench/bench
 	$(Q)tests/bench/images
+	$(Q)tests/bench/dump
 
 lint:
 	$(Q)tools/lint

@@ -266,12 +266,37 @@ static int pass(struct tracker *t, const struct mm *mm, bool *ret_more, struct c
 	return r;
 }
 
+static int on_foreign(const struct page_extent *e, void *arg, struct cr_err *err)
+{
+	const struct tracker *t = arg;
+
+	(void)e;
+	return cr_err_set(
+	    err, CR_ERR_UNSUPPORTED, ENOTSUP,
+	    "process %d: somebody else tracks its memory (another migration, or cr-agent "
+	    "pre-dump --track); end that first",
+	    t->pid);
+}
+
+/* Nothing is registered by us yet. What is then tracked belongs to somebody else: his marks of
+ * writes are the only ones that there are, and each of us would clear those of the other. */
+static int refuse_foreign(struct tracker *t, struct cr_err *err)
+{
+	const struct pagemap_query q = {.start = CR_PAGE_SIZE,
+					.end = PAGEMAP_TOP,
+					.mask = PAGE_CAT_WPALLOWED,
+					.ret = PAGE_CAT_WPALLOWED};
+
+	return pagemap_walk(t->pagemap, &q, on_foreign, t, err);
+}
+
 int register_all(struct tracker *t, struct cr_err *err)
 {
 	const struct mm unknown = {0};
 	bool more;
+	int r = t->uffd >= 0 ? refuse_foreign(t, err) : 0;
 
-	return t->uffd >= 0 ? pass(t, &unknown, &more, err) : 0;
+	return r || t->uffd < 0 ? r : pass(t, &unknown, &more, err);
 }
 
 int register_new(struct tracker *t, const struct mm *mm, struct cr_err *err)

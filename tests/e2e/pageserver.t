@@ -107,6 +107,18 @@ with_children() {
 ok "a tree whose processes come and go, tracked" with_children
 kill_workload
 
+# Two who track one memory would clear each other's marks of writes.
+tracked_by_another() {
+	start_workload alpha dirty --mib 32 --rate 10 && runs_on || return 1
+	verb alpha pre-dump --pid "$wl_pid" --page-server beta:7712 --id taken --track || return 1
+	migrate alpha beta --pid "$wl_pid" && return 1
+	{ [ "$mig_status" = 4 ] && grep -q 'somebody else tracks its memory' "$work/events"; } || { say_migration; return 1; }
+	runs_on && verb alpha pre-dump --pid "$wl_pid" --page-server beta:7712 --id taken &&
+		move_workload beta && finish_workload
+}
+ok "while a tree is tracked it is not migrated" tracked_by_another
+kill_workload
+
 tracker_dies() {
 	local pid
 	start_workload alpha dirty --mib 16 && runs_on || return 1
