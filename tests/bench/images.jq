@@ -10,9 +10,9 @@ def row($what; $unit; $required; $goal; $v; $meets):
                then "goal reached" elif [.measured, .required] | $meets == (.[0] <= .[1]) then "ok" else "falls short" end;
 {
   table: [
-    row("ten rounds of 1 GiB written at 100 MB/s: disk used over that of a single dump"; "x"; 1.02; 1.0;
+    row("ten rounds of \($mib) MiB written at 100 MB/s: disk used over that of a single dump"; "x"; 1.02; 1.0;
         [$rounds[].ratio] | stats; true),
-    row("restore of 1 GiB from a directory in memory, bytes/s over memcpy into fresh memory"; "x"; 0.6; 0.9;
+    row("restore of \($mib) MiB from a directory in memory, bytes/s over memcpy into fresh memory"; "x"; 0.6; 0.9;
         [$restores[].ratio] | stats; false)
   ],
   rounds: $rounds, restores: $restores
