@@ -16,6 +16,7 @@ enum {
 	READ_UNEXAMINED_BYTES = 16 * 4096,
 	/* what lies between is looked at faster than another call asks about it */
 	SAME_LOOK_BYTES = 8 * 4096,
+	AGAIN_MAX = 16384, /* ranges */
 };
 
 int tracker_init(struct tracker *t, pid_t pid, uint32_t target, int uffd, size_t *digest_budget,
@@ -51,6 +52,7 @@ void tracker_done(struct tracker *t)
 	donor_forget(t);
 	vec_done(&t->retry);
 	vec_done(&t->news);
+	vec_done(&t->again);
 	free(t->eager);
 	t->eager = NULL;
 }
@@ -122,6 +124,20 @@ static int drop_range(struct round *ro, const struct vma *v, uint64_t start, uin
 
 /* ---- leaving pages behind ---- */
 
+/* It is pushed early: a hint, for which not much memory is spent. */
+static void note_again(struct tracker *t, uint64_t va)
+{
+	struct addr_range *last = t->again.n ? &t->again.v[t->again.n - 1] : NULL;
+
+	if (last && last->end == va) {
+		last->end += CR_PAGE_SIZE;
+		return;
+	}
+	last = t->again.n < AGAIN_MAX ? vec_push(&t->again) : NULL;
+	if (last)
+		*last = (struct addr_range){va, va + CR_PAGE_SIZE};
+}
+
 /* The destination shall fetch it from here, whatever it holds by then. What it has there of old has
  * to go: only what is missing is fetched. */
 static int leave_page(struct round *ro, uint64_t va, struct cr_err *err)
@@ -132,8 +148,10 @@ static int leave_page(struct round *ro, uint64_t va, struct cr_err *err)
 
 	if (!c)
 		return cr_err_oom(err);
-	if (chunk_test(c->lazy, i))
+	if (chunk_test(c->lazy, i)) {
+		note_again(t, va);
 		return 0;
+	}
 	chunk_set(c->lazy, i);
 	chunk_clear(c->sent, i);
 	t->pages_lazy++;
@@ -765,6 +783,7 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 	struct round ro = {.t = t, .mm = mm, .r = r, .final = final};
 
 	t->pages_written = 0;
+	t->again.n = 0;
 	forget_unmapped(t, mm);
 	int e = reader_target(r, t->target, &t->sent,
 			      t->shares_cow ? READ_PROC_MEM : READ_PROCESS_VM, t->pid, t->mem, err);

@@ -37,6 +37,8 @@ struct tracker {
 	uint64_t *eager; /* pages that are sent all the same, see lazy_eager_pages() */
 	size_t n_eager;
 	VEC(struct addr_range) news;
+	VEC(struct addr_range)
+	again; /* written in the last round, and noted before; not all, perhaps */
 	/* The other side is an image: it keeps what was sent, whatever becomes of the mapping,
 	 * until it is told. news: what it is to forget; set before the first round. */
 	bool keeps;

@@ -382,6 +382,8 @@ static int serve_destination(struct source *s, struct cr_err *err)
 			   .host = s->env->host,
 			   .pids = pids,
 			   .max_bandwidth = s->rq->opts.max_bandwidth,
+			   .recent = s->recent.v,
+			   .n_recent = s->recent.n,
 			   .timeout_ms = s->rq->opts.postcopy_timeout_ms,
 			   .progress = say_served,
 			   .arg = s};

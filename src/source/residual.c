@@ -2,11 +2,13 @@
  * sent but which pages were written since. A page is told once, however often it is written, so
  * these rounds get short whatever the tasks do, and with them what is left to be told at the stop.
  */
+#include <string.h>
 #include "model/lazy.h"
 #include "source/source.h"
 
 enum {
 	RANGES_PER_MESSAGE = 50000, /* ten bytes each at most, of MSG_BYTES */
+	RECENT_MAX = 32768,         /* ranges */
 	ROUNDS_MAX = 8,
 	FEW_PAGES = 256,
 	SHRINK_NUM = 4, /* as in rounds.c */
@@ -49,9 +51,45 @@ static int tell_process(struct source *s, struct source_proc *sp, struct cr_err 
 	return r;
 }
 
+/* Before those of earlier rounds: what was written last is what is written most. */
+static int note_recent(struct source *s, size_t *n, pid_t pid, const struct addr_range *v,
+		       size_t count, struct cr_err *err)
+{
+	if (*n >= RECENT_MAX)
+		return 0;
+	if (count > RECENT_MAX - *n)
+		count = RECENT_MAX - *n;
+	for (size_t i = 0; i < count; i++)
+		if (!vec_push(&s->recent))
+			return cr_err_oom(err);
+	memmove(s->recent.v + *n + count, s->recent.v + *n,
+		(s->recent.n - *n - count) * sizeof(*s->recent.v));
+	for (size_t i = 0; i < count; i++)
+		s->recent.v[(*n)++] = (struct serve_range){pid, v[i].start, v[i].end};
+	if (s->recent.n > RECENT_MAX)
+		s->recent.n = RECENT_MAX;
+	return 0;
+}
+
+static int note_round(struct source *s, struct cr_err *err)
+{
+	size_t n = 0;
+	int r = 0;
+
+	vec_foreach (spp, &s->procs) {
+		const struct tracker *t = &(*spp)->tracker;
+
+		if ((*spp)->has_tracker && !r)
+			r = note_recent(s, &n, (*spp)->pid, t->again.v, t->again.n, err);
+		if ((*spp)->has_tracker && !r)
+			r = note_recent(s, &n, (*spp)->pid, t->news.v, t->news.n, err);
+	}
+	return r;
+}
+
 int source_tell_left(struct source *s, struct cr_err *err)
 {
-	int r = 0;
+	int r = note_round(s, err);
 
 	vec_foreach (spp, &s->procs)
 		if (!r && (*spp)->has_tracker)

@@ -29,6 +29,7 @@
 #include "source/carry.h"
 #include "source/parasite.h"
 #include "source/seize.h"
+#include "source/serve.h"
 #include "wire/link.h"
 #include "wire/page_tx.h"
 
@@ -111,6 +112,8 @@ struct source {
 	bool in_turns;    /* the first round: the destination may make some processes after others'
 			     pages have come */
 	bool more_shells; /* the destination waits for pages before it makes the others */
+	/* what of them was written, the latest round first; not all, perhaps */
+	VEC(struct serve_range) recent;
 	/* of the page streams at the stop: what has been sent, when that last grew, when we looked
 	 */
 	uint64_t moved_bytes, moved_us, looked_us;
