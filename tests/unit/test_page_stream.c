@@ -429,6 +429,33 @@ static void any_pieces_give_the_same(void **state)
 	free(stream);
 }
 
+/* Who waits until so many bytes are there waits for none that never come, and wakes up seldom. */
+static void missing_is_what_still_comes(void **state)
+{
+	struct page_digest want = {0};
+	size_t n, at = 0, steps = 0;
+	uint8_t *stream = golden_stream(&n, &want);
+	struct cr_err err = {0};
+	struct seen s = {0};
+	struct page_rx *rx = page_rx_new(&see, &s);
+
+	(void)state;
+	assert_int_equal(page_rx_missing(rx), PAGE_HDR_BYTES);
+	for (; at < n; steps++) {
+		size_t missing = page_rx_missing(rx);
+
+		assert_true(missing > 0 && missing <= n - at);
+		assert_int_equal(feed(rx, stream + at, missing, missing, &err), 0);
+		at += missing;
+	}
+	assert_true(s.hellos == 1 && s.batches == 3 && s.flushes == 2);
+	assert_true(page_digest_equal(s.digest, want));
+	assert_int_equal(steps, 6 + 4); /* each header; what follows it, where something does */
+	assert_int_equal(page_rx_missing(rx), PAGE_HDR_BYTES);
+	page_rx_free(rx);
+	free(stream);
+}
+
 /* Batches stay in use for as long as can be: until nothing more may be read. */
 static void batches_in_use_are_left_alone(void **state)
 {
@@ -708,6 +735,7 @@ int main(void)
 	    cmocka_unit_test(bad_headers_fail),
 	    cmocka_unit_test(bad_runs_fail),
 	    cmocka_unit_test(any_pieces_give_the_same),
+	    cmocka_unit_test(missing_is_what_still_comes),
 	    cmocka_unit_test(batches_in_use_are_left_alone),
 	    cmocka_unit_test(truncation_handles_nothing_more),
 	    cmocka_unit_test(changed_bytes_are_survived),
