@@ -241,6 +241,7 @@ enum file_kind {
 	FILE_PTY_MASTER,
 	FILE_PTY_SLAVE,
 	FILE_TTY,     /* /dev/tty: the controlling terminal of who opened it */
+	FILE_PIDFD,   /* file_pidfd.c */
 	FILE_INOTIFY, /* opts: its watches, file_inotify.c */
 };
 

@@ -25,8 +25,6 @@ static const char *name_by_link(const char *link)
 	    {"anon_inode:[fanotify]", "fanotify instance"},
 	    {"anon_inode:[userfaultfd]", "userfaultfd"},
 	    {"anon_inode:[perf_event]", "perf event"},
-	    {"anon_inode:[pidfd]", "pidfd"},
-	    {"pidfd:", "pidfd"},
 	    {"anon_inode:bpf", "bpf object"},
 	    {"anon_inode:btf", "bpf object"},
 	    {"anon_inode:[bpf", "bpf object"},

@@ -5,6 +5,7 @@
 #define KINDS(KIND)                                                                                \
 	KIND(unlinked)                                                                             \
 	KIND(regular)                                                                              \
+	KIND(pidfd)                                                                                \
 	KIND(inotify)                                                                              \
 	KIND(pty_master)                                                                           \
 	KIND(pty_slave)                                                                            \

@@ -89,6 +89,7 @@ static bool file_kind_known(enum file_kind k)
 	case FILE_PTY_SLAVE:
 	case FILE_TTY:
 	case FILE_INOTIFY:
+	case FILE_PIDFD:
 		return true;
 	}
 	return false;

@@ -143,6 +143,7 @@ segments() {
 }
 is "$(segments alpha) $(segments beta)" "0 0" "no System V segment is left behind"
 moves inotify
+moves pidfd
 moves unlinked
 moves unlinked -- --streams 3 --max-bandwidth 30M
 moves unixsock

@@ -49,7 +49,7 @@ userfaultfd userfaultfd
 perf perf
 perfmap perf
 bpf bpf
-pidfd pidfd
+pidfd pidfd of a process outside the tree
 mqueue mqueue|message queue|file system
 fifo fifo|named pipe
 procfile proc

@@ -76,6 +76,7 @@ alone sysvshm
 alone seccomp
 alone locks
 alone inotify
+alone pidfd
 alone tty
 for variant in root user mixed; do
 	alone creds --variant $variant

@@ -57,7 +57,7 @@ static void inotify(struct source *s)
 static void pidfd(struct source *s)
 {
 	(void)s;
-	put_at((int)syscall(SYS_pidfd_open, getpid(), 0), FD, 0);
+	put_at((int)syscall(SYS_pidfd_open, getppid(), 0), FD, 0);
 }
 
 static int new_io_uring(void)
@@ -277,7 +277,7 @@ static const struct {
     {leased, "fd 7 ", "holds a lease"},
     {named_pipe, "fd 7 ", "/fifo: named pipe: not supported; close it first"},
     {inotify, "fd 7 ", "inotify: watch 1 is of a file that was removed"},
-    {pidfd, "fd 7 ", "pidfd: not supported"},
+    {pidfd, "fd 7 ", "pidfd of a process outside the tree: not supported"},
     {io_uring, "fd 7 ", "io_uring instance: not supported; close it first"},
     {terminal, "fd 7 ", "whose other side"},
     {raw, "fd 7 ", "IPv4 raw socket", true},

@@ -190,7 +190,7 @@ static int do_bpf(void)
 
 static int do_pidfd(void)
 {
-	return syscall(SYS_pidfd_open, getpid(), 0);
+	return syscall(SYS_pidfd_open, 1, 0);
 }
 
 static int do_mqueue(void)
