@@ -87,7 +87,7 @@ struct work { /* what is to be done with a process, against what is built */
 	struct shell *sh;
 	/* fresh: nothing is mapped; mm_fields: prctl(2) PR_SET_MM_MAP is due */
 	bool fresh, layout, mm_fields, files, threads, attrs, root, late, launch, lacks, seccomp,
-	    tty;
+	    tty, locks;
 };
 
 static bool any_thread(const struct process *p,
@@ -153,6 +153,7 @@ static void plan(struct dest *d, struct work *w, const struct tree *t, const str
 	w->launch = final && needs_launch(p);
 	w->lacks = final && may_lack(d);
 	w->seccomp = final && attrs_seccomp_needed(p);
+	w->locks = final && p->n_locks;
 	w->tty = final && p->ctty && p->sid == p->pid;
 }
 
@@ -175,7 +176,7 @@ static int may_lack_pages(struct dest *d, const struct work *w, bool final, stru
 static bool needs_executor(const struct work *w)
 {
 	return w->fresh || w->layout || w->files || w->attrs || w->threads || w->root || w->late ||
-	       w->launch || w->lacks || w->seccomp || w->tty;
+	       w->launch || w->lacks || w->seccomp || w->tty || w->locks;
 }
 
 /* Its pages come for the first time: placed through a userfaultfd, without faults. Not beyond the
@@ -425,6 +426,8 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 			r = rtask_run(shell_leader(w[i].sh), err);
 		if (!r && w[i].launch)
 			r = for_threads(d, &w[i], queue_launch, err);
+		if (!r && w[i].locks) /* the source's tasks have given them up */
+			r = locks_take(shell_leader(w[i].sh), w[i].p, err);
 		if (!r && w[i].seccomp)
 			r = install_seccomp(&w[i], err);
 		if (!r && w[i].late)

@@ -184,29 +184,9 @@ int dest_journal_built(struct dest *d, struct cr_err *err)
 	return r ? r : dest_journal(d, JOURNAL_PREPARING, err);
 }
 
-/* As late as can be: the source's tasks have just given them up. */
-static int take_locks(struct dest *d, struct cr_err *err)
-{
-	int r = 0;
-
-	for (size_t i = 0; i < d->tree->n_procs && !r; i++) {
-		const struct process *p = &d->tree->procs[i];
-		struct shell *sh = p->n_locks ? shells_find(d->shells, p->pid) : NULL;
-
-		if (!sh)
-			continue;
-		r = shell_unpark(d->shells, sh, err);
-		if (!r)
-			r = locks_take(shell_leader(sh), p, err);
-		if (!r)
-			r = shell_park(d->shells, sh, err);
-	}
-	return r;
-}
-
 int dest_prepare(struct dest *d, struct cr_err *err)
 {
-	int r = take_locks(d, err);
+	int r = 0;
 
 	vec_foreach (shp, &d->shells->list)
 		if (!r && !(*shp)->zombie)

@@ -7,6 +7,8 @@ set -uo pipefail
 start_testbed
 
 move_case "moved: locks" -- locks --
+move_case "moved: locks, without breakpoints" -- locks -- --no-hw-breakpoints
+move_case "moved: locks, post-copy" -- locks -- --mode postcopy
 
 # How many locks of the workload the host shows.
 count_locks() {
