@@ -274,6 +274,18 @@ static int server_start(struct server *sv, const struct options *o, struct cr_er
 	return r;
 }
 
+/* What it held to its end. */
+static void server_done(struct server *sv)
+{
+	if (sv->threads)
+		closedir(sv->threads);
+	if (!sv->dir)
+		return;
+	close_fdp(&sv->dir->fd);
+	free((char *)sv->dir->path);
+	free(sv->dir);
+}
+
 int main(int argc, char **argv)
 {
 	struct options first;
@@ -317,5 +329,6 @@ int main(int argc, char **argv)
 	}
 	uv_run(&sv->loop, UV_RUN_DEFAULT);
 	uv_loop_close(&sv->loop);
+	server_done(sv);
 	return r ? 1 : 0;
 }

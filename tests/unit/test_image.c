@@ -346,6 +346,7 @@ static void make_image(const char *name, enum image_state state)
 	write_pages(&image_target(im, n)->pages, 0x1000, 3, 0);
 	assert_int_equal(image_target_for(im, 0, 7, 8, &n, &err), 0);
 	assert_int_equal(n, 1);
+	free(im->tree); /* of one that is gone on from */
 	im->tree = (uint8_t *)strdup("tree");
 	im->tree_len = 4;
 	assert_int_equal(image_save(im, state, true, &err), 0);
