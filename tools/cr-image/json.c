@@ -218,10 +218,11 @@ static json_t *json_of_unknown(const ProtobufCMessage *m)
 
 static json_t *json_of_message(const struct printer *pr, const ProtobufCMessage *m)
 {
-	json_t *o = json_object();
+	json_t *o;
 
 	if (!m)
 		return json_null();
+	o = json_object();
 	for (unsigned int i = 0; i < m->descriptor->n_fields; i++) {
 		const ProtobufCFieldDescriptor *f = &m->descriptor->fields[i];
 		const char *at = (const char *)m;
