@@ -147,6 +147,9 @@ int shell_unpark(struct shells *s, struct shell *sh, struct cr_err *err)
 	int r = collect_threads(sh, &v, err);
 	if (!r)
 		r = park_undo(v, sh->n_threads, err);
+	/* the registers that it had been given are gone: they are written again */
+	for (size_t i = 0; i < sh->n_threads; i++)
+		sh->threads[i]->left = false;
 	sh->parked = false;
 	return r;
 }
