@@ -18,7 +18,12 @@ begin_slow() {
 	migrate alpha beta --pid "$wl_pid" --mode "${MODE:-postcopy}" --max-bandwidth "${RATE:-10M}" \
 		--postcopy-timeout "${PATIENCE:-30s}" &
 	mover=$!
-	until_true 30 fetching
+	until_true 30 fetching_or_over
+}
+
+# Some workloads have touched all of their memory before anybody has looked.
+fetching_or_over() {
+	fetching || ! kill -0 "$mover" 2>/dev/null
 }
 
 fetching() {
@@ -68,7 +73,7 @@ strike() {
 		supervisor) pids+=("$(supervisor)") ;;
 		esac
 	done
-	on beta kill -KILL "${pids[@]}"
+	on beta kill -KILL "${pids[@]}" 2>/dev/null # who has ended meanwhile has nothing to fetch
 }
 
 three_again() {
