@@ -150,6 +150,7 @@ static int kill_cgroup(const struct journal *j, struct cr_err *err)
 static int run_network(const struct agent_config *cfg, const struct journal *j, struct cr_err *err)
 {
 	_cleanup_free_ uint8_t *bytes = NULL;
+	_cleanup_fd_ int fd = -1;
 	struct tree *t = NULL;
 	size_t len;
 	int r = journal_kept(cfg->state_dir, j, &bytes, &len, err);
@@ -159,7 +160,7 @@ static int run_network(const struct agent_config *cfg, const struct journal *j, 
 	if (!r)
 		r = tree_decode(bytes, len, &t, err);
 	if (!r)
-		r = net_take_addresses(t, err);
+		r = net_take_addresses(t, &fd, err);
 	if (!r)
 		r = net_finish_launch(t, err);
 	tree_free(t);
@@ -198,11 +199,12 @@ static void mend_network(const struct journal *j)
 			log_warn("sockets of %d: %s", p->pid, err.msg);
 	}
 	vec_foreach (a, &j->moved) {
+		_cleanup_fd_ int fd = -1;
 		struct cr_err err = {0};
 		bool has = true;
 
 		if (!netdev_has_address(a, &has, NULL, &err) && !has &&
-		    (netdev_add_address(a, &err) || netdev_announce(a, &err)))
+		    (netdev_add_address(a, &err) || netdev_announce(a, &fd, &err)))
 			log_warn("%s", err.msg);
 	}
 }

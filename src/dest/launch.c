@@ -245,7 +245,7 @@ int dest_launch(struct dest *d, struct cr_err *err)
 	d->state = DEST_COMMITTED;
 	fault_point("dest-commit");
 	if (!r)
-		r = net_take_addresses(d->tree, err);
+		r = net_take_addresses(d->tree, &d->announce_fd, err);
 	if (!r && d->files)
 		r = fileset_launch(d->files, d->tree, err);
 	if (!r && d->files) {

@@ -73,6 +73,7 @@ void dest_close_ways(struct dest *d)
 	if (d->files)
 		fileset_set_ways(d->files, NULL);
 	net_ways_free(d->ways);
+	close_fdp(&d->announce_fd);
 	d->ways = NULL;
 	arena_free(d->waiting_arena);
 	d->waiting_arena = NULL;

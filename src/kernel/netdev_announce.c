@@ -102,7 +102,7 @@ static struct na_packet unsolicited_na(const struct devaddr *a, const uint8_t ma
 	return p;
 }
 
-int netdev_announce(const struct devaddr *a, struct cr_err *err)
+int netdev_announce(const struct devaddr *a, int *fd, struct cr_err *err)
 {
 	struct sockaddr_ll to = {
 	    .sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(a->dev), .sll_halen = 6};
@@ -111,8 +111,9 @@ int netdev_announce(const struct devaddr *a, struct cr_err *err)
 
 	if (r <= 0)
 		return r;
-	_cleanup_fd_ int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
-	if (fd < 0)
+	if (*fd < 0)
+		*fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+	if (*fd < 0)
 		return cr_err_sys(err, "packet socket");
 	for (int i = 0; i < 2; i++) {
 		struct arp_packet arp = gratuitous_arp(a, mac, i ? ARPOP_REQUEST : ARPOP_REPLY);
@@ -120,7 +121,7 @@ int netdev_announce(const struct devaddr *a, struct cr_err *err)
 		bool v4 = a->family == AF_INET;
 		size_t n = v4 ? sizeof(arp) : sizeof(na);
 
-		if (sendto(fd, v4 ? (void *)&arp : (void *)&na, n, 0, (struct sockaddr *)&to,
+		if (sendto(*fd, v4 ? (void *)&arp : (void *)&na, n, 0, (struct sockaddr *)&to,
 			   sizeof(to)) != (ssize_t)n)
 			return cr_err_sys(err, "telling neighbours on %s of an address", a->dev);
 	}

@@ -9,6 +9,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
+
+enum { MINOR_BITS = 20 }; /* as fdinfo has it, not as stat(2) */
 
 static bool match(const struct fd_probe *p)
 {
@@ -29,6 +32,7 @@ struct tfd_line {
 	int tfd;
 	uint32_t events, place;
 	uint64_t data, ino;
+	unsigned int major, minor; /* of the device of ino */
 };
 struct tfd_lines { /* sorted by number, those of one number in the kernel's order */
 	struct tfd_line *v;
@@ -52,18 +56,32 @@ static bool number_after(const char **at, const char *key, int base, uint64_t *r
 /* "tfd: 5 events: 19 data: 7f… pos:0 ino:40e sdev:10", Documentation/filesystems/proc.rst */
 static const char *next_line(const char *text, struct tfd_line *out)
 {
-	uint64_t tfd, events;
+	uint64_t tfd, events, dev;
 
 	if (strncmp(text, "tfd:", 4))
 		text = strstr(text, "\ntfd:");
 	if (!text || !number_after(&text, "tfd:", 10, &tfd) ||
 	    !number_after(&text, "events:", 16, &events) ||
 	    !number_after(&text, "data:", 16, &out->data) ||
-	    !number_after(&text, "ino:", 16, &out->ino))
+	    !number_after(&text, "ino:", 16, &out->ino) || !number_after(&text, "sdev:", 16, &dev))
 		return NULL;
+	out->major = (unsigned int)(dev >> MINOR_BITS);
+	out->minor = (unsigned int)(dev & ((1u << MINOR_BITS) - 1));
 	out->tfd = (int)tfd;
 	out->events = (uint32_t)events;
 	return text;
+}
+
+/* Of a socket there is but one description, so its inode tells. kcmp(2) walks through the entries of
+ * the instance, which takes a second for ten thousand. */
+static bool is_this_socket(const struct files_ctx *x, const struct tfd_line *line,
+			   const struct fd_seen *s)
+{
+	const struct file *f =
+	    s->file == UINT32_MAX ? NULL : &x->c->tree->files[s->file];
+
+	return f && S_ISSOCK(f->mode) && s->info.ino && f->ino == line->ino &&
+	       major(f->dev) == line->major && minor(f->dev) == line->minor;
 }
 
 /* nth: which of the entries with this number, in the order in which fdinfo lists them. */
@@ -74,6 +92,8 @@ static bool is_target(struct files_ctx *x, const struct fd_seen *ep, const struc
 	struct kcmp_epoll_slot slot = {
 	    .efd = (uint32_t)ep->fd, .tfd = (uint32_t)line->tfd, .toff = nth};
 
+	if (s && s->info.ino == line->ino && is_this_socket(x, line, s))
+		return true;
 	return s && s->info.ino == line->ino &&
 	       syscall(SYS_kcmp, procs[s->proc].pid, procs[ep->proc].pid, KCMP_EPOLL_TFD, s->fd,
 		       &slot) == 0;

@@ -80,8 +80,9 @@ struct fs_magic {
 	uint32_t magic;
 };
 
-struct reference_socket { /* freshly made: what its options read if nobody set them */
-	int domain, type, protocol, fd;
+struct reference_socket { /* what the options of such a one read if nobody has set them */
+	int domain, type, protocol;
+	struct sockopt_defaults *defaults;
 };
 
 struct files_ctx {

@@ -124,20 +124,41 @@ static bool applies(const struct opt *o, int domain)
 
 /* ---- capture ---- */
 
-/* -1: could not be made; then everything counts as set. */
-static int reference_of(struct files_ctx *x, const struct fd_probe *p)
+/* What options read of a socket that nobody has set any of. len 0: none could be had; then it counts as
+ * set. */
+struct sockopt_defaults {
+	struct {
+		uint8_t value[OPT_MAX_BYTES];
+		socklen_t len;
+	} of[ARRAY_SIZE(opts)];
+};
+
+static struct sockopt_defaults *read_defaults(const struct fd_probe *p)
+{
+	struct sockopt_defaults *d = calloc(1, sizeof(*d));
+	_cleanup_fd_ int fd = socket(p->so_domain, p->so_type | SOCK_CLOEXEC, p->so_protocol);
+
+	for (size_t i = 0; d && fd >= 0 && i < ARRAY_SIZE(opts); i++) {
+		d->of[i].len = OPT_MAX_BYTES;
+		if (!applies(&opts[i], p->so_domain) ||
+		    getsockopt(fd, opts[i].level, opts[i].name, d->of[i].value, &d->of[i].len))
+			d->of[i].len = 0;
+	}
+	return d;
+}
+
+/* Once for each kind of socket: there may be thousands. NULL when memory is out. */
+static const struct sockopt_defaults *defaults_of(struct files_ctx *x, const struct fd_probe *p)
 {
 	vec_foreach (r, &x->references)
 		if (r->domain == p->so_domain && r->type == p->so_type &&
 		    r->protocol == p->so_protocol)
-			return r->fd;
+			return r->defaults;
 	struct reference_socket *r = vec_push(&x->references);
 	if (!r)
-		return -1;
-	*r = (struct reference_socket){
-	    p->so_domain, p->so_type, p->so_protocol,
-	    socket(p->so_domain, p->so_type | SOCK_CLOEXEC, p->so_protocol)};
-	return r->fd;
+		return NULL;
+	*r = (struct reference_socket){p->so_domain, p->so_type, p->so_protocol, read_defaults(p)};
+	return r->defaults;
 }
 
 static int buf_lock(int fd)
@@ -149,20 +170,18 @@ static int buf_lock(int fd)
 }
 
 /* Length of the value if it is one to record, else 0. */
-static socklen_t differs(const struct opt *o, const struct fd_probe *p, int reference, int locks,
-			 uint8_t value[OPT_MAX_BYTES])
+static socklen_t differs(size_t i, const struct fd_probe *p, const struct sockopt_defaults *d,
+			 int locks, uint8_t value[OPT_MAX_BYTES])
 {
-	uint8_t fresh[OPT_MAX_BYTES] = {0};
-	socklen_t len = OPT_MAX_BYTES, fresh_len = OPT_MAX_BYTES;
+	const struct opt *o = &opts[i];
+	socklen_t len = OPT_MAX_BYTES;
 
 	if (!applies(o, p->so_domain) || getsockopt(p->local, o->level, o->name, value, &len) ||
 	    !len)
 		return 0;
 	if (o->lock_bit)
 		return locks & o->lock_bit ? len : 0;
-	if (getsockopt(reference, o->level, o->name, fresh, &fresh_len))
-		return len;
-	return fresh_len == len && !memcmp(fresh, value, len) ? 0 : len;
+	return d->of[i].len == len && !memcmp(d->of[i].value, value, len) ? 0 : len;
 }
 
 /* Filters cannot be read back (eBPF) or are not moved yet; a listener with one is refused. */
@@ -179,16 +198,17 @@ static void refuse_filter(struct files_ctx *x, const struct fd_probe *p)
 static int read_all(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		    struct cr_err *err)
 {
-	int reference = reference_of(x, p), locks = buf_lock(p->local);
+	const struct sockopt_defaults *d = defaults_of(x, p);
+	int locks = buf_lock(p->local);
 	struct arena *a = x->c->tree->arena;
 
 	f->opts = arena_array(a, struct sockopt_rec, ARRAY_SIZE(opts));
-	if (!f->opts)
+	if (!f->opts || !d)
 		return cr_err_oom(err);
 	f->n_opts = 0;
 	for (size_t i = 0; i < ARRAY_SIZE(opts); i++) {
 		uint8_t value[OPT_MAX_BYTES] = {0};
-		socklen_t len = differs(&opts[i], p, reference, locks, value);
+		socklen_t len = differs(i, p, d, locks, value);
 
 		if (!len)
 			continue;

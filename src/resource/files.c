@@ -21,7 +21,7 @@
 static void ctx_done(struct files_ctx *x)
 {
 	vec_foreach (r, &x->references)
-		close(r->fd);
+		free(r->defaults);
 	close_fdp(&x->self_fds);
 	vec_done(&x->seen);
 	vec_done(&x->leaders);

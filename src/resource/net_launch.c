@@ -38,7 +38,7 @@ bool net_needs_launch(const struct tree *t)
 	return t->n_moved > 0;
 }
 
-int net_take_addresses(const struct tree *t, struct cr_err *err)
+int net_take_addresses(const struct tree *t, int *announce_fd, struct cr_err *err)
 {
 	for (size_t i = 0; i < t->n_moved; i++) {
 		int r = netdev_add_address(&t->moved[i], err);
@@ -47,7 +47,7 @@ int net_take_addresses(const struct tree *t, struct cr_err *err)
 		if (r)
 			return r;
 		/* those who are not told find out when what they know of it gets old */
-		if (netdev_announce(&t->moved[i], &why))
+		if (netdev_announce(&t->moved[i], announce_fd, &why))
 			log_warn("%s", why.msg);
 	}
 	return 0;

@@ -285,8 +285,9 @@ int locks_retake(struct rtask *rt, const struct process *p, struct cr_err *err) 
 void net_check(const struct tree *t, struct refusals *refused);
 /* True if fileset_launch has more to do than what fileset_renames tells. */
 bool net_needs_launch(const struct tree *t);
-/* The addresses of t come to this host, and neighbours hear of it. */
-int net_take_addresses(const struct tree *t, struct cr_err *err) must_check;
+/* The addresses of t come to this host, and neighbours hear of it. announce_fd: as for
+ * netdev_announce(). */
+int net_take_addresses(const struct tree *t, int *announce_fd, struct cr_err *err) must_check;
 /* In place of a process that got lost between fileset_prepare and the end of fileset_launch: the
  * connections of the tasks, which are frozen, talk to their peers. What fails is logged: the tasks
  * run in any case. */

@@ -14,6 +14,7 @@
 enum {
 	SEND_CHUNK = 64 * 1024,
 	SEND_WAIT_MS = 1000,
+	FITS_BYTES = 4 * 1024, /* in the smallest buffers that a fresh socket has */
 	FRAME_BYTES = 64 * 1024, /* of a queue's memory, beside twice what is in it */
 };
 
@@ -37,6 +38,8 @@ static int large_buffers(int fd, const struct tcp_conn *c)
 {
 	size_t out = 2 * c->out_len + FRAME_BYTES, in = 2 * c->in_len + FRAME_BYTES;
 
+	if (c->out_len <= FITS_BYTES && c->in_len <= FITS_BYTES)
+		return 0;
 	/* both double the value, socket(7) */
 	return tcp_set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE,
 			   (int)(out > c->sndbuf ? out : c->sndbuf / 2)) ||

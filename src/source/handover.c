@@ -591,10 +591,10 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		unlock_network(s, locked);
 		return undo_switch(s, t, r, err);
 	}
-	source_real_time(false);
-	tree_free(t);
 	/* neighbours have been told by now where the addresses are */
 	source_send_packets(s, !r && s->lazy);
+	source_real_time(false);
+	tree_free(t);
 	if (!r && s->lazy)
 		r = serve_destination(s, err);
 	if (r) /* decided, but not confirmed: stopped, and held, until somebody settles it */
