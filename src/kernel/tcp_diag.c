@@ -71,6 +71,8 @@ static int take(const struct nlmsghdr *nlh, void *arg)
 	{
 		if (mnl_attr_get_type(attr) == INET_DIAG_ULP_INFO)
 			take_ulp(attr, e);
+		else if (mnl_attr_get_type(attr) == INET_DIAG_MD5SIG)
+			e->md5 = true;
 	}
 	return MNL_CB_OK;
 }

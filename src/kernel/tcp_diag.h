@@ -2,6 +2,7 @@
  * socket. (A descriptor of one that is held here, if only for a moment, keeps it in the epoll
  * instances of a program that closes it, and its end from its peer.) */
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/socket.h>
 #include "base/err.h"
@@ -12,6 +13,7 @@ struct tcp_diag_entry {
 	uint8_t state;
 	int family; /* of the socket */
 	struct sockaddr_storage us, peer;
+	bool md5;     /* segments are signed, RFC 2385 */
 	char ulp[16]; /* upper layer protocol, "": none */
 };
 

@@ -156,6 +156,8 @@ int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file 
 		     struct cr_err *err) must_check;
 /* Set them. Returns -errno and names the option in err. */
 int sockopts_apply(int fd, const struct file *f, struct cr_err *err) must_check;
+/* Of a connection, what has to wait until it is launched. */
+int sockopts_apply_late(int fd, const struct file *f, struct cr_err *err) must_check;
 /* 0: the same options with the same values; else an order. */
 int sockopts_cmp(const struct file *a, const struct file *b);
 /* A recorded option as int; missing if it is not recorded. */

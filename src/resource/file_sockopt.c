@@ -4,9 +4,11 @@
  * Only what differs from a socket freshly made here is recorded: what nobody set is the
  * destination's default there. */
 #include "resource/file_kind.h"
+#include "resource/sock_filter.h"
 
 #include <arpa/inet.h>
 #include <linux/in6.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -14,12 +16,60 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+/* Names that older headers lack. */
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72 /* 5.14 */
 #endif
 #ifndef SOCK_SNDBUF_LOCK
 #define SOCK_SNDBUF_LOCK 1
+#endif
+#ifndef SOCK_RCVBUF_LOCK
 #define SOCK_RCVBUF_LOCK 2
+#endif
+#ifndef SO_TXREHASH
+#define SO_TXREHASH 74 /* 6.0 */
+#endif
+#ifndef SO_RCVMARK
+#define SO_RCVMARK 75 /* 6.0 */
+#endif
+#ifndef SO_PASSPIDFD
+#define SO_PASSPIDFD 76 /* 6.5 */
+#endif
+#ifndef SO_RCVPRIORITY
+#define SO_RCVPRIORITY 82 /* 6.14 */
+#endif
+#ifndef SO_PASSRIGHTS
+#define SO_PASSRIGHTS 83 /* 6.16 */
+#endif
+#ifndef SO_RESERVE_MEM
+#define SO_RESERVE_MEM 73 /* 5.16 */
+#endif
+#ifndef SO_TIMESTAMP_NEW
+#define SO_TIMESTAMP_NEW 63
+#endif
+#ifndef SO_TIMESTAMPNS_NEW
+#define SO_TIMESTAMPNS_NEW 64
+#endif
+#ifndef SO_TIMESTAMPING_NEW
+#define SO_TIMESTAMPING_NEW 65
+#endif
+#ifndef SO_PREFER_BUSY_POLL
+#define SO_PREFER_BUSY_POLL 69
+#endif
+#ifndef SO_BUSY_POLL_BUDGET
+#define SO_BUSY_POLL_BUDGET 70
+#endif
+#ifndef SO_TXTIME
+#define SO_TXTIME 61
+#endif
+#ifndef IP_LOCAL_PORT_RANGE
+#define IP_LOCAL_PORT_RANGE 51 /* 6.3 */
+#endif
+#ifndef IP_RECVERR_RFC4884
+#define IP_RECVERR_RFC4884 26
+#endif
+#ifndef IP_RECVFRAGSIZE
+#define IP_RECVFRAGSIZE 25
 #endif
 #ifndef IPV6_FREEBIND
 #define IPV6_FREEBIND 78
@@ -27,14 +77,68 @@
 #ifndef IPV6_TRANSPARENT
 #define IPV6_TRANSPARENT 75
 #endif
-#ifndef IP_LOCAL_PORT_RANGE
-#define IP_LOCAL_PORT_RANGE 51 /* 6.3 */
+#ifndef IPV6_MINHOPCOUNT
+#define IPV6_MINHOPCOUNT 73
+#endif
+#ifndef IPV6_RECVORIGDSTADDR
+#define IPV6_RECVORIGDSTADDR 74
+#endif
+#ifndef IPV6_UNICAST_IF
+#define IPV6_UNICAST_IF 76
+#endif
+#ifndef IPV6_RECVFRAGSIZE
+#define IPV6_RECVFRAGSIZE 77
+#endif
+#ifndef IPV6_MULTICAST_ALL
+#define IPV6_MULTICAST_ALL 29
+#endif
+#ifndef IPV6_RECVERR_RFC4884
+#define IPV6_RECVERR_RFC4884 31
+#endif
+#ifndef IPV6_AUTOFLOWLABEL
+#define IPV6_AUTOFLOWLABEL 70
+#endif
+#ifndef IPV6_ADDR_PREFERENCES
+#define IPV6_ADDR_PREFERENCES 72
+#endif
+#ifndef IPV6_FLOWINFO
+#define IPV6_FLOWINFO 11
+#endif
+#ifndef IPV6_FLOWINFO_SEND
+#define IPV6_FLOWINFO_SEND 33
 #endif
 #ifndef TCP_FASTOPEN_NO_COOKIE
 #define TCP_FASTOPEN_NO_COOKIE 34
 #endif
 #ifndef TCP_TX_DELAY
 #define TCP_TX_DELAY 37
+#endif
+#ifndef TCP_INQ
+#define TCP_INQ 36
+#endif
+#ifndef TCP_RTO_MAX_MS
+#define TCP_RTO_MAX_MS 44 /* 6.15 */
+#endif
+#ifndef TCP_RTO_MIN_US
+#define TCP_RTO_MIN_US 45 /* 6.16 */
+#endif
+#ifndef TCP_DELACK_MAX_US
+#define TCP_DELACK_MAX_US 46 /* 6.16 */
+#endif
+#ifndef UDP_NO_CHECK6_TX
+#define UDP_NO_CHECK6_TX 101
+#endif
+#ifndef UDP_NO_CHECK6_RX
+#define UDP_NO_CHECK6_RX 102
+#endif
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
+#ifndef UDP_CORK
+#define UDP_CORK 1
 #endif
 
 enum { OPT_MAX_BYTES = 64 };
@@ -45,6 +149,7 @@ static const struct opt {
 	int halve;    /* the kernel doubles what is set: socket(7) */
 	int set_name; /* another name to set it by; 0: the same */
 	int lock_bit; /* recorded if this bit of SO_BUF_LOCK is set; 0: if it differs */
+	bool ifindex; /* of an interface: recorded by its name */
 } opts[] = {
 #define OPT(level, name)                                                                           \
 	{                                                                                          \
@@ -70,6 +175,22 @@ static const struct opt {
     OPT(SOL_SOCKET, SO_BUSY_POLL),
     OPT(SOL_SOCKET, SO_MAX_PACING_RATE),
     OPT(SOL_SOCKET, SO_INCOMING_CPU),
+    OPT(SOL_SOCKET, SO_DEBUG),
+    OPT(SOL_SOCKET, SO_BROADCAST),
+    OPT(SOL_SOCKET, SO_NO_CHECK),
+    OPT(SOL_SOCKET, SO_RXQ_OVFL),
+    OPT(SOL_SOCKET, SO_SELECT_ERR_QUEUE),
+    OPT(SOL_SOCKET, SO_PEEK_OFF),
+    OPT(SOL_SOCKET, SO_TIMESTAMP_NEW),
+    OPT(SOL_SOCKET, SO_TIMESTAMPNS_NEW),
+    OPT(SOL_SOCKET, SO_TIMESTAMPING),
+    OPT(SOL_SOCKET, SO_PREFER_BUSY_POLL),
+    OPT(SOL_SOCKET, SO_BUSY_POLL_BUDGET),
+    OPT(SOL_SOCKET, SO_TXREHASH),
+    OPT(SOL_SOCKET, SO_RCVMARK),
+    OPT(SOL_SOCKET, SO_RCVPRIORITY),
+    OPT(SOL_SOCKET, SO_PASSPIDFD),
+    OPT(SOL_SOCKET, SO_PASSRIGHTS),
     OPT(SOL_SOCKET, SO_ZEROCOPY),
     {SOL_SOCKET, SO_RCVBUF, "SO_RCVBUF", 1, SO_RCVBUFFORCE, SOCK_RCVBUF_LOCK},
     {SOL_SOCKET, SO_SNDBUF, "SO_SNDBUF", 1, SO_SNDBUFFORCE, SOCK_SNDBUF_LOCK},
@@ -81,6 +202,22 @@ static const struct opt {
     OPT(IPPROTO_IP, IP_MINTTL),
     OPT(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT),
     OPT(IPPROTO_IP, IP_LOCAL_PORT_RANGE),
+    OPT(IPPROTO_IP, IP_OPTIONS),
+    OPT(IPPROTO_IP, IP_PKTINFO),
+    OPT(IPPROTO_IP, IP_RECVOPTS),
+    OPT(IPPROTO_IP, IP_RETOPTS),
+    OPT(IPPROTO_IP, IP_RECVERR),
+    OPT(IPPROTO_IP, IP_RECVERR_RFC4884),
+    OPT(IPPROTO_IP, IP_RECVTTL),
+    OPT(IPPROTO_IP, IP_PASSSEC),
+    OPT(IPPROTO_IP, IP_RECVORIGDSTADDR),
+    OPT(IPPROTO_IP, IP_CHECKSUM),
+    OPT(IPPROTO_IP, IP_RECVFRAGSIZE),
+    OPT(IPPROTO_IP, IP_MULTICAST_TTL),
+    OPT(IPPROTO_IP, IP_MULTICAST_LOOP),
+    OPT(IPPROTO_IP, IP_MULTICAST_ALL),
+    OPT(IPPROTO_IP, IP_MULTICAST_IF),
+    {IPPROTO_IP, IP_UNICAST_IF, "IP_UNICAST_IF", .ifindex = true},
     OPT(IPPROTO_IPV6, IPV6_V6ONLY),
     OPT(IPPROTO_IPV6, IPV6_TCLASS),
     OPT(IPPROTO_IPV6, IPV6_UNICAST_HOPS),
@@ -89,6 +226,26 @@ static const struct opt {
     OPT(IPPROTO_IPV6, IPV6_TRANSPARENT),
     OPT(IPPROTO_IPV6, IPV6_RECVPKTINFO),
     OPT(IPPROTO_IPV6, IPV6_RECVTCLASS),
+    OPT(IPPROTO_IPV6, IPV6_RECVERR),
+    OPT(IPPROTO_IPV6, IPV6_RECVERR_RFC4884),
+    OPT(IPPROTO_IPV6, IPV6_RECVHOPLIMIT),
+    OPT(IPPROTO_IPV6, IPV6_RECVRTHDR),
+    OPT(IPPROTO_IPV6, IPV6_RECVHOPOPTS),
+    OPT(IPPROTO_IPV6, IPV6_RECVDSTOPTS),
+    OPT(IPPROTO_IPV6, IPV6_RECVPATHMTU),
+    OPT(IPPROTO_IPV6, IPV6_RECVORIGDSTADDR),
+    OPT(IPPROTO_IPV6, IPV6_RECVFRAGSIZE),
+    OPT(IPPROTO_IPV6, IPV6_DONTFRAG),
+    OPT(IPPROTO_IPV6, IPV6_AUTOFLOWLABEL),
+    OPT(IPPROTO_IPV6, IPV6_FLOWINFO),
+    OPT(IPPROTO_IPV6, IPV6_FLOWINFO_SEND),
+    OPT(IPPROTO_IPV6, IPV6_ADDR_PREFERENCES),
+    OPT(IPPROTO_IPV6, IPV6_MINHOPCOUNT),
+    OPT(IPPROTO_IPV6, IPV6_MULTICAST_HOPS),
+    OPT(IPPROTO_IPV6, IPV6_MULTICAST_LOOP),
+    OPT(IPPROTO_IPV6, IPV6_MULTICAST_ALL),
+    {IPPROTO_IPV6, IPV6_MULTICAST_IF, "IPV6_MULTICAST_IF", .ifindex = true},
+    {IPPROTO_IPV6, IPV6_UNICAST_IF, "IPV6_UNICAST_IF", .ifindex = true},
     OPT(IPPROTO_TCP, TCP_NODELAY),
     OPT(IPPROTO_TCP, TCP_CORK),
     OPT(IPPROTO_TCP, TCP_MAXSEG),
@@ -107,25 +264,63 @@ static const struct opt {
     OPT(IPPROTO_TCP, TCP_SAVE_SYN),
     OPT(IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS),
     OPT(IPPROTO_TCP, TCP_TX_DELAY),
+    OPT(IPPROTO_TCP, TCP_INQ),
+    OPT(IPPROTO_TCP, TCP_RTO_MAX_MS),
+    OPT(IPPROTO_TCP, TCP_RTO_MIN_US),
+    OPT(IPPROTO_TCP, TCP_DELACK_MAX_US),
+    OPT(IPPROTO_UDP, UDP_CORK),
+    OPT(IPPROTO_UDP, UDP_NO_CHECK6_TX),
+    OPT(IPPROTO_UDP, UDP_NO_CHECK6_RX),
+    OPT(IPPROTO_UDP, UDP_SEGMENT),
+    OPT(IPPROTO_UDP, UDP_GRO),
 #undef OPT
 };
 
-static bool applies(const struct opt *o, int domain)
+/* Neither of a stream socket, which they would be asked of in vain ten thousand times. */
+static bool of_datagrams(const struct opt *o)
 {
 	switch (o->level) {
 	case SOL_SOCKET:
-		return true;
+		return o->name == SO_BROADCAST || o->name == SO_NO_CHECK;
+	case IPPROTO_IP:
+		return (o->name >= IP_MULTICAST_IF && o->name <= IP_MULTICAST_LOOP) ||
+		       o->name == IP_MULTICAST_ALL || o->name == IP_CHECKSUM ||
+		       o->name == IP_RECVFRAGSIZE || o->name == IP_RETOPTS;
 	case IPPROTO_IPV6:
-		return domain == AF_INET6;
+		return (o->name >= IPV6_MULTICAST_IF && o->name <= IPV6_MULTICAST_LOOP) ||
+		       o->name == IPV6_MULTICAST_ALL || o->name == IPV6_RECVFRAGSIZE ||
+		       o->name == IPV6_RECVPATHMTU;
 	default:
-		return domain == AF_INET || domain == AF_INET6;
+		return o->level == IPPROTO_UDP;
+	}
+}
+
+static bool applies(const struct opt *o, const struct fd_probe *p)
+{
+	bool ip = p->so_domain == AF_INET || p->so_domain == AF_INET6;
+
+	if (p->so_type == SOCK_STREAM && of_datagrams(o))
+		return false;
+	switch (o->level) {
+	case SOL_SOCKET:
+		if (o->name == SO_PEEK_OFF) /* of unix sockets: file_unix_conn.c uses it itself */
+			return ip;
+		return p->so_domain == AF_UNIX ||
+		       (o->name != SO_PASSPIDFD && o->name != SO_PASSRIGHTS);
+	case IPPROTO_IPV6:
+		return p->so_domain == AF_INET6;
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+		return ip && p->so_protocol == o->level;
+	default:
+		return ip;
 	}
 }
 
 /* ---- capture ---- */
 
-/* What options read of a socket that nobody has set any of. len 0: none could be had; then it counts as
- * set. */
+/* What options read of a socket that nobody has set any of. len 0: none could be had; then it
+ * counts as set. */
 struct sockopt_defaults {
 	struct {
 		uint8_t value[OPT_MAX_BYTES];
@@ -140,7 +335,7 @@ static struct sockopt_defaults *read_defaults(const struct fd_probe *p)
 
 	for (size_t i = 0; d && fd >= 0 && i < ARRAY_SIZE(opts); i++) {
 		d->of[i].len = OPT_MAX_BYTES;
-		if (!applies(&opts[i], p->so_domain) ||
+		if (!applies(&opts[i], p) ||
 		    getsockopt(fd, opts[i].level, opts[i].name, d->of[i].value, &d->of[i].len))
 			d->of[i].len = 0;
 	}
@@ -176,23 +371,47 @@ static socklen_t differs(size_t i, const struct fd_probe *p, const struct sockop
 	const struct opt *o = &opts[i];
 	socklen_t len = OPT_MAX_BYTES;
 
-	if (!applies(o, p->so_domain) || getsockopt(p->local, o->level, o->name, value, &len) ||
-	    !len)
+	if (!applies(o, p) || getsockopt(p->local, o->level, o->name, value, &len) || !len)
 		return 0;
 	if (o->lock_bit)
 		return locks & o->lock_bit ? len : 0;
 	return d->of[i].len == len && !memcmp(d->of[i].value, value, len) ? 0 : len;
 }
 
-/* Filters cannot be read back (eBPF) or are not moved yet; a listener with one is refused. */
-static void refuse_filter(struct files_ctx *x, const struct fd_probe *p)
+/* IP_UNICAST_IF and its like have the number in network order, the multicast ones in the host's; a
+ * number that means something in one order means nothing in the other, ip(7), ipv6(7). */
+static socklen_t name_of(uint8_t value[OPT_MAX_BYTES])
 {
-	socklen_t n = 0;
-	int r = getsockopt(p->local, SOL_SOCKET, SO_GET_FILTER, NULL, &n);
+	uint32_t index;
+	char name[IF_NAMESIZE] = "";
 
-	if (r || n)
-		files_refuse(x, p->pid, p->fd,
-			     "socket with a filter (SO_ATTACH_FILTER): not supported");
+	memcpy(&index, value, sizeof(index));
+	if (!if_indextoname(index, name) && !if_indextoname(ntohl(index), name))
+		return 0;
+	memcpy(value, name, sizeof(name));
+	return sizeof(name);
+}
+
+/* Back to a number of this host. 0: none has that name. */
+static uint32_t index_of(const struct opt *o, const struct sockopt_rec *rec)
+{
+	char name[IF_NAMESIZE + 1] = "";
+
+	memcpy(name, rec->value, rec->len < IF_NAMESIZE ? rec->len : IF_NAMESIZE);
+	uint32_t index = if_nametoindex(name);
+	return o->level == IPPROTO_IPV6 && o->name == IPV6_MULTICAST_IF ? index : htonl(index);
+}
+
+/* Classic filters are recorded; what cannot be read back is refused. */
+static int read_filter(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+		       struct cr_err *err)
+{
+	const char *why = sock_filter_trouble(p->local);
+
+	if (!why)
+		return sock_filter_get(p->local, x->c->tree->arena, &f->filter, &f->n_filter, err);
+	files_refuse(x, p->pid, p->fd, "socket %s: not supported", why);
+	return 0;
 }
 
 static int read_all(struct files_ctx *x, const struct fd_probe *p, struct file *f,
@@ -212,14 +431,15 @@ static int read_all(struct files_ctx *x, const struct fd_probe *p, struct file *
 
 		if (!len)
 			continue;
+		if (opts[i].ifindex && !(len = name_of(value)))
+			continue; /* it has gone: nothing comes or goes that way */
 		struct sockopt_rec *rec = &f->opts[f->n_opts++];
 		*rec = (struct sockopt_rec){opts[i].level, opts[i].name,
 					    arena_memdup(a, value, len), len};
 		if (!rec->value)
 			return cr_err_oom(err);
 	}
-	refuse_filter(x, p);
-	return 0;
+	return read_filter(x, p, f, err);
 }
 
 /* A server sets its listeners up and leaves them so; two calls for each option are too many at the
@@ -227,6 +447,10 @@ static int read_all(struct files_ctx *x, const struct fd_probe *p, struct file *
  */
 static int take_over(struct arena *a, const struct file *before, struct file *f, struct cr_err *err)
 {
+	f->n_filter = before->n_filter;
+	f->filter = arena_memdup(a, before->filter, before->n_filter * sizeof(*f->filter));
+	if (f->n_filter && !f->filter)
+		return cr_err_oom(err);
 	f->opts = arena_memdup(a, before->opts, before->n_opts * sizeof(*f->opts));
 	if (!f->opts)
 		return cr_err_oom(err);
@@ -260,7 +484,13 @@ static const struct opt *find_opt(const struct sockopt_rec *rec)
 	return NULL;
 }
 
-int sockopts_apply(int fd, const struct file *f, struct cr_err *err)
+/* The kernel takes it from no socket that is to be connected yet, if it is to number segments. */
+static bool is_late(const struct file *f, const struct opt *o)
+{
+	return f->kind == FILE_TCP_CONN && o->level == SOL_SOCKET && o->name == SO_TIMESTAMPING;
+}
+
+static int apply(int fd, const struct file *f, bool late, struct cr_err *err)
 {
 	for (size_t i = 0; i < f->n_opts; i++) {
 		const struct sockopt_rec *rec = &f->opts[i];
@@ -272,7 +502,20 @@ int sockopts_apply(int fd, const struct file *f, struct cr_err *err)
 		if (!o || rec->len > sizeof(value) || (o->halve && rec->len != sizeof(n)))
 			return cr_err_set(err, CR_ERR_PEER, EPROTO, "unknown socket option %d/%d",
 					  rec->level, rec->name);
+		if (is_late(f, o) != late)
+			continue;
 		memcpy(value, rec->value, rec->len);
+		if (o->ifindex) {
+			uint32_t index = index_of(o, rec);
+
+			if (!index)
+				return cr_err_set(err, CR_ERR_INPUT, ENODEV,
+						  "%s: there is no interface %.*s here", o->text,
+						  (int)rec->len, (const char *)rec->value);
+			if (setsockopt(fd, o->level, o->name, &index, sizeof(index)))
+				return cr_err_sys(err, "setting %s", o->text);
+			continue;
+		}
 		if (o->halve) {
 			memcpy(&n, value, sizeof(n));
 			n /= 2;
@@ -284,10 +527,30 @@ int sockopts_apply(int fd, const struct file *f, struct cr_err *err)
 	return 0;
 }
 
+int sockopts_apply(int fd, const struct file *f, struct cr_err *err)
+{
+	int r = apply(fd, f, false, err);
+
+	/* of a connection: when it talks to its peer again, which it would keep from what it needs
+	 */
+	return r || f->kind == FILE_TCP_CONN ? r : sock_filter_set(fd, f->filter, f->n_filter, err);
+}
+
+int sockopts_apply_late(int fd, const struct file *f, struct cr_err *err)
+{
+	int r = apply(fd, f, true, err);
+
+	return r ? r : sock_filter_set(fd, f->filter, f->n_filter, err);
+}
+
 int sockopts_cmp(const struct file *a, const struct file *b)
 {
 	if (a->n_opts != b->n_opts)
 		return a->n_opts < b->n_opts ? -1 : 1;
+	if (a->n_filter != b->n_filter)
+		return a->n_filter < b->n_filter ? -1 : 1;
+	if (a->n_filter && memcmp(a->filter, b->filter, a->n_filter * sizeof(*a->filter)))
+		return memcmp(a->filter, b->filter, a->n_filter * sizeof(*a->filter));
 	for (size_t i = 0; i < a->n_opts; i++) {
 		const struct sockopt_rec *x = &a->opts[i], *y = &b->opts[i];
 

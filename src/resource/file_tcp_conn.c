@@ -89,6 +89,8 @@ static const char *trouble(const struct fd_probe *p, const struct file *f)
 	if (ulp[0])
 		return !strcmp(ulp, "tls") ? "with TLS in the kernel (kTLS)"
 					   : "with an upper layer protocol (TCP_ULP)";
+	if (p->diag && p->diag->md5)
+		return "with signed segments (TCP_MD5SIG)";
 	return p->local < 0 ? NULL : sock_filter_trouble(p->local);
 }
 

@@ -84,6 +84,7 @@ static void identity_done(struct file *id)
 	for (size_t i = 0; i < id->n_opts; i++)
 		free((void *)id->opts[i].value);
 	free(id->opts);
+	free(id->filter);
 	free((void *)id->path);
 	free((void *)id->sockaddr);
 	free((void *)id->peeraddr);
@@ -111,8 +112,9 @@ static int identity_copy(struct file *id, const struct file *f)
 	id->sockaddr = dup_bytes(f->sockaddr, f->sockaddr_len);
 	id->peeraddr = dup_bytes(f->peeraddr, f->peeraddr_len);
 	id->opts = calloc(f->n_opts + 1, sizeof(*id->opts));
+	id->filter = dup_bytes(f->filter, f->n_filter * sizeof(*f->filter));
 	if ((f->path && !id->path) || (f->sockaddr_len && !id->sockaddr) ||
-	    (f->peeraddr_len && !id->peeraddr) || !id->opts)
+	    (f->peeraddr_len && !id->peeraddr) || !id->opts || (f->n_filter && !id->filter))
 		return -1;
 	for (size_t i = 0; i < f->n_opts; i++) {
 		id->opts[i] = f->opts[i];

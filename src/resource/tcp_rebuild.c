@@ -8,13 +8,12 @@
 #include <string.h>
 #include "base/clock.h"
 #include "resource/file_kind.h"
-#include "resource/sock_filter.h"
 #include "resource/tcp_private.h"
 
 enum {
 	SEND_CHUNK = 64 * 1024,
 	SEND_WAIT_MS = 1000,
-	FITS_BYTES = 4 * 1024, /* in the smallest buffers that a fresh socket has */
+	FITS_BYTES = 4 * 1024,   /* in the smallest buffers that a fresh socket has */
 	FRAME_BYTES = 64 * 1024, /* of a queue's memory, beside twice what is in it */
 };
 
@@ -278,12 +277,14 @@ int tcp_launch(int fd, const struct file *f, uint64_t now_ns, struct netinject *
 
 	if (c->state == TCP_SYN_SENT || c->state == TCP_CLOSE) {
 		r = c->state == TCP_SYN_SENT ? connect_anew(fd, f, err) : 0;
-		return r ? r : settle_options(fd, f, err);
+		if (!r)
+			r = settle_options(fd, f, err);
+		return r ? r : sockopts_apply_late(fd, f, err);
 	}
 	r = leave_repair(fd, f, now_ns, &rest, err);
 	if (!r)
 		r = tell_and_send(fd, f, rest, in, err);
 	if (!r)
 		r = settle_options(fd, f, err);
-	return r ? r : sock_filter_set(fd, f->filter, f->n_filter, err);
+	return r ? r : sockopts_apply_late(fd, f, err);
 }

@@ -8,6 +8,7 @@
  * --mib N: memory besides, written at random. --options: sets socket options on each connection,
  * and looks at them after each move. */
 #include "tcp_stream.h"
+#include <linux/filter.h>
 #include <sys/ioctl.h>
 
 enum { BUFFER = 256 * 1024, EVENTS = 256, TICK_MS = 5 };
@@ -56,11 +57,55 @@ static const struct {
     {IPPROTO_TCP, TCP_USER_TIMEOUT, 54321, "TCP_USER_TIMEOUT"},
     {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 65536, "TCP_NOTSENT_LOWAT"},
     {IPPROTO_TCP, TCP_LINGER2, 5, "TCP_LINGER2"},
+    {IPPROTO_TCP, TCP_SYNCNT, 3, "TCP_SYNCNT"},
+    {IPPROTO_TCP, TCP_INQ, 1, "TCP_INQ"},
+    {IPPROTO_IP, IP_TTL, 44, "IP_TTL"},
+    {IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO, "IP_MTU_DISCOVER"},
+    {IPPROTO_IP, IP_RECVERR, 1, "IP_RECVERR"},
+    {IPPROTO_IP, IP_RECVTTL, 1, "IP_RECVTTL"},
+    {IPPROTO_IP, IP_PKTINFO, 1, "IP_PKTINFO"},
+    {IPPROTO_IP, IP_MINTTL, 2, "IP_MINTTL"},
+    {SOL_SOCKET, SO_MARK, 9, "SO_MARK"},
+    {SOL_SOCKET, SO_TIMESTAMP, 1, "SO_TIMESTAMP"},
+    {SOL_SOCKET, SO_RXQ_OVFL, 1, "SO_RXQ_OVFL"},
+    {SOL_SOCKET, SO_DONTROUTE, 1, "SO_DONTROUTE"},
 };
+
+/* Lets all pass, and is told from others by its first instruction. */
+static struct sock_filter filter[] = {{BPF_LD | BPF_IMM, 0, 0, 4711},
+				      {BPF_RET | BPF_K, 0, 0, UINT32_MAX}};
+
+static void set_filter(int fd)
+{
+	const struct sock_fprog prog = {2, filter};
+
+	wl_must(!setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog)),
+		"SO_ATTACH_FILTER");
+}
+
+static void check_filter(int fd)
+{
+	struct sock_filter there[8];
+	socklen_t n = 8;
+
+	wl_must(!getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, there, &n), "SO_GET_FILTER");
+	wl_same("instructions of a filter", 2, n);
+	wl_check(!memcmp(there, filter, sizeof(filter)), "another filter");
+}
+
+static void check_text(int fd, int level, int name, const char *want)
+{
+	char text[32] = "";
+	socklen_t len = sizeof(text) - 1;
+
+	wl_must(!getsockopt(fd, level, name, text, &len), want);
+	wl_check(!strcmp(text, want), "expected %s, got %s", want, text);
+}
 
 static void set_options(int fd)
 {
 	const struct linger l = {1, 9};
+	const struct timeval timeout = {77, 0};
 	const int size = 100000;
 
 	for (size_t i = 0; i < sizeof(opts) / sizeof(opts[0]); i++)
@@ -69,20 +114,26 @@ static void set_options(int fd)
 	wl_must(!setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof(l)), "SO_LINGER");
 	wl_must(!setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)), "SO_SNDBUF");
 	wl_must(!setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4), "TCP_CONGESTION");
+	wl_must(!setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, "eth0", 5), "SO_BINDTODEVICE");
+	wl_must(!setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)), "SO_RCVTIMEO");
+	set_filter(fd);
 }
 
 static void check_options(int fd)
 {
 	struct linger l = {0};
-	char cc[16] = "";
+	struct timeval timeout = {0};
 	int v;
 	socklen_t len = sizeof(l);
 
 	getsockopt(fd, SOL_SOCKET, SO_LINGER, &l, &len);
 	wl_same("SO_LINGER", 9, l.l_onoff ? l.l_linger : -1);
-	len = sizeof(cc);
-	getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, cc, &len);
-	wl_check(!strcmp(cc, "reno"), "TCP_CONGESTION: expected reno, got %s", cc);
+	len = sizeof(timeout);
+	getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, &len);
+	wl_same("SO_RCVTIMEO", 77, timeout.tv_sec);
+	check_text(fd, IPPROTO_TCP, TCP_CONGESTION, "reno");
+	check_text(fd, SOL_SOCKET, SO_BINDTODEVICE, "eth0");
+	check_filter(fd);
 	len = sizeof(v);
 	getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &v, &len);
 	wl_same("SO_SNDBUF", 200000, v);
@@ -431,6 +482,16 @@ static void dirty_memory(void)
 		s.memory[wl_rand(&state) % s.memory_bytes]++;
 }
 
+static void check_listener(void)
+{
+	int v = 0;
+	socklen_t len = sizeof(v);
+
+	getsockopt(s.listener, IPPROTO_TCP, TCP_FASTOPEN, &v, &len);
+	wl_same("TCP_FASTOPEN", 5, v);
+	check_filter(s.listener);
+}
+
 static void start_accepting(void)
 {
 	struct epoll_event ev = {.events = EPOLLIN};
@@ -461,6 +522,13 @@ static void set_up(void)
 	if (!s.late)
 		start_accepting();
 	s.options = wl_flag("options");
+	if (s.options) {
+		const int queue = 5;
+
+		wl_must(!setsockopt(s.listener, IPPROTO_TCP, TCP_FASTOPEN, &queue, sizeof(queue)),
+			"TCP_FASTOPEN");
+		set_filter(s.listener);
+	}
 	s.memory_bytes = wl_opt("mib", 0) << 20;
 	s.memory = malloc(s.memory_bytes + 1);
 	memset(s.memory, 1, s.memory_bytes);
@@ -493,7 +561,9 @@ int main(int argc, char **argv)
 		dirty_memory();
 		if (s.late && (wl.moves || wl_asked("accept")))
 			start_accepting();
-		if (wl_tick())
+		if (wl_tick()) {
+			if (s.options)
+				check_listener();
 			for (int i = 0; i < 65536; i++)
 				if (all[i]) {
 					after_move(all[i]);
@@ -502,6 +572,7 @@ int main(int argc, char **argv)
 						all[i] = NULL;
 					}
 				}
+		}
 		if (!n && wl_stop())
 			break;
 		if (wl.ticks % 64 == 0 && wl_stop())
