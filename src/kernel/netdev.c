@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { REQUEST_BYTES = 256 };
+enum { REQUEST_BYTES = 256, LOCAL_TRIES = 4000 };
 
 static void nl_closep(struct mnl_socket **nl)
 {
@@ -74,6 +74,47 @@ static struct nlmsghdr *address_request(char *buf, uint16_t type, uint16_t flags
 	return nlh;
 }
 
+/* ---- is it in use? ---- */
+
+static int note_type(const struct nlmsghdr *nlh, void *arg)
+{
+	const struct rtmsg *rt = mnl_nlmsg_get_payload(nlh);
+
+	if (nlh->nlmsg_type == RTM_NEWROUTE)
+		*(unsigned char *)arg = rt->rtm_type;
+	return MNL_CB_STOP;
+}
+
+static bool is_local(const struct devaddr *a)
+{
+	char buf[REQUEST_BYTES];
+	struct nlmsghdr *nlh = request(buf, RTM_GETROUTE, 0);
+	struct rtmsg *rt = mnl_nlmsg_put_extra_header(nlh, sizeof(*rt));
+	size_t len = a->family == AF_INET ? 4 : 16;
+	unsigned char type = RTN_UNSPEC;
+
+	rt->rtm_family = (unsigned char)a->family;
+	rt->rtm_dst_len = (unsigned char)(8 * len);
+	mnl_attr_put(nlh, RTA_DST, len, a->addr);
+	return !talk(nlh, note_type, &type) && type == RTN_LOCAL;
+}
+
+/* An IPv6 address gets its route by a work queue, addrconf_dad_start(): until then packets for it
+ * are not for this host. */
+static int wait_local(const struct devaddr *a, struct cr_err *err)
+{
+	const struct timespec pause = {.tv_nsec = 50 * 1000};
+	char text[DEVADDR_TEXT];
+
+	for (int i = 0; i < LOCAL_TRIES; i++) {
+		if (is_local(a))
+			return 0;
+		nanosleep(&pause, NULL);
+	}
+	return cr_err_set(err, CR_ERR_KERNEL, ETIMEDOUT, "the address %s does not come into use",
+			  devaddr_text(a, text));
+}
+
 int netdev_add_address(const struct devaddr *a, struct cr_err *err)
 {
 	char buf[REQUEST_BYTES], text[DEVADDR_TEXT];
@@ -84,7 +125,7 @@ int netdev_add_address(const struct devaddr *a, struct cr_err *err)
 		return r;
 	r = talk(address_request(buf, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, a, dev), NULL, NULL);
 	if (!r || r == -EEXIST)
-		return 0;
+		return a->family == AF_INET6 ? wait_local(a, err) : 0;
 	errno = -r;
 	return cr_err_sys(err, "adding the address %s", devaddr_text(a, text));
 }

@@ -284,6 +284,24 @@ struct tcp_conn {
 	bool urgent_read;   /* … and was read out of band */
 };
 
+struct datagram {            /* that waits to be read */
+	const uint8_t *from; /* struct sockaddr_in or in6 */
+	uint32_t from_len;
+	uint8_t to[16]; /* address, IPv4 as a mapped one; all zero: not known */
+	uint32_t ttl, tos;
+	const uint8_t *data;
+	size_t len;
+};
+
+struct membership { /* of a socket in a multicast group */
+	char dev[16];
+	int family;
+	uint8_t group[16];
+	bool include; /* only from these sources; else from all but these */
+	const uint8_t (*sources)[16];
+	size_t n_sources;
+};
+
 struct file { /* one open file description: what dup and fork share */
 	enum file_kind kind;
 	uint32_t flags; /* F_GETFL, with O_PATH, O_DIRECT etc. */
@@ -323,6 +341,11 @@ struct file { /* one open file description: what dup and fork share */
 	uint32_t sockaddr_len;
 	struct sockopt_rec *opts;
 	size_t n_opts;
+	/* UDP */
+	struct datagram *datagrams;
+	size_t n_datagrams;
+	struct membership *groups;
+	size_t n_groups;
 	uint64_t *filter; /* classic, attached by the program: resource/sock_filter.h */
 	size_t n_filter;
 	uint32_t uid, gid; /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */

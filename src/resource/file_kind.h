@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include "base/vec.h"
 #include "kernel/tcp_diag.h"
+#include "resource/multicast.h"
 #include "resource/resource.h"
 
 /* ---- capture ---- */
@@ -97,6 +98,7 @@ struct files_ctx {
 	VEC(struct fd_watch) watches;
 	struct tcp_diag connections; /* listed after the descriptors; empty where exact … */
 	bool connections_listed;     /* … but for those that are on the way there */
+	struct multicast_host multicast;
 	unsigned int n_closed, n_closed_said; /* connections that the move closes */
 	VEC(uint32_t) undecided; /* connections that go on if their other end is in the tree */
 };

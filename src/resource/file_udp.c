@@ -1,16 +1,25 @@
 /* UDP sockets, IPv4 and IPv6: bound, connected, with their options.
  *
  * A socket is bound and connected ahead, under the very address and port that the source's has;
- * whether this host has them is asked in the preflight. Datagrams that wait to be read are lost, as
- * UDP may lose any: their senders cannot be forged here. */
+ * whether this host has them, or is to get them, is asked in the preflight. Until it is launched it
+ * takes nothing: it hears what comes for the wildcard address from the beginning. Datagrams that
+ * wait to be read come with the tree of the final stop (udp_queue.c), multicast groups are joined
+ * when it is launched. */
 #include "resource/file_kind.h"
+#include "resource/multicast.h"
+#include "resource/net_ways.h"
+#include "resource/sock_filter.h"
+#include "resource/udp_queue.h"
 
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
+
+#ifndef IPV6_TRANSPARENT
+#define IPV6_TRANSPARENT 75
+#endif
 
 enum { ADDR_TEXT = 128 };
 
@@ -44,7 +53,6 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 			     .kind = WATCH_WARN};
 	struct sockaddr_storage sa = {0};
 	socklen_t len = sizeof(sa);
-	int waiting = 0;
 
 	f->kind = FILE_UDP;
 	f->sock_family = p->so_domain;
@@ -59,11 +67,15 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 	f->connected = !getpeername(p->local, (struct sockaddr *)&sa, &len);
 	if (!r && f->connected)
 		r = keep_address(x, p, &sa, len, &f->peeraddr, &f->peeraddr_len, err);
-	if (!r && x->c->exact && !ioctl(p->local, FIONREAD, &waiting) && waiting)
-		files_warn(x, p->pid, p->fd,
-			   "UDP socket: datagrams that wait to be read are lost by the move");
 	if (!r)
 		r = sockopts_capture(x, p, f, err);
+	if (!r)
+		r = multicast_get(p->local, p->so_domain, &x->multicast, x->c->tree->arena,
+				  &f->groups, &f->n_groups, err);
+	if (r == -E2BIG) {
+		files_refuse(x, p->pid, p->fd, "UDP socket: %s: not supported", err->msg);
+		r = 0;
+	}
 	return r < 0 ? r : files_watch(x, &w, err);
 }
 
@@ -86,9 +98,22 @@ static bool is_bound(const struct file *f)
 	return in->sin_port; /* sin6_port is at the same place */
 }
 
+/* An address that moves along is not here yet, netdevice and route being there: so for the moment
+ * with the option for those who speak for others. Then as the program had it. */
+static int set_transparent(int fd, const struct tree *t, const struct file *f, bool on)
+{
+	bool v4 = f->sock_family == AF_INET;
+	int level = v4 ? IPPROTO_IP : IPPROTO_IPV6, name = v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT;
+	int value = on || sockopt_int(f, level, name, 0);
+
+	if (!tree_moves_address(t, f->sockaddr, f->sockaddr_len))
+		return 0;
+	return setsockopt(fd, level, name, &value, sizeof(value));
+}
+
 /* Binding at the time of the preflight shall find out who else has the port: so for the moment not
  * with the options that let two share it. */
-static int make(const struct file *f, bool alone, struct cr_err *err)
+static int make(const struct tree *t, const struct file *f, bool alone, struct cr_err *err)
 {
 	const int off = 0;
 	char text[ADDR_TEXT];
@@ -110,6 +135,8 @@ static int make(const struct file *f, bool alone, struct cr_err *err)
 	if (alone && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off)) ||
 		      setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &off, sizeof(off))))
 		return cr_err_sys(err, "UDP socket");
+	if (set_transparent(fd, t, f, true))
+		return cr_err_sys(err, "IP_TRANSPARENT");
 	sockaddr_text(f->sockaddr, f->sockaddr_len, text, sizeof(text));
 	if (is_bound(f) && bind(fd, (const struct sockaddr *)f->sockaddr, f->sockaddr_len))
 		return cr_err_set(err, CR_ERR_IO, errno, "UDP socket on %s: %s", text,
@@ -122,6 +149,8 @@ static int make(const struct file *f, bool alone, struct cr_err *err)
 		return cr_err_set(err, CR_ERR_IO, r, "UDP socket connected to %s: %s", text,
 				  strerror(r));
 	}
+	if (set_transparent(fd, t, f, false))
+		return cr_err_sys(err, "IP_TRANSPARENT");
 	return take_fd(&fd);
 }
 
@@ -134,20 +163,40 @@ static bool shares_port(const struct file *f)
 static void check(const struct file_check *k, const struct file *f)
 {
 	struct cr_err err = {0};
-	_cleanup_fd_ int fd = make(f, !shares_port(f), &err);
+	_cleanup_fd_ int fd = make(k->t, f, !shares_port(f), &err);
 
 	if (fd < 0)
 		file_check_refuse(k, "%.200s", err.msg);
+	for (size_t i = 0; i < f->n_groups; i++)
+		if (!multicast_is_possible(&f->groups[i]))
+			file_check_refuse(
+			    k,
+			    "UDP socket in a multicast group over %s: there is no such "
+			    "interface here",
+			    f->groups[i].dev);
 }
 
 static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
-	int fd = make(&t->files[i], false, err);
+	int fd = make(t, &t->files[i], false, err);
 
 	if (fd < 0)
 		return fd;
 	fs->held[i].fd = fd;
-	return 0;
+	return sock_lock(fd, SOCK_LOCK_ALL, err);
+}
+
+/* After the decision: what fails is lost, as UDP may. */
+static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	int fd = fs->held[i].fd;
+
+	if (fs->held[i].launched)
+		return 0;
+	int r = sock_unlock(fd, err);
+	if (!r)
+		udp_launch(fd, &t->files[i], fs->ways);
+	return r;
 }
 
 const struct file_ops file_ops_udp = {
@@ -157,4 +206,5 @@ const struct file_ops file_ops_udp = {
     .capture = capture,
     .check = check,
     .build = build,
+    .launch = launch,
 };

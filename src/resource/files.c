@@ -30,6 +30,7 @@ static void ctx_done(struct files_ctx *x)
 	vec_done(&x->watches);
 	vec_done(&x->undecided);
 	tcp_diag_done(&x->connections);
+	multicast_host_done(&x->multicast);
 	free(x->proc_first);
 	free(x->text.v);
 }

@@ -12,7 +12,9 @@
 #include "kernel/netdev.h"
 #include "kernel/timens.h"
 #include "resource/net_ways.h"
+#include "resource/sock_filter.h"
 #include "resource/tcp_repair.h"
+#include "resource/udp_queue.h"
 
 void net_check(const struct tree *t, struct refusals *refused)
 {
@@ -33,7 +35,7 @@ void net_check(const struct tree *t, struct refusals *refused)
 bool net_needs_launch(const struct tree *t)
 {
 	for (size_t i = 0; i < t->n_files; i++)
-		if (t->files[i].kind == FILE_TCP_CONN)
+		if (t->files[i].kind == FILE_TCP_CONN || t->files[i].kind == FILE_UDP)
 			return true;
 	return t->n_moved > 0;
 }
@@ -75,6 +77,12 @@ static void finish_one(int pidfd, int number, const struct tree *t, const struct
 	_cleanup_fd_ int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
 	struct cr_err why = {0};
 
+	if (fd >= 0 && f->kind == FILE_UDP) {
+		/* one that is not locked has been launched */
+		if (sock_is_locked(fd) && !sock_unlock(fd, &why))
+			udp_launch(fd, f, w);
+		return;
+	}
 	if (fd < 0)
 		log_warn("TCP connection, fd %d: %s", number, strerror(errno));
 	else if (tcp_launch(fd, f, now,
@@ -111,8 +119,9 @@ int net_finish_launch(const struct tree *t, struct cr_err *err)
 		for (size_t k = 0; k < p->n_fds; k++) {
 			uint32_t file = p->fds[k].file;
 
-			if (t->files[file].kind != FILE_TCP_CONN || done[file] ||
-			    !t->files[file].tcp)
+			bool conn = t->files[file].kind == FILE_TCP_CONN && t->files[file].tcp;
+
+			if (done[file] || (!conn && t->files[file].kind != FILE_UDP))
 				continue;
 			done[file] = true;
 			finish_one(pidfd, p->fds[k].fd, t, &t->files[file], ways, now);

@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "resource/sock_filter.h"
 #include "resource/tcp_repair.h"
+#include "resource/udp_queue.h"
 
 struct locked {
 	int fd; /* ours */
@@ -73,7 +74,7 @@ static int lock_one(struct net_lock *l, int pidfd, int number, enum file_kind ki
 
 static bool is_locked_kind(enum file_kind kind, bool all)
 {
-	return kind == FILE_TCP_CONN || (all && (kind == FILE_TCP_LISTEN || kind == FILE_UDP));
+	return kind == FILE_TCP_CONN || kind == FILE_UDP || (all && kind == FILE_TCP_LISTEN);
 }
 
 /* Each description once, by the first process that has it. *where: of each file, its place in
@@ -136,6 +137,8 @@ int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *e
 	for (uint32_t i = 0; i < t->n_files && !r; i++)
 		if (t->files[i].kind == FILE_TCP_CONN && where[i] != UINT32_MAX)
 			r = dump_one(&l->list.v[where[i]], t, &t->files[i], err);
+		else if (t->files[i].kind == FILE_UDP && where[i] != UINT32_MAX)
+			r = udp_dump(l->list.v[where[i]].fd, t->arena, &t->files[i], err);
 	return r;
 }
 

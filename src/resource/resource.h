@@ -298,8 +298,8 @@ bool net_is_inside(const struct tree *t, const struct file *f);
 /* The source's sockets out of the network while their state is taken. */
 struct net_lock;
 struct net_lock *net_lock_new(void); /* NULL when memory is out */
-/* Nothing reaches the connections of the tasks, which are stopped, and, if asked for, no handshake
- * begins at their listeners, and no datagram comes; the state of the connections is added to t.
+/* Nothing reaches the connections and UDP sockets of the tasks, which are stopped, and, if asked
+ * for, no handshake begins at their listeners; their state, and what waits in them, is added to t.
  * After a failure: net_lock_undo(). */
 int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *err) must_check;
 /* Nothing has come in since? */

@@ -4,7 +4,7 @@
 #include "base/err.h"
 #include "kernel/netpacket.h"
 
-enum { SEGMENT_BYTES_MAX = 16 * 1024, SEGMENT_HEADERS = 40 + 20 };
+enum { SEGMENT_BYTES_MAX = 65535 - 60, SEGMENT_HEADERS = 40 + 20 };
 enum {
 	SEGMENT_FIN = 1,
 	SEGMENT_SYN = 2,

@@ -346,6 +346,9 @@ int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct
 		CHECK(f->targets[j].fd >= 0 && f->targets[j].file < t->n_files,
 		      "file %zu: target %d: there is no file %u", i, f->targets[j].fd,
 		      f->targets[j].file);
+	int udp = tree_check_udp(f, i, err);
+	if (udp < 0)
+		return udp;
 	CHECK(f->n_filter <= FILTER_MAX, "file %zu: filter of %zu instructions", i, f->n_filter);
 	for (size_t j = 0; j < f->n_opts; j++)
 		CHECK(f->opts[j].len <= SOCKOPT_BYTES_MAX, "file %zu: option of %u bytes", i,

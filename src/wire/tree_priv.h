@@ -16,6 +16,12 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in);
 int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out,
 		  struct cr_err *err) must_check;
 
+/* tree_udp.c: datagrams and groups. put: false when memory is out. */
+bool tree_put_udp(struct arena *a, const struct file *in, Tree__File *pb);
+int tree_get_udp(struct arena *a, const Tree__File *pb, struct file *out,
+		 struct cr_err *err) must_check;
+int tree_check_udp(const struct file *f, size_t i, struct cr_err *err) must_check;
+
 /* What tree_codec.h promises of a tree, whoever made it. Fills *err with PEER, -EPROTO. */
 int tree_check(const struct tree *t, struct cr_err *err) must_check;
 /* Of f, which is number i of t's. */

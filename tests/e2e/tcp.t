@@ -188,8 +188,7 @@ waiting_peers() {
 }
 echoes_came() {
 	local _ echoes
-	read -r _ echoes <"${peers[0]}/stall"
-	[ "$echoes" -ge 20 ]
+	read -r _ echoes 2>/dev/null <"${peers[0]}/stall" && [ "$echoes" -ge 20 ]
 }
 waiting_moved() {
 	waiting_peers "$1" && move_server beta --move-address "$2" &&

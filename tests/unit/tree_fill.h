@@ -23,10 +23,12 @@
 	X(struct process, 2760)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
-	X(struct file, 352)                                                                        \
+	X(struct file, 384)                                                                        \
 	X(struct tree, 360)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
 	X(struct tty, 144)                                                                         \
+	X(struct datagram, 64)                                                                     \
+	X(struct membership, 64)                                                                   \
 	X(struct tcp_conn, 136)
 
 struct filler {
@@ -281,6 +283,29 @@ static inline void fill_tcp(struct filler *f, struct tcp_conn *c)
 	c->urgent_read = fill_bool(f);
 }
 
+static inline void fill_udp(struct filler *f, struct file *e)
+{
+	struct arena *a = f->t->arena;
+	static const uint8_t sources[2][16] = {{1, 2, 3, 4}, {5, 6, 7, 8}};
+
+	e->n_datagrams = 2;
+	e->datagrams = arena_array(a, struct datagram, 2);
+	for (uint8_t i = 0; i < 2; i++) {
+		struct datagram *d = &e->datagrams[i];
+
+		FILL_BYTES(f, d->from, d->from_len, 16);
+		FILL_BYTES(f, d->data, d->len, 5 + i);
+		memset(d->to, 0xa0 + i, 16);
+		d->ttl = 200 + i;
+		d->tos = 100 + i;
+	}
+	e->n_groups = 1;
+	e->groups = arena_array(a, struct membership, 1);
+	e->groups[0] = (struct membership){
+	    .dev = "eth7", .family = 2, .include = true, .sources = sources, .n_sources = 2};
+	memset(e->groups[0].group, 0xe7, 16);
+}
+
 static inline void fill_file(struct filler *f, struct file *e, enum file_kind kind)
 {
 	struct arena *a = f->t->arena;
@@ -334,6 +359,7 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 	e->filter = arena_array(a, uint64_t, 3);
 	for (size_t i = 0; i < 3; i++)
 		e->filter[i] = fill_u64(f);
+	fill_udp(f, e);
 	fill_file_owner(f, e);
 	e->tty = file_is_terminal(kind) ? 7 : 0;
 	FILL_BYTES(f, e->peeraddr, e->peeraddr_len, 27);
@@ -605,6 +631,22 @@ static inline void same_tcp(const struct tcp_conn *a, const struct tcp_conn *b)
 	SAME_BYTES(out, out_len);
 }
 
+static inline void same_datagram(const struct datagram *a, const struct datagram *b)
+{
+	SAME(ttl), SAME(tos);
+	SAME_BYTES(from, from_len);
+	SAME_BYTES(data, len);
+	assert_memory_equal(a->to, b->to, 16);
+}
+
+static inline void same_group(const struct membership *a, const struct membership *b)
+{
+	SAME(family), SAME(include), SAME(n_sources);
+	assert_string_equal(a->dev, b->dev);
+	assert_memory_equal(a->group, b->group, 16);
+	assert_memory_equal(a->sources, b->sources, a->n_sources * 16);
+}
+
 static inline void same_file(const struct file *a, const struct file *b)
 {
 	SAME(kind), SAME(flags), SAME(pos), SAME(owner_type), SAME(owner_pid), SAME(owner_sig);
@@ -622,6 +664,8 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME_BYTES(sockaddr, sockaddr_len);
 	SAME_BYTES(peeraddr, peeraddr_len);
 	SAME_EACH(opts, n_opts, same_opt);
+	SAME_EACH(datagrams, n_datagrams, same_datagram);
+	SAME_EACH(groups, n_groups, same_group);
 	SAME(n_filter);
 	assert_memory_equal(a->filter, b->filter, a->n_filter * sizeof(*a->filter));
 	assert_int_equal(!a->tcp, !b->tcp);
