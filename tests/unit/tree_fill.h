@@ -27,8 +27,8 @@
 	X(struct tree, 360)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
 	X(struct tty, 144)                                                                         \
-	X(struct datagram, 64)                                                                     \
-	X(struct membership, 64)                                                                   \
+	X(struct datagram, 56)                                                                     \
+	X(struct membership, 56)                                                                   \
 	X(struct tcp_conn, 136)
 
 struct filler {
