@@ -48,11 +48,8 @@ int dest_init(struct dest *d, const struct dest_env *env, const struct msg_recei
 	struct ps_session_info info;
 	struct rlimit nofile;
 
-	*d = (struct dest){.env = env,
-			   .id = rq->id,
-			   .token = rq->token,
-			   .opts = rq->opts,
-			   .announce_fd = -1};
+	*d = (struct dest){
+	    .env = env, .id = rq->id, .token = rq->token, .opts = rq->opts, .announce_fd = -1};
 	mig_id_format(&rq->id, d->journal.id);
 	for (size_t i = 0; i < sizeof(rq->token.b); i++)
 		snprintf(d->journal.token + 2 * i, 3, "%02x", rq->token.b[i]);

@@ -48,7 +48,7 @@ struct dest {
 	struct shells *shells;
 	struct objects objects;
 	struct fileset *files;  /* until the tasks run: what they close is to be closed then */
-	int announce_fd; /* of netdev_announce() */
+	int announce_fd;        /* of netdev_announce() */
 	struct net_ways *ways;  /* for packets that came to the source; NULL: none */
 	struct waiting waiting; /* connections that nobody has accepted, in waiting_arena */
 	struct arena *waiting_arena;

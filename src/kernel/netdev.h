@@ -17,6 +17,6 @@ int netdev_has_address(const struct devaddr *a, bool *ret_has, struct devaddr *r
  * unless promote_secondaries is on (Documentation/networking/ip-sysctl.rst). */
 int netdev_is_burdened(const struct devaddr *a, bool *ret, struct cr_err *err) must_check;
 /* Gratuitous ARP (RFC 5227, 3), unsolicited neighbour advertisement (RFC 4861, 7.2.6). Devices that
- * have no neighbours: nothing to do. *fd: a socket for it, made if it is -1, which the caller closes
- * when it has time: that takes some 10 ms, a grace period of the kernel's. */
+ * have no neighbours: nothing to do. *fd: a socket for it, made if it is -1, which the caller
+ * closes when it has time: that takes some 10 ms, a grace period of the kernel's. */
 int netdev_announce(const struct devaddr *a, int *fd, struct cr_err *err) must_check;

@@ -72,13 +72,12 @@ static const char *next_line(const char *text, struct tfd_line *out)
 	return text;
 }
 
-/* Of a socket there is but one description, so its inode tells. kcmp(2) walks through the entries of
- * the instance, which takes a second for ten thousand. */
+/* Of a socket there is but one description, so its inode tells. kcmp(2) walks through the entries
+ * of the instance, which takes a second for ten thousand. */
 static bool is_this_socket(const struct files_ctx *x, const struct tfd_line *line,
 			   const struct fd_seen *s)
 {
-	const struct file *f =
-	    s->file == UINT32_MAX ? NULL : &x->c->tree->files[s->file];
+	const struct file *f = s->file == UINT32_MAX ? NULL : &x->c->tree->files[s->file];
 
 	return f && S_ISSOCK(f->mode) && s->info.ino && f->ino == line->ino &&
 	       major(f->dev) == line->major && minor(f->dev) == line->minor;
