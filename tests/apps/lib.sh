@@ -121,7 +121,7 @@ rates() {
 # use as well.
 rates_are_back() {
 	local c back
-	for _ in {1..15}; do
+	for _ in {1..40}; do
 		rates 1
 		back=1
 		[ -z "${VERBOSE:-}" ] || diag "now: ${rate[*]}"
