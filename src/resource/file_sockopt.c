@@ -305,6 +305,8 @@ static bool applies(const struct opt *o, const struct fd_probe *p)
 	case SOL_SOCKET:
 		if (o->name == SO_PEEK_OFF) /* of unix sockets: file_unix_conn.c uses it itself */
 			return ip;
+		if (o->name == SO_INCOMING_CPU) /* others tell where the last packet came */
+			return p->so_listening;
 		return p->so_domain == AF_UNIX ||
 		       (o->name != SO_PASSPIDFD && o->name != SO_PASSRIGHTS);
 	case IPPROTO_IPV6:
