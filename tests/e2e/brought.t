@@ -16,11 +16,17 @@ start_private() {
 	workload_is_up brought
 }
 
+# What a host has for itself; the program's own tree may lie there, and is seen by all.
+private_files() {
+	on "$1" find /tmp /dev/shm -mindepth 1 -path "$tree" -prune -o -print </dev/null | sort
+}
+untouched=$(private_files beta)
+
 # What a host has of it: nothing.
 nothing_in() {
 	local found
-	found=$(on "$1" find /tmp /dev/shm -mindepth 1 </dev/null)
-	[ -z "$found" ] || { diag "in $1: $found"; return 1; }
+	found=$(private_files "$1")
+	[ "$found" = "$untouched" ] || { diag "in $1: $found"; return 1; }
 }
 
 end_private() {
