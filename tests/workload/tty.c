@@ -73,8 +73,12 @@ static void get_all(int fd, const char *want, size_t len, const char *what)
 
 	while (n < len && n < sizeof(got)) {
 		struct pollfd p = {.fd = fd, .events = POLLIN};
+		/* a move interrupts it, signal(7); its time goes on while the tasks are stopped */
+		int ready = poll(&p, 1, 20000);
 
-		wl_check(poll(&p, 1, 2000) > 0, "%s: %zu of %zu bytes", what, n, len);
+		if (ready < 0 && errno == EINTR)
+			continue;
+		wl_check(ready > 0, "%s: %zu of %zu bytes", what, n, len);
 		ssize_t r = read(fd, got + n, sizeof(got) - n);
 
 		wl_check(r > 0, "%s: %s after %zu of %zu bytes", what, strerror(errno), n, len);
