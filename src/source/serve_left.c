@@ -91,6 +91,7 @@ int left_sort(struct server *s)
 void left_forget(struct server *s)
 {
 	s->n_hot = s->recent_at = 0;
+	s->recent_va = 0;
 	s->left = 0;
 	memset(s->reads, 0, sizeof(s->reads));
 	vec_foreach (m, &s->memories) {
@@ -206,11 +207,13 @@ static uint32_t next_hot(struct server *s, struct memory **m, uint64_t *va)
 
 static uint32_t next_recent(struct server *s, struct memory **ret, uint64_t *va)
 {
-	for (; s->recent_at < s->sv->n_recent; s->recent_at++) {
+	/* from where the last call ended: what is taken does not come back */
+	for (; s->recent_at < s->sv->n_recent; s->recent_at++, s->recent_va = 0) {
 		const struct serve_range *g = &s->sv->recent[s->recent_at];
 		struct memory *m = left_memory_of(s, g->pid);
+		uint64_t from = g->start > s->recent_va ? g->start : s->recent_va;
 
-		for (uint64_t at = g->start; m && at < g->end; at += CR_PAGE_SIZE) {
+		for (uint64_t at = from; m && at < g->end; at += CR_PAGE_SIZE) {
 			uint64_t pages = (g->end - at) / CR_PAGE_SIZE;
 			uint32_t n = left_take_run(
 			    s, m, at, pages < PUSH_PAGES ? (uint32_t)pages : PUSH_PAGES);
@@ -219,6 +222,7 @@ static uint32_t next_recent(struct server *s, struct memory **ret, uint64_t *va)
 				continue;
 			*ret = m;
 			*va = at;
+			s->recent_va = at + n * CR_PAGE_SIZE;
 			return n;
 		}
 	}

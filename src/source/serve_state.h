@@ -52,7 +52,8 @@ struct server {
 	pthread_mutex_t lock; /* of all from here to the bucket, and of the memories' bits */
 	struct hot hot[HOT_MAX];
 	size_t n_hot;
-	size_t recent_at; /* of sv->recent: those before it have been pushed */
+	size_t recent_at;   /* of sv->recent: those before it have been pushed */
+	uint64_t recent_va; /* and of that one what lies before this address */
 	struct reading reads[READS_MAX];
 	uint64_t requests, left;
 	struct token_bucket bucket;
