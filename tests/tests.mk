@@ -48,11 +48,12 @@ lint-deep:
 	$(Q)tools/packages --install clang-tidy
 	$(Q)tools/lint tidy analyzer
 
+# Its own alternate stack would be in the way of tests that look at theirs.
 asan:
-	+$(Q)UBSAN_OPTIONS=print_stacktrace=1 $(MAKE) --no-print-directory B=$(B)-asan \
+	+$(Q)ASAN_OPTIONS=use_sigaltstack=0 UBSAN_OPTIONS=print_stacktrace=1 $(MAKE) --no-print-directory B=$(B)-asan \
 		CFLAGS='$(SAN_CFLAGS)' SAN='$(FUZZ_SAN)' unit
 
-DOCS := $(wildcard README.md LICENSE src/ARCHITECTURE.md proto/PROTOCOL.md proto/IMAGES.md)
+DOCS := $(wildcard README.md LICENSE src/ARCHITECTURE.md proto/PROTOCOL.md proto/PAGES.md proto/IMAGES.md)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/doc/cr-migrate
 	install -m 755 $(PROGS) $(DESTDIR)$(PREFIX)/bin
