@@ -430,17 +430,20 @@ static bool refused_at_sight(struct files_ctx *x, const struct fd_seen *s, pid_t
 	return true;
 }
 
+static bool is_still_there(struct fd_probe *p)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", p->pid, p->fd);
+	return !stat(path, &p->st) && p->st.st_ino == p->info.ino;
+}
+
 /* While it runs, a task may close a connection at any time: then nobody else may have it. false: it
  * is none, or gone. */
 static bool probe_connection(struct files_ctx *x, struct fd_probe *p)
 {
-	char path[64];
-
 	p->diag = p->info.ino ? tcp_diag_find(&x->connections, p->info.ino) : NULL;
-	if (!p->diag)
-		return false;
-	snprintf(path, sizeof(path), "/proc/%d/fd/%d", p->pid, p->fd);
-	if (stat(path, &p->st) || p->st.st_ino != p->info.ino)
+	if (!p->diag || !is_still_there(p))
 		return false;
 	p->local = -1;
 	p->fs_magic = SOCKFS_MAGIC;
@@ -484,6 +487,9 @@ static int capture_description(struct files_ctx *x, uint32_t id, struct cr_err *
 	if (!x->c->exact && probe_connection(x, &p))
 		return capture_probe(x, &p, err);
 	if (p.diag) /* closed meanwhile */
+		return 0;
+	/* what has the number by now may be a connection that came since they were listed */
+	if (!x->c->exact && p.info.ino && !is_still_there(&p))
 		return 0;
 	_cleanup_fd_ int local =
 	    (int)syscall(SYS_pidfd_getfd, x->c->procs[s->proc].pidfd, s->fd, 0);

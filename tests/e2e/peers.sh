@@ -95,10 +95,12 @@ clean_case() {
 	[ -n "${KEEP:-}" ] || rm -rf "$server" "${peers[@]}"
 }
 
-# case_of DESCRIPTION FUNCTION ARGS…
+# case_of DESCRIPTION FUNCTION ARGS…; ONLY=PATTERN in the environment leaves out those that do not match.
 case_of() {
 	local what=$1 st=0
 	shift
+	# shellcheck disable=SC2053
+	[[ $what == ${ONLY:-*} ]] || return 0
 	server='' peers=()
 	addresses_to_alpha
 	"$@" || st=1
