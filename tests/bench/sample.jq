@@ -34,3 +34,7 @@ event("done") as $done
     | .peak_kb = ($peak[0] | group_by([.host, .program])
       | map({key: "\(.[0].host) \(.[0].program)", value: (map(.peak_kb) | add)}) | from_entries)
   else . end
+| if $net != "" then
+    .net = ([$net | split("\n")[] | select(. != "") | split(" ") | {key: .[0], value: (.[1] | fromjson)}] | from_entries)
+    | if .net.rate_before and .net.rate_beside then .net.lost = 1 - .net.rate_beside / .net.rate_before else . end
+  else . end

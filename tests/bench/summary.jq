@@ -23,6 +23,8 @@ def summarize: {
     first_round_ratio: of(["first_round_ratio"]),
     wait_p50_us: of(["touched", "p50_us"]), wait_p99_us: of(["touched", "p99_us"]),
     bulk_bytes_s: of(["bulk_bytes_s"]), bulk_ratio: of(["bulk_ratio"]), pass_ratio: of(["pass_ratio"]),
+    stall_us: of(["net", "stall_us"]), beyond_us: (map(select(.net.stall_us) | .net.stall_us - .downtime_us) | stats),
+    errors: of(["net", "errors"]), reconnects: of(["net", "reconnects"]), lost: of(["net", "lost"]),
     pages_lazy: of(["postcopy", "pages_lazy"]), asked_again: of(["postcopy", "asked_again"]),
     peak_kb: (map(.peak_kb // {} | to_entries[]) | group_by(.key)
       | map({key: .[0].key, value: (map(.value) | stats)}) | from_entries)
@@ -67,6 +69,12 @@ def peak_row($case; $program):
       ($c | row("  p99"; "us"; 1000; 150; .["lazy-faults"].wait_p99_us) | judge(false)),
       ($c | row("push, bytes/s over iperf3"; "x"; 0.5; 0.9; .["lazy-bulk"].bulk_ratio) | judge(true)),
       ($c | row("memory looked at in order as it arrives"; "x"; 2; 1.2; .["lazy-order"].pass_ratio) | judge(false)),
+      ($c | row("stall of a TCP echo, less the downtime"; "ms"; 5; 1; .["net-echo"].beyond_us | scale(1000)) | judge(false)),
+      ($c | row("redis-benchmark, 1 GiB: errors"; ""; 0; 0; .["net-redis"].errors) | judge(false)),
+      ($c | row("  reconnects"; ""; 0; 0; .["net-redis"].reconnects) | judge(false)),
+      ($c | row("  longest stall"; "ms"; 30; 5; .["net-redis"].stall_us | scale(1000)) | judge(false)),
+      ($c | row("  throughput lost beside the rounds"; "%"; 15; 5; .["net-redis"].lost | scale(0.01)) | judge(false)),
+      ($c | row("downtime, 10,000 connections"; "ms"; 500; 100; .["net-10k"].downtime_us | scale(1000)) | judge(false)),
       ($c | row("pages asked for that had been delivered"; ""; 0; 0;
                 [.[].asked_again | select(.)] | if . == [] then null
                 else {median: (map(.max) | max), min: (map(.min) | min), max: (map(.max) | max)} end) | judge(false)),
