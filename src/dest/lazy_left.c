@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include "dest/lazy.h"
 #include "dest/uffd_shell.h"
 #include "kernel/pagemap.h"
@@ -11,6 +12,12 @@
 
 /* A gap between missing pages from which on the memory for their bits is not worth it. */
 #define GAP_BYTES (64ull << 20)
+
+#ifndef PIDFD_SELF
+#define PIDFD_SELF (-10000) /* 6.14 */
+#endif
+
+enum { DISCARDS = 512 }; /* with one call; at most 1,024, IOV_MAX */
 
 static struct lazy_proc *proc_of(struct lazy *l, pid_t pid, bool create)
 {
@@ -54,14 +61,15 @@ static int on_present(const struct page_extent *e, void *arg, struct cr_err *err
 }
 
 /* A page that is still there would never be fetched, and its old contents would be the task's. */
-static int check_gone(const struct shell *sh, const struct msg_reset *rs, struct cr_err *err)
+static int check_gone(const struct shell *sh, const struct msg_range *v, size_t n,
+		      struct cr_err *err)
 {
 	_cleanup_fd_ int fd = pagemap_open(sh->pid, err);
 	int r = fd < 0 ? fd : 0;
 
-	for (size_t i = 0; i < rs->n_ranges && !r; i++) {
-		const struct pagemap_query q = {.start = rs->ranges[i].start,
-						.end = rs->ranges[i].end,
+	for (size_t i = 0; i < n && !r; i++) {
+		const struct pagemap_query q = {.start = v[i].start,
+						.end = v[i].end,
 						.anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED,
 						.ret = PAGE_CAT_ALL};
 
@@ -70,25 +78,72 @@ static int check_gone(const struct shell *sh, const struct msg_reset *rs, struct
 	return r;
 }
 
+/* One call for each. Where nothing is mapped any more it fails, and nothing is lost; where pages
+ * are locked it fails, and they are there still. */
+static int discard_singly(struct shell *sh, const struct msg_range *v, size_t n, struct cr_err *err)
+{
+	struct rtask *rt = shell_leader(sh);
+
+	for (size_t i = 0; i < n; i++)
+		rqueue(rt, NULL, SYS_madvise, v[i].start, v[i].end - v[i].start, MADV_DONTNEED);
+	int r = rtask_run(rt, err);
+	return r ? r : check_gone(sh, v, n, err);
+}
+
+/* How many of the first ranges were discarded whole. *ret: what the call said. */
+static size_t discard_some(struct shell *sh, const struct msg_range *v, size_t n, long *ret)
+{
+	struct rtask *rt = shell_leader(sh);
+	uint64_t va, done = 0;
+	size_t k = 0;
+
+	rtask_scratch_reset(rt);
+	struct iovec *iov = rtask_scratch(rt, n * sizeof(*iov), &va);
+	for (size_t i = 0; i < n; i++)
+		iov[i] = (struct iovec){(void *)v[i].start, v[i].end - v[i].start};
+	*ret = rcall_now(rt, SYS_process_madvise, PIDFD_SELF, va, n, MADV_DONTNEED, 0);
+	rtask_scratch_reset(rt);
+	while (*ret > 0 && k < n && done + v[k].end - v[k].start <= (uint64_t)*ret)
+		done += v[k].end - v[k].start, k++;
+	return k;
+}
+
+/* By process_madvise(2) of the shell for itself, many ranges with each call: pages written at
+ * random are as many ranges. That may discard since 6.13, and knows PIDFD_SELF since 6.15. */
+static int discard(struct shell *sh, const struct msg_range *v, size_t n, struct cr_err *err)
+{
+	for (size_t at = 0; at < n;) {
+		size_t some = n - at < DISCARDS ? n - at : DISCARDS;
+		long ret;
+		size_t done = discard_some(sh, v + at, some, &ret);
+		bool never = ret == -EBADF || ret == -ENOSYS || ret == -EPERM;
+
+		at += done;
+		if (done)
+			continue;
+		some = never ? n - at : 1;
+		int r = discard_singly(sh, v + at, some, err);
+		if (r)
+			return r;
+		at += some;
+	}
+	return 0;
+}
+
 int lazy_leave(struct lazy *l, struct shell *sh, const struct msg_reset *rs, struct cr_err *err)
 {
 	struct lazy_proc *p = proc_of(l, sh->pid, true);
-	struct rtask *rt = shell_leader(sh);
 	int r = p ? shell_unpark(NULL, sh, err) : cr_err_oom(err);
 
 	for (size_t i = 0; i < rs->n_ranges && !r; i++) {
 		const struct msg_range *g = &rs->ranges[i];
 
-		if (g->end > PAGEMAP_TOP)
+		if (g->start >= g->end || g->end > PAGEMAP_TOP)
 			return cr_err_set(err, CR_ERR_PEER, EPROTO, "pages beyond user memory");
 		r = note(p, g->start, g->end, err);
-		/* where nothing is mapped any more it fails, and nothing is lost */
-		rqueue(rt, NULL, SYS_madvise, g->start, g->end - g->start, MADV_DONTNEED);
 	}
 	if (!r)
-		r = rtask_run(rt, err);
-	if (!r)
-		r = check_gone(sh, rs, err);
+		r = discard(sh, rs->ranges, rs->n_ranges, err);
 	return r ? cr_err_ctx(err, "discarding what is to be fetched of %d", sh->pid) : 0;
 }
 

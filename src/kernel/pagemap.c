@@ -80,11 +80,19 @@ int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg
 	return 0;
 }
 
+int pagemap_entries(int fd, uint64_t va, size_t n, uint64_t *ret, struct cr_err *err)
+{
+	const size_t bytes = n * sizeof(*ret);
+	ssize_t got = pread(fd, ret, bytes, (off_t)(va / CR_PAGE_SIZE * sizeof(*ret)));
+
+	if (got == (ssize_t)bytes)
+		return 0;
+	if (got < 0)
+		return cr_err_sys(err, "reading pagemap entries");
+	return cr_err_set(err, CR_ERR_KERNEL, ESRCH, "the address space is gone");
+}
+
 int pagemap_entry(int fd, uint64_t va, uint64_t *ret, struct cr_err *err)
 {
-	ssize_t n = pread(fd, ret, sizeof(*ret), (off_t)(va / CR_PAGE_SIZE * sizeof(*ret)));
-
-	if (n == 0)
-		return cr_err_set(err, CR_ERR_KERNEL, ESRCH, "the address space is gone");
-	return n == sizeof(*ret) ? 0 : cr_err_sys(err, "reading a pagemap entry");
+	return pagemap_entries(fd, va, 1, ret, err);
 }

@@ -46,12 +46,15 @@ int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg
 
 /* The entry of one page, proc_pid_pagemap(5). */
 int pagemap_entry(int fd, uint64_t va, uint64_t *ret, struct cr_err *err) must_check;
+/* Those of n pages. */
+int pagemap_entries(int fd, uint64_t va, size_t n, uint64_t *ret, struct cr_err *err) must_check;
 /* Neither present nor swapped. */
 static inline bool pagemap_entry_empty(uint64_t e)
 {
 	return !(e >> 62);
 }
-/* A marker that userfaultfd left where a page was: reads as swapped with this type. */
+/* A marker that userfaultfd left where a page was, or a guard page: reads as swapped with this
+ * type. */
 static inline bool pagemap_entry_marker(uint64_t e)
 {
 	return (e >> 62 & 3) == 1 && (e & 0x1f) == 0x1f;

@@ -602,16 +602,30 @@ static int look_at_pending(struct round *ro, struct cr_err *err)
 	ro->pending_vma = NULL;
 	if (!v)
 		return 0;
-	if (v->kind == VMA_ANON && v->prot & PROT_READ && !ro->pending_many &&
+	if (v->kind == VMA_ANON && v->prot & PROT_READ && !ro->pending_many && !leaves(ro, v) &&
 	    end - start <= READ_UNEXAMINED_BYTES) {
 		/* cheaper read than asked about: what is absent reads as zeros, a guard not at all
 		 */
 		ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
-		return leaves(ro, v) ? leave_range(ro, start, end, err)
-				     : reader_add(ro->r, start, end, true, err);
+		return reader_add(ro->r, start, end, true, err);
 	}
 	mark_seen(ro, start, end);
 	return examine(ro, start, end, err);
+}
+
+/* 1: nothing in it has to be looked at closer: pages that are there or not, no guards. */
+static int has_no_markers(struct round *ro, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	uint64_t entries[READ_UNEXAMINED_BYTES / CR_PAGE_SIZE];
+	size_t n = (end - start) / CR_PAGE_SIZE;
+
+	if (n > ARRAY_SIZE(entries))
+		return 0;
+	int r = pagemap_entries(ro->t->pagemap, start, n, entries, err);
+	for (size_t i = 0; i < n && !r; i++)
+		if (pagemap_entry_marker(entries[i]))
+			return 0;
+	return r ? r : 1;
 }
 
 /* In address order. Neighbours are looked at together: the stacks of hundreds of threads lie side
@@ -623,6 +637,14 @@ static int examine_piece(struct round *ro, const struct vma *v, uint64_t start, 
 	(void)categories;
 	if (is_examined_whole(ro, v))
 		return 0;
+	if (leaves(ro, v)) { /* said, not read: there may be many */
+		int r = has_no_markers(ro, start, end, err);
+
+		if (r == 1)
+			ro->t->pages_written += (end - start) / CR_PAGE_SIZE;
+		if (r)
+			return r < 0 ? r : leave_range(ro, start, end, err);
+	}
 	if (ro->pending_vma &&
 	    (start == ro->pending.end ||
 	     (v == ro->pending_vma && start - ro->pending.end <= SAME_LOOK_BYTES))) {

@@ -522,6 +522,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	page_tx_set_bandwidth(s->tx, 0); /* the limit is for what runs beside the tasks */
 	source_real_time(true);
 	int r = announce(s, err);
+	if (!r && s->lazy)
+		r = source_last_drop_rounds(s, err);
 	if (!r)
 		r = source_stop(s, &rq, &t, &times, err);
 	if (r) {

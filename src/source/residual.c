@@ -10,7 +10,9 @@ enum {
 	RANGES_PER_MESSAGE = 50000, /* ten bytes each at most, of MSG_BYTES */
 	RECENT_MAX = 32768,         /* ranges */
 	ROUNDS_MAX = 8,
+	LAST_ROUNDS_MAX = 4,
 	FEW_PAGES = 256,
+	FEW_WRITTEN = 1024,
 	SHRINK_NUM = 4, /* as in rounds.c */
 	SHRINK_DEN = 5,
 };
@@ -131,4 +133,20 @@ int source_drop_rounds(struct source *s, uint32_t first, struct cr_err *err)
 		before = left;
 	}
 	return 0;
+}
+
+int source_last_drop_rounds(struct source *s, struct cr_err *err)
+{
+	uint64_t last = UINT64_MAX, written = 0;
+	int r = 0;
+
+	for (uint32_t n = 0; n < LAST_ROUNDS_MAX && !r; n++) {
+		r = source_quiet_round(s, &written, err);
+		if (!r)
+			r = source_tell_left(s, err);
+		if (written < FEW_WRITTEN || written * SHRINK_DEN > last * SHRINK_NUM)
+			break;
+		last = written;
+	}
+	return r ? cr_err_ctx(err, "the last round before the stop") : 0;
 }

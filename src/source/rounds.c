@@ -459,6 +459,16 @@ static int one_round(struct source *s, struct round_result *res, struct cr_err *
 	return r;
 }
 
+int source_quiet_round(struct source *s, uint64_t *ret_written, struct cr_err *err)
+{
+	vec_foreach (spp, &s->procs)
+		(*spp)->tracker.pages_written = 0;
+	int r = send_processes(s, s->tree, false, err);
+
+	*ret_written = pages_written(s);
+	return r ? r : page_tx_flush(s->tx, NULL, err);
+}
+
 static uint64_t predict(const struct round_result *res)
 {
 	/* what was written during this round would have to go at the stop */

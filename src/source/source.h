@@ -202,6 +202,8 @@ int source_follow_structure(struct source *s, struct cr_err *err) must_check;
 /* predicted_us: NULL, or the downtime if the switch-over followed now. */
 int source_one_round(struct source *s, uint32_t n, uint64_t *predicted_us,
 		     struct cr_err *err) must_check;
+/* A round of what belongs to one process each, that nobody hears of. */
+int source_quiet_round(struct source *s, uint64_t *ret_written, struct cr_err *err) must_check;
 
 /* Has a task mapped something where the destination has the restorer? Before t is sent. */
 int source_check_hole(const struct source *s, const struct tree *t, struct cr_err *err) must_check;
@@ -248,6 +250,9 @@ int source_tell_left(struct source *s, struct cr_err *err) must_check;
 uint64_t source_pages_left(const struct source *s);
 /* Rounds beside the running tasks, numbered from first, until little is new. */
 int source_drop_rounds(struct source *s, uint32_t first, struct cr_err *err) must_check;
+/* The last of them, right before the stop, by when nobody in its path waits for his turn any more:
+ * what is written in so short a time is little. */
+int source_last_drop_rounds(struct source *s, struct cr_err *err) must_check;
 
 /* ---- netmove.c ---- */
 
