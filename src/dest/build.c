@@ -407,6 +407,8 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 		if (w[i].files)
 			r = fileset_install(d->files, shell_leader(w[i].sh), t, w[i].p,
 					    &w[i].sh->pidfd_slot, err);
+	if (!r && files_changed)
+		r = fileset_queue_clients(d->files, t, err);
 	for (size_t i = 0; i < n && !r; i++)
 		r = build_tasks(d, &w[i], err);
 	for (size_t i = 0; i < n && !r; i++)

@@ -293,6 +293,18 @@ struct datagram {            /* that waits to be read */
 	size_t len;
 };
 
+struct unix_message { /* that waits in a unix socket; of a stream, bytes that came together */
+	const uint8_t *data;
+	size_t len;
+	bool has_cred; /* SCM_CREDENTIALS, unix(7): */
+	int32_t cred_pid;
+	uint32_t cred_uid, cred_gid;
+	uint32_t *files; /* SCM_RIGHTS: indexes into tree.files */
+	size_t n_files;
+	const uint8_t *from; /* datagram: the name of who sent it, struct sockaddr_un; none: 0 */
+	uint32_t from_len;
+};
+
 struct membership { /* of a socket in a multicast group */
 	char dev[16];
 	int family;
@@ -349,12 +361,20 @@ struct file { /* one open file description: what dup and fork share */
 	uint64_t *filter; /* classic, attached by the program: resource/sock_filter.h */
 	size_t n_filter;
 	uint32_t uid, gid; /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
-	/* UNIX_CONN: data is what waits to be read, of packets each with its length before it */
-	uint32_t peer;          /* index into tree.files; UINT32_MAX: none, or closed */
-	uint64_t peer_ino;      /* the peer's; 0: there is none */
-	bool connected;         /* has, or had, a peer */
-	uint32_t sock_shutdown; /* bit 0: for reading, bit 1: for writing */
-	/* TCP_CONN; UDP, connected */
+	/* UNIX_CONN */
+	struct unix_message *messages; /* wait to be read; at stops only */
+	size_t n_messages;
+	uint32_t peer; /* index into tree.files; UINT32_MAX: none, or closed. Datagrams: to which it
+			* is connected, which need not be connected to this one */
+	uint64_t peer_ino;           /* the peer's; 0: there is none */
+	bool connected;              /* has, or had, a peer */
+	uint32_t sock_shutdown;      /* bit 0: for reading, bit 1: for writing */
+	uint64_t name_ino, name_dev; /* UNIX_*: of the path that it is bound to */
+	bool bound;                  /* its name is its own; an accepted end has its listener's */
+	uint32_t waits_at;  /* index of the listener that has not accepted it; UINT32_MAX: none. At
+			     * stops only */
+	uint32_t waits_nth; /* its place among those that wait there */
+	/* TCP_CONN; UDP, connected; UNIX_CONN, datagrams, connected */
 	const uint8_t *peeraddr;
 	uint32_t peeraddr_len;
 	/* TCP_CONN */
@@ -365,7 +385,7 @@ struct file { /* one open file description: what dup and fork share */
 };
 
 /* Connections that nobody has accepted: files of kind TCP_CONN that have their state and belong to
- * no process. */
+ * no process, and of kind UNIX_CONN with what waits in them. */
 struct waiting {
 	struct file *list;
 	size_t n;

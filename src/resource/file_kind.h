@@ -58,11 +58,19 @@ struct fd_probe {
 struct fd_seen {       /* one descriptor of one process */
 	uint32_t proc; /* index into tree->procs */
 	int fd;
+	/* Or one that waits in a unix socket, proc's fd, to be received: then this is ours. */
+	int in_flight; /* 0: it does not */
 	struct fdinfo info;
 	size_t text_off; /* in files_ctx.text, SIZE_MAX: none */
 	uint64_t tag;    /* tells kinds, and eventfds, apart before kcmp(2) is asked */
 	uint32_t leader; /* index of the first descriptor of the same description */
 	uint32_t file;   /* index into tree->files; UINT32_MAX: left out */
+};
+
+struct fd_flight {      /* a descriptor that waits in a unix socket, SCM_RIGHTS */
+	int fd;         /* a duplicate of ours */
+	uint32_t file;  /* the socket: index into tree->files */
+	uint32_t *slot; /* where the index of its description goes */
 };
 
 enum watch_kind { WATCH_REFUSE, WATCH_WARN };
@@ -100,6 +108,8 @@ struct files_ctx {
 	bool connections_listed;     /* … but for those that are on the way there */
 	struct multicast_host multicast;
 	unsigned int n_closed, n_closed_said; /* connections that the move closes */
+	VEC(struct fd_flight) flights;
+	bool much_waits;         /* ahead: there are messages that only a stop lets us look at */
 	VEC(uint32_t) undecided; /* connections that go on if their other end is in the tree */
 };
 
@@ -113,7 +123,20 @@ const struct fd_seen *files_holder(const struct files_ctx *x, uint32_t file);
 pid_t files_holder_pid(const struct files_ctx *x, uint32_t file);
 /* Process proc's descriptor fd; NULL if it has none. */
 const struct fd_seen *files_seen(const struct files_ctx *x, uint32_t proc, int fd);
+/* files_flight.c. fd, taken over in any case, waits in tree->files[file] to be received. *slot gets
+ * the index of what it is once all descriptors are known (files_capture_flights). */
+int files_in_flight(struct files_ctx *x, int fd, uint32_t file, uint32_t *slot,
+		    struct cr_err *err) must_check;
+int files_capture_flights(struct files_ctx *x, struct cr_err *err) must_check;
+/* tree->files[i] for which our fd is another descriptor; UINT32_MAX: none. */
+uint32_t files_find_description(const struct files_ctx *x, int fd);
+/* files.c: reads fdinfo of dirfd/name, and captures what the descriptor seen is. */
+int files_see(struct files_ctx *x, uint32_t proc, int dirfd, const char *name,
+	      struct cr_err *err) must_check;
+int files_capture_description(struct files_ctx *x, uint32_t id, struct cr_err *err) must_check;
 int files_watch(struct files_ctx *x, const struct fd_watch *w, struct cr_err *err) must_check;
+/* A duplicate of that one: negative, errno set. */
+int files_dup(const struct files_ctx *x, const struct fd_seen *s);
 /* A duplicate of tree->files[file], for the caller to close. */
 int files_getfd(struct files_ctx *x, uint32_t file, struct cr_err *err) must_check;
 /* A TCP connection as sock_diag(7) lists it; NULL: not listed. */
@@ -209,7 +232,7 @@ struct held {
 	uint64_t counter_set; /* EVENTFD: counter; SIGNALFD: mask */
 	bool same_file;       /* REGULAR: the very file, not a copy of it */
 	bool async_set;       /* O_ASYNC: done, in a task */
-	bool listening;       /* UNIX_LISTEN: done, in a task */
+	bool listening;       /* UNIX_LISTEN: done, in a task; UNIX_CONN: waits at a listener */
 	bool launched;        /* fileset_launch did it: the task's own from then on */
 	struct epoll_items items;
 	uint32_t capacity_set; /* PIPE */
@@ -275,6 +298,9 @@ struct file_ops {
 	void (*drop)(struct held *h);
 };
 
+/* Of one that waits to be received, and that nobody has; if it may not, that is refused. */
+bool files_may_fly(struct files_ctx *x, const struct fd_probe *p, const struct file_ops *ops);
+
 const struct file_ops *file_ops_match(const struct fd_probe *p);
 const struct file_ops *file_ops_of(enum file_kind kind); /* NULL if unknown */
 /* All, NULL-terminated. */
@@ -317,10 +343,6 @@ int fileset_epoll_plan(struct fileset *fs, const struct tree *t, struct cr_err *
 int fileset_epoll_install(struct shell_fds *sh, struct cr_err *err) must_check;
 /* file_unix.c: listen(2) where the process is the one to do it. */
 int fileset_unix_install(struct shell_fds *sh, struct cr_err *err) must_check;
-/* file_unix.c: bind fd to f's path as it was given to bind(2), below dir; directories of it are
- * made. And: remove dir and all that is in it. */
-int unix_bind_below(const char *dir, int fd, const struct file *f, struct cr_err *err) must_check;
-void unix_remove_below(const char *dir);
 /* Scratch memory holding a copy of p; runs what is queued when the area is full. */
 int rtask_put(struct rtask *rt, const void *p, size_t bytes, uint64_t *ret_va,
 	      struct cr_err *err) must_check;

@@ -1,33 +1,18 @@
-/* Listening unix sockets (stream and seqpacket), by path or abstract name.
+/* Listening unix sockets (stream and seqpacket), by path or abstract name (unix_name.c).
  *
- * Path. The destination may see the same file system, where the source's socket stands at the path
- * and serves until the switch-over. So the new socket is bound in a directory of our own beside it
- * and renamed over it at launch; undone, the directory is removed and the path is as it was. The
- * name that getsockname(2) returns is what bind(2) was given, so bind gets exactly that: it runs in
- * a thread that has our directory as its root (or, for a relative name, as its working directory),
- * with the directories of the name made below it.
+ * What clients read by SO_PEERCRED is who called listen(2), so that call is made in the task
+ * (fileset_install), for a moment under the listener's effective ids.
  *
- * Credentials. What clients read by SO_PEERCRED is who called listen(2), so that call is made in
- * the task (fileset_install), for a moment under the listener's effective ids. */
-#include "resource/file_kind.h"
-#include "resource/unix_diag.h"
+ * Connections that wait to be accepted are known by the inodes of the ends that connected
+ * (sock_diag tells these, in order): where the tree has that end, it connects again at the
+ * destination. What it has sent already can only be read by accepting, so that is done after the
+ * decision and put in before the tasks run. */
+#include "resource/unix_private.h"
 
-#include <fcntl.h>
-#include <ftw.h>
-#include <pthread.h>
-#include <sched.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
-
-#ifndef SIOCUNIXFILE
-#define SIOCUNIXFILE 0x89e0 /* 4.12: O_PATH descriptor of what a socket is bound to */
-#endif
-enum { NAME_OFF = offsetof(struct sockaddr_un, sun_path), DIR_DEPTH = 8 };
+#include "base/log.h"
 
 static bool match(const struct fd_probe *p)
 {
@@ -35,43 +20,7 @@ static bool match(const struct fd_probe *p)
 	       (p->so_type == SOCK_STREAM || p->so_type == SOCK_SEQPACKET);
 }
 
-static bool is_abstract(const struct file *f)
-{
-	return f->sockaddr_len > NAME_OFF && !f->sockaddr[NAME_OFF];
-}
-
 /* ---- capture ---- */
-
-/* Where the socket's inode is: the name may be relative, or the file may have been renamed. */
-static int capture_path(struct files_ctx *x, const struct fd_probe *p, struct file *f,
-			struct cr_err *err)
-{
-	char path[64], link[PATH_MAX];
-	struct stat st, there;
-	_cleanup_fd_ int fd = ioctl(p->local, SIOCUNIXFILE, 0);
-
-	if (fd < 0 || fstat(fd, &st))
-		return cr_err_sys(err, "path of a unix socket (SIOCUNIXFILE)");
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	ssize_t n = readlink(path, link, sizeof(link) - 1);
-	if (n < 0)
-		return cr_err_sys(err, "path of a unix socket");
-	link[n] = '\0';
-	if (stat(link, &there) || there.st_dev != st.st_dev || there.st_ino != st.st_ino) {
-		files_refuse(x, p->pid, p->fd,
-			     "listening unix socket %.120s: its path is not there any more: not "
-			     "supported",
-			     link);
-		return 0;
-	}
-	f->path = arena_strdup(x->c->tree->arena, link);
-	f->dev = st.st_dev;
-	f->ino = st.st_ino;
-	f->mode = st.st_mode;
-	f->uid = st.st_uid;
-	f->gid = st.st_gid;
-	return f->path ? 0 : cr_err_oom(err);
-}
 
 static int capture_creds(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 			 struct cr_err *err)
@@ -98,12 +47,7 @@ static int capture_creds(struct files_ctx *x, const struct fd_probe *p, struct f
 static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		   struct cr_err *err)
 {
-	struct sockaddr_un un = {0};
-	socklen_t len = sizeof(un);
 	struct unix_diag_info diag = {0};
-
-	if (getsockname(p->local, (struct sockaddr *)&un, &len))
-		return cr_err_sys(err, "getsockname");
 	struct fd_watch w = {.dev = p->st.st_dev,
 			     .ino = p->st.st_ino,
 			     .file = (uint32_t)x->c->tree->n_files,
@@ -111,244 +55,105 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 	f->kind = FILE_UNIX_LISTEN;
 	f->sock_family = AF_UNIX;
 	f->sock_type = p->so_type;
-	f->sockaddr_len = len > sizeof(un) ? sizeof(un) : len;
-	f->sockaddr = arena_memdup(x->c->tree->arena, &un, f->sockaddr_len);
-	if (!f->sockaddr)
-		return cr_err_oom(err);
-	int r = is_abstract(f) ? 0 : capture_path(x, p, f, err);
-	if (r == 0)
+	int r = unix_capture_name(x, p->local, f, err);
+	if (!r && !unix_is_abstract(f)) {
+		r = unix_capture_path(x, p->local, f, err);
+		f->dev = f->name_dev;
+		f->ino = f->name_ino;
+	}
+	f->bound = true;
+	if (!r)
 		r = unix_diag_get(p->st.st_ino, &diag, err);
-	if (r == 0)
+	if (!r)
 		r = capture_creds(x, p, f, err);
-	if (r == 0)
+	if (!r)
 		r = sockopts_capture(x, p, f, err);
 	f->backlog = (int32_t)diag.queue_max;
-	if (diag.queued && x->c->tcp != TCP_MODE_REFUSE)
-		files_warn(x, p->pid, p->fd,
-			   "unix listener: %u connections that wait to be accepted are closed by "
-			   "the move",
-			   diag.queued);
-	else if (diag.queued)
-		files_refuse(x, p->pid, p->fd,
-			     "unix listener: %u connections wait to be accepted: not supported",
-			     diag.queued);
 	return r < 0 ? r : files_watch(x, &w, err);
 }
 
-/* ---- check ---- */
+/* ---- capture: who waits ---- */
 
-/* Somebody here listens under that name? /proc/net/unix: "…: RefCnt Proto Flags Type St Inode
- * Path". */
-static bool served_here(const struct sockaddr_un *un, size_t name_len)
+/* The end that connected, among the tree's; NULL: it is gone, or outside. */
+static struct file *find_client(struct tree *t, const struct file *listener, uint32_t ino)
 {
-	char want[sizeof(un->sun_path) + 2] = "", name[256];
-	_cleanup_file_ FILE *f = fopen("/proc/net/unix", "re");
-	_cleanup_free_ char *line = NULL;
-	size_t cap = 0;
-	unsigned int flags;
+	for (size_t i = 0; i < t->n_files && ino; i++) {
+		struct file *f = &t->files[i];
 
-	memcpy(want, un->sun_path, name_len);
-	if (!want[0])
-		want[0] = '@';
-	while (f && getline(&line, &cap, f) > 0)
-		if (sscanf(line, "%*s %*x %*x %x %*x %*x %*u %255[^\n]", &flags, name) == 2 &&
-		    flags & 0x10000 /* __SO_ACCEPTCON */ && !strcmp(name, want))
-			return true;
-	return false;
+		if (f->kind == FILE_UNIX_CONN && f->ino == ino && f->connected && !f->peer_ino &&
+		    f->sock_type == listener->sock_type)
+			return f;
+	}
+	return NULL;
 }
 
-static void check(const struct file_check *k, const struct file *f)
+static void say_closed(struct files_ctx *x, uint32_t me, uint32_t n)
 {
-	const struct sockaddr_un *un = (const void *)f->sockaddr;
-	char dir[PATH_MAX];
-	struct stat st;
+	pid_t pid = files_holder_pid(x, me);
+	int fd = files_holder(x, me)->fd;
 
-	if (f->sockaddr_len <= NAME_OFF || f->sockaddr_len > sizeof(*un))
-		return; /* build says so */
-	if (is_abstract(f)) {
-		if (served_here(un, f->sockaddr_len - NAME_OFF))
-			file_check_refuse(k, "unix socket @%.*s: taken on this host",
-					  (int)(f->sockaddr_len - NAME_OFF - 1), un->sun_path + 1);
-		return;
+	if (x->c->tcp == TCP_MODE_REFUSE)
+		files_refuse(x, pid, fd,
+			     "unix listener: %u connections from outside the tree wait to be "
+			     "accepted: not supported",
+			     n);
+	else
+		files_warn(x, pid, fd,
+			   "unix listener: %u connections that wait to be accepted, of processes "
+			   "outside the tree or that are gone, are closed by the move",
+			   n);
+}
+
+static int link_listener(struct files_ctx *x, uint32_t me, struct cr_err *err)
+{
+	struct tree *t = x->c->tree;
+	struct file *l = &t->files[me];
+	_cleanup_fd_ int local = files_getfd(x, me, err);
+	struct unix_diag_info diag = {0};
+	struct stat st;
+	uint32_t others = 0;
+
+	if (local < 0 || fstat(local, &st))
+		return x->c->exact ? cr_err_sys(err, "a unix listener") : 0;
+	int r = unix_diag_get(st.st_ino, &diag, err);
+	for (uint32_t i = 0; i < diag.n_waiting && !r; i++) {
+		struct file *f = find_client(t, l, diag.waiting[i]);
+
+		others += !f;
+		if (!f)
+			continue;
+		f->waits_at = me;
+		f->waits_nth = i;
 	}
-	snprintf(dir, sizeof(dir), "%s", f->path);
-	char *slash = strrchr(dir, '/');
-	if (slash)
-		slash[slash == dir] = '\0';
-	if (stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, W_OK)) {
-		file_check_refuse(k,
-				  "unix socket %.150s: its directory is missing here or cannot be "
-				  "written",
-				  f->path);
-		return;
-	}
-	if (stat(f->path, &st))
-		return; /* nothing in the way */
-	if (!S_ISSOCK(st.st_mode))
-		file_check_refuse(k, "unix socket %.150s: another type of file here", f->path);
-	else if ((st.st_dev != f->dev || st.st_ino != f->ino ||
-		  (k->same_kernel_known && !k->same_kernel)) &&
-		 served_here(un, f->sockaddr_len - NAME_OFF))
-		file_check_refuse(k, "unix socket %.150s: taken on this host", f->path);
+	if (others || diag.n_waiting < diag.queued)
+		say_closed(x, me, diag.n_waiting ? others : diag.queued);
+	free(diag.waiting);
+	return r;
+}
+
+static int link_all(struct files_ctx *x, struct cr_err *err)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < x->c->tree->n_files && !r; i++)
+		if (x->c->tree->files[i].kind == FILE_UNIX_LISTEN)
+			r = link_listener(x, i, err);
+	return r;
 }
 
 /* ---- rebuild ---- */
 
-struct bind_job {
-	int fd;
-	const struct sockaddr_un *un;
-	socklen_t len;
-	const char *dir; /* becomes the root directory */
-	int error;       /* positive errno */
-};
-
-/* Every directory of the name, as the name leads there. */
-static void make_dirs(const struct sockaddr_un *un, size_t len)
-{
-	char path[sizeof(un->sun_path) + 1] = "";
-
-	for (size_t i = 0; i < len && un->sun_path[i]; i++) {
-		if (un->sun_path[i] == '/' && i)
-			mkdir(path, 0700); /* there already, or bind fails */
-		path[i] = un->sun_path[i];
-	}
-}
-
-static void *bind_thread(void *arg)
-{
-	struct bind_job *j = arg;
-
-	/* root and cwd of this thread only */
-	if (unshare(CLONE_FS) || chroot(j->dir) || chdir("/")) {
-		j->error = errno;
-		return NULL;
-	}
-	if (j->un->sun_path[0] != '/') {
-		char path[64] = "";
-
-		for (int i = 0; i < DIR_DEPTH; i++) { /* for names that start with ../ */
-			strcat(path, "/d");
-			mkdir(path, 0700);
-		}
-		if (chdir(path)) {
-			j->error = errno;
-			return NULL;
-		}
-	}
-	make_dirs(j->un, j->len - NAME_OFF);
-	if (bind(j->fd, (const struct sockaddr *)j->un, j->len))
-		j->error = errno;
-	return NULL;
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	(void)st;
-	(void)type;
-	(void)ftw;
-	remove(path);
-	return 0;
-}
-
-void unix_remove_below(const char *dir)
-{
-	nftw(dir, remove_one, 4, FTW_DEPTH | FTW_PHYS);
-}
-
-int unix_bind_below(const char *dir, int fd, const struct file *f, struct cr_err *err)
-{
-	const struct sockaddr_un *un = (const void *)f->sockaddr;
-	struct bind_job j = {.fd = fd, .un = un, .len = f->sockaddr_len, .dir = dir};
-	pthread_t th;
-	int r = pthread_create(&th, NULL, bind_thread, &j);
-
-	if (r)
-		return cr_err_set(err, CR_ERR_KERNEL, r, "a thread to bind a unix socket");
-	pthread_join(th, NULL);
-	if (j.error)
-		return cr_err_set(err, CR_ERR_KERNEL, j.error, "binding unix socket %.*s: %s",
-				  (int)(f->sockaddr_len - NAME_OFF), un->sun_path,
-				  strerror(j.error));
-	return 0;
-}
-
-static void unreserve(struct held *h)
-{
-	if (h->reserved_dir && !h->reserved_stays)
-		unix_remove_below(h->reserved_dir);
-	free(h->reserved_dir);
-	free(h->reserved_path);
-	h->reserved_dir = h->reserved_path = NULL;
-}
-
-/* From where it was bound to right below our directory, so that the directory and it are all there
- * is to clean up, whoever does it. */
-static int settle_reserved(struct held *h, int fd, const char *root, const struct file *f,
-			   struct cr_err *err)
-{
-	char path[64], link[PATH_MAX];
-	_cleanup_fd_ int at = ioctl(fd, SIOCUNIXFILE, 0);
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", at);
-	ssize_t n = at < 0 ? -1 : readlink(path, link, sizeof(link) - 1);
-	if (n < 0)
-		return cr_err_sys(err, "path of a unix socket (SIOCUNIXFILE)");
-	link[n] = '\0';
-	if (asprintf(&h->reserved_path, "%s/socket", h->reserved_dir) < 0) {
-		h->reserved_path = NULL;
-		return cr_err_oom(err);
-	}
-	if (rename(link, h->reserved_path) || chown(h->reserved_path, f->uid, f->gid) ||
-	    chmod(h->reserved_path, f->mode & 07777))
-		return cr_err_sys(err, "owner of %s", h->reserved_path);
-	unix_remove_below(root);
-	return 0;
-}
-
-static int bind_reserved(struct held *h, int fd, const struct file *f, struct cr_err *err)
-{
-	char dir[PATH_MAX], root[PATH_MAX + 8];
-
-	const char *slash = strrchr(f->path, '/');
-	int n = snprintf(dir, sizeof(dir), "%.*s/.cr-XXXXXX", slash ? (int)(slash - f->path) : 0,
-			 f->path);
-	if (!slash || n >= (int)sizeof(dir) || !mkdtemp(dir))
-		return cr_err_sys(err, "a directory beside %s", f->path);
-	h->reserved_dir = strdup(dir);
-	if (!h->reserved_dir) {
-		rmdir(dir);
-		return cr_err_oom(err);
-	}
-	snprintf(root, sizeof(root), "%s/root", dir);
-	if (mkdir(root, 0700))
-		return cr_err_sys(err, "%s", root);
-	int r = unix_bind_below(root, fd, f, err);
-	return r ? r : settle_reserved(h, fd, root, f, err);
-}
-
 static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	const struct file *f = &t->files[i];
-	const struct sockaddr_un *un = (const void *)f->sockaddr;
-
-	if (f->sockaddr_len <= NAME_OFF || f->sockaddr_len > sizeof(*un) ||
-	    un->sun_family != AF_UNIX || (!is_abstract(f) && !f->path))
-		return cr_err_set(err, CR_ERR_PEER, EPROTO,
-				  "address of a unix socket makes no sense");
 	_cleanup_fd_ int fd = socket(AF_UNIX, f->sock_type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
 	if (fd < 0)
 		return cr_err_sys(err, "unix socket");
 	int r = sockopts_apply(fd, f, err);
-	if (r < 0)
-		return r;
-	if (!is_abstract(f))
-		r = bind_reserved(&fs->held[i], fd, f, err);
-	else if (bind(fd, (const struct sockaddr *)un, f->sockaddr_len))
-		r = cr_err_sys(err, "binding unix socket @%.*s",
-			       (int)(f->sockaddr_len - NAME_OFF - 1), un->sun_path + 1);
-	if (r < 0)
-		unreserve(&fs->held[i]);
-	else
+	if (!r)
+		r = unix_bind_name(&fs->held[i], fd, f, err);
+	if (!r)
 		fs->held[i].fd = take_fd(&fd);
 	return r;
 }
@@ -387,15 +192,7 @@ int fileset_unix_install(struct shell_fds *sh, struct cr_err *err)
 
 static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
-	struct held *h = &fs->held[i];
-
-	if (!h->reserved_path)
-		return 0; /* abstract, or done */
-	if (rename(h->reserved_path, t->files[i].path))
-		return cr_err_sys(err, "putting a socket at %s", t->files[i].path);
-	free(h->reserved_path);
-	h->reserved_path = NULL;
-	return 0;
+	return unix_launch_name(&fs->held[i], &t->files[i], err);
 }
 
 const struct file_ops file_ops_unix_listen = {
@@ -403,8 +200,9 @@ const struct file_ops file_ops_unix_listen = {
     .kind = FILE_UNIX_LISTEN,
     .match = match,
     .capture = capture,
-    .check = check,
+    .link = link_all,
+    .check = unix_check_name,
     .build = build,
     .launch = launch,
-    .drop = unreserve,
+    .drop = unix_unreserve,
 };

@@ -29,6 +29,9 @@ static void ctx_done(struct files_ctx *x)
 	vec_done(&x->references);
 	vec_done(&x->watches);
 	vec_done(&x->undecided);
+	vec_foreach (f, &x->flights)
+		close(f->fd);
+	vec_done(&x->flights);
 	tcp_diag_done(&x->connections);
 	multicast_host_done(&x->multicast);
 	free(x->proc_first);
@@ -53,7 +56,7 @@ static uint64_t tag_of(const char *rest)
 	return strcspn(rest, ":") << 32 | (unsigned char)rest[0];
 }
 
-static int see(struct files_ctx *x, uint32_t proc, int dirfd, const char *name, struct cr_err *err)
+int files_see(struct files_ctx *x, uint32_t proc, int dirfd, const char *name, struct cr_err *err)
 {
 	pid_t pid = x->c->tree->procs[proc].pid;
 	const char *rest;
@@ -100,7 +103,7 @@ static int see_process(struct files_ctx *x, uint32_t proc, struct cr_err *err)
 			break;
 		if (e->d_name[0] == '.')
 			continue;
-		int r = see(x, proc, dirfd(d), e->d_name, err);
+		int r = files_see(x, proc, dirfd(d), e->d_name, err);
 		if (r < 0)
 			return r;
 	}
@@ -384,6 +387,8 @@ static int capture_probe(struct files_ctx *x, struct fd_probe *p, struct cr_err 
 	struct file f = {.object = UINT32_MAX};
 	const struct file_ops *ops = file_ops_match(p);
 
+	if (x->seen.v[p->id].in_flight && !files_may_fly(x, p, ops))
+		return 0;
 	generic_fill(x, p, &f);
 	int r = ops->capture(x, p, &f, err);
 	if (r < 0)
@@ -472,7 +477,7 @@ const struct tcp_diag_entry *files_connection(struct files_ctx *x, const struct 
 	return list_connections(x, &ignored) ? NULL : tcp_diag_find(&x->connections, p->st.st_ino);
 }
 
-static int capture_description(struct files_ctx *x, uint32_t id, struct cr_err *err)
+int files_capture_description(struct files_ctx *x, uint32_t id, struct cr_err *err)
 {
 	const struct fd_seen *s = &x->seen.v[id];
 	struct fd_probe p = {.pid = x->c->tree->procs[s->proc].pid,
@@ -482,7 +487,7 @@ static int capture_description(struct files_ctx *x, uint32_t id, struct cr_err *
 			     .text = s->text_off == SIZE_MAX ? NULL : x->text.v + s->text_off};
 	char link[PATH_MAX];
 
-	if (refused_at_sight(x, s, p.pid))
+	if (!s->in_flight && refused_at_sight(x, s, p.pid))
 		return 0;
 	if (!x->c->exact && probe_connection(x, &p))
 		return capture_probe(x, &p, err);
@@ -491,8 +496,7 @@ static int capture_description(struct files_ctx *x, uint32_t id, struct cr_err *
 	/* what has the number by now may be a connection that came since they were listed */
 	if (!x->c->exact && p.info.ino && !is_still_there(&p))
 		return 0;
-	_cleanup_fd_ int local =
-	    (int)syscall(SYS_pidfd_getfd, x->c->procs[s->proc].pidfd, s->fd, 0);
+	_cleanup_fd_ int local = files_dup(x, s);
 	if (local < 0 && !x->c->exact && (errno == EBADF || errno == ESRCH))
 		return 0;
 	if (local < 0)
@@ -529,7 +533,7 @@ static int capture_descriptions(struct files_ctx *x, struct cr_err *err)
 			s->file = x->seen.v[s->leader].file;
 			continue;
 		}
-		int r = capture_description(x, i, err);
+		int r = files_capture_description(x, i, err);
 		if (r < 0)
 			return r;
 	}
@@ -597,6 +601,8 @@ int files_capture(struct capture *c, struct cr_err *err)
 		r = list_connections(&x, err);
 	if (!r)
 		r = capture_descriptions(&x, err);
+	if (!r)
+		r = files_capture_flights(&x, err);
 	if (!r)
 		r = capture_links(&x, err);
 	if (!r)

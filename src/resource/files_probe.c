@@ -181,16 +181,24 @@ const struct fd_seen *files_seen(const struct files_ctx *x, uint32_t proc, int f
 
 const struct file *files_before(const struct files_ctx *x, const struct fd_probe *p)
 {
-	const struct process *prev = x->c->procs[x->seen.v[p->id].proc].prev;
-	const struct fd_entry *e = prev && x->c->prev ? process_fd(prev, p->fd) : NULL;
+	const struct fd_seen *s = &x->seen.v[p->id];
+	const struct process *prev = x->c->procs[s->proc].prev;
+	const struct fd_entry *e =
+	    prev && x->c->prev && !s->in_flight ? process_fd(prev, p->fd) : NULL;
 
 	return e ? &x->c->prev->files[e->file] : NULL;
+}
+
+int files_dup(const struct files_ctx *x, const struct fd_seen *s)
+{
+	return s->in_flight ? fcntl(s->in_flight, F_DUPFD_CLOEXEC, 0)
+			    : (int)syscall(SYS_pidfd_getfd, x->c->procs[s->proc].pidfd, s->fd, 0);
 }
 
 int files_getfd(struct files_ctx *x, uint32_t file, struct cr_err *err)
 {
 	const struct fd_seen *s = files_holder(x, file);
-	int fd = (int)syscall(SYS_pidfd_getfd, x->c->procs[s->proc].pidfd, s->fd, 0);
+	int fd = files_dup(x, s);
 
 	return fd < 0 ? cr_err_sys(err, "pidfd_getfd of fd %d of %d", s->fd,
 				   x->c->tree->procs[s->proc].pid)

@@ -66,6 +66,10 @@ int file_identity_cmp(const struct file *a, const struct file *b)
 	CMP(sock_protocol);
 	CMP(backlog);
 	CMP(peer_ino);
+	CMP(connected);
+	CMP(bound);
+	CMP(waits_at);
+	CMP(waits_nth);
 	CMP(cred_pid);
 	CMP(cred_uid);
 	CMP(cred_gid);
@@ -106,6 +110,8 @@ static int identity_copy(struct file *id, const struct file *f)
 	*id = *f;
 	id->data = NULL;
 	id->targets = NULL;
+	id->messages = NULL;
+	id->n_messages = 0;
 	id->tcp = NULL;
 	id->n_targets = id->data_len = id->n_opts = 0;
 	id->path = f->path ? strdup(f->path) : NULL;

@@ -20,6 +20,7 @@
 #include "resource/sock_filter.h"
 #include "resource/tcp_repair.h"
 #include "resource/udp_queue.h"
+#include "resource/unix_private.h"
 
 struct locked {
 	int fd; /* ours */
@@ -69,11 +70,17 @@ static int lock_one(struct net_lock *l, int pidfd, int number, enum file_kind ki
 		return cr_err_oom(err);
 	*k = (struct locked){.kind = kind, .reuseaddr = get_int(fd, SOL_SOCKET, SO_REUSEADDR)};
 	k->fd = take_fd(&fd);
+	if (kind == FILE_UNIX_LISTEN) /* nothing comes: the tasks are stopped */
+		return 0;
 	return sock_lock(k->fd, kind == FILE_TCP_LISTEN ? SOCK_LOCK_NEW : SOCK_LOCK_ALL, err);
 }
 
-static bool is_locked_kind(enum file_kind kind, bool all)
+static bool is_locked_kind(const struct tree *t, uint32_t file, bool all)
 {
+	enum file_kind kind = t->files[file].kind;
+
+	if (kind == FILE_UNIX_LISTEN)
+		return unix_has_waiting(t, file);
 	return kind == FILE_TCP_CONN || kind == FILE_UDP || (all && kind == FILE_TCP_LISTEN);
 }
 
@@ -90,7 +97,7 @@ static int lock_all(struct net_lock *l, const struct tree *t, bool all, uint32_t
 			uint32_t file = p->fds[k].file;
 			enum file_kind kind = t->files[file].kind;
 
-			if (!is_locked_kind(kind, all) || where[file] != UINT32_MAX)
+			if (where[file] != UINT32_MAX || !is_locked_kind(t, file, all))
 				continue;
 			if (pidfd < 0)
 				pidfd = (int)syscall(SYS_pidfd_open, p->pid, 0);
@@ -166,8 +173,9 @@ int net_lock_undo(struct net_lock *l, struct cr_err *err)
 
 	vec_foreach (k, &l->list) {
 		struct cr_err why = {0};
-		int r = k->kind == FILE_TCP_CONN ? tcp_release(k->fd, k->reuseaddr, &why)
-						 : sock_unlock(k->fd, &why);
+		int r = k->kind == FILE_TCP_CONN      ? tcp_release(k->fd, k->reuseaddr, &why)
+			: k->kind == FILE_UNIX_LISTEN ? 0
+						      : sock_unlock(k->fd, &why);
 
 		if (r && !result) { /* the others all the same */
 			result = r;
@@ -263,6 +271,8 @@ int net_lock_accept(struct net_lock *l, const struct tree *t, struct waiting *re
 		if (k->kind == FILE_TCP_LISTEN && !r)
 			r = accept_from(k->fd, t->arena, t->task_monotonic_offset_ns, ret, &cap,
 					err);
+		else if (k->kind == FILE_UNIX_LISTEN && !r)
+			r = unix_accept_waiting(k->fd, t, ret, &cap, err);
 	return r;
 }
 

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "resource/net_ways.h"
 #include "resource/tcp_repair.h"
+#include "resource/unix_private.h"
 
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72 /* 5.14 */
@@ -91,6 +92,11 @@ void fileset_tell_waiting(struct fileset *fs, const struct tree *t, const struct
 		struct cr_err why = {0};
 		char text[128];
 
+		if (f->kind == FILE_UNIX_CONN) {
+			if (unix_tell_waiting(fs, t, f, &why))
+				log_warn("unix connection that nobody had accepted: %s", why.msg);
+			continue;
+		}
 		if (!in) /* its address has stayed where it was */
 			continue;
 		if (tell_one(fs, t, f, in, &why))

@@ -38,6 +38,7 @@ struct capture {
 	struct refusals *refused; /* what cannot move; never NULL */
 	bool exact;               /* the tasks are stopped: everything must be as of now */
 	enum tcp_mode tcp;
+	bool to_image;       /* what is known after the decision alone cannot come along */
 	uint64_t flags_cost; /* so far, of reading what madvise(2) has set; see memory/capture.c */
 	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
 };
@@ -219,6 +220,9 @@ int fileset_build(struct fileset *fs, const struct tree *t, const int *object_fd
  * them. */
 int fileset_install(struct fileset *fs, struct rtask *rt, const struct tree *t,
 		    const struct process *p, int *agent_pidfd_slot, struct cr_err *err) must_check;
+/* After the last fileset_install of a tree: unix connections that nobody has accepted wait at their
+ * listeners, connected by the processes that have them. */
+int fileset_queue_clients(struct fileset *fs, const struct tree *t, struct cr_err *err) must_check;
 /* The root directory, where it is not ours: irrevocable, as the shell finds no path of ours after
  * it. On the leader, after the last fileset_install and before attrs_late_queue. */
 bool fileset_needs_late(const struct process *p);

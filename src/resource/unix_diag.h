@@ -5,11 +5,16 @@
 #include "base/err.h"
 
 struct unix_diag_info {
+	bool listens;
 	bool has_peer;      /* connected, or was */
 	uint64_t peer_ino;  /* 0: the peer is closed, or was never accepted */
 	uint32_t queued;    /* LISTEN: connections that wait; else: bytes, or those of a packet */
 	uint32_t queue_max; /* LISTEN: the backlog */
-	uint32_t shutdown;  /* bit 0: for reading, bit 1: for writing (RCV_, SEND_SHUTDOWN) */
+	/* LISTEN: the inodes of the ends that connected, in order; 0: closed. Fewer than queued if
+	 * there are too many for one answer. malloc: the caller frees it. */
+	uint32_t *waiting;
+	uint32_t n_waiting;
+	uint32_t shutdown; /* bit 0: for reading, bit 1: for writing (RCV_, SEND_SHUTDOWN) */
 };
 
 /* ino: of the socket, in the network namespace of the caller. */

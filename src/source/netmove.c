@@ -94,7 +94,8 @@ int source_check_addresses(struct source *s, struct cr_err *err)
 static bool has_connections(const struct tree *t)
 {
 	for (size_t i = 0; i < t->n_files; i++)
-		if (t->files[i].kind == FILE_TCP_CONN || t->files[i].kind == FILE_UDP)
+		if (t->files[i].kind == FILE_TCP_CONN || t->files[i].kind == FILE_UDP ||
+		    (t->files[i].kind == FILE_UNIX_CONN && t->files[i].waits_at != UINT32_MAX))
 			return true;
 	return t->n_moved > 0;
 }

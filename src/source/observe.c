@@ -266,6 +266,7 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 			    .prev = before,
 			    .refused = &s->notes,
 			    .exact = exact,
+			    .to_image = s->image,
 			    .procs = cp,
 			    .tcp = source_tcp_mode(s)};
 	int r = describe_host(t, before, err);

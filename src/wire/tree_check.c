@@ -325,11 +325,6 @@ int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct
 		      f->object);
 	if (f->kind == FILE_TCP_LISTEN || f->kind == FILE_UNIX_LISTEN)
 		CHECK(f->sockaddr_len >= 2, "file %zu: no address", i);
-	if (f->kind == FILE_UNIX_CONN && f->peer != UINT32_MAX)
-		CHECK(f->peer < t->n_files && f->peer != i &&
-			  t->files[f->peer].kind == FILE_UNIX_CONN && t->files[f->peer].peer == i &&
-			  t->files[f->peer].sock_type == f->sock_type,
-		      "file %zu: file %u is no peer of it", i, f->peer);
 	CHECK(f->sockaddr_len <= SOCKADDR_BYTES_MAX, "file %zu: address of %u bytes", i,
 	      f->sockaddr_len);
 	CHECK(f->peeraddr_len <= SOCKADDR_BYTES_MAX, "file %zu: peer's address of %u bytes", i,
@@ -346,9 +341,11 @@ int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct
 		CHECK(f->targets[j].fd >= 0 && f->targets[j].file < t->n_files,
 		      "file %zu: target %d: there is no file %u", i, f->targets[j].fd,
 		      f->targets[j].file);
-	int udp = tree_check_udp(f, i, err);
-	if (udp < 0)
-		return udp;
+	int r = tree_check_udp(f, i, err);
+	if (r >= 0)
+		r = tree_check_unix(t, f, i, err);
+	if (r < 0)
+		return r;
 	CHECK(f->n_filter <= FILTER_MAX, "file %zu: filter of %zu instructions", i, f->n_filter);
 	for (size_t j = 0; j < f->n_opts; j++)
 		CHECK(f->opts[j].len <= SOCKOPT_BYTES_MAX, "file %zu: option of %u bytes", i,

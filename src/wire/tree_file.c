@@ -8,7 +8,7 @@
 	X(pipe_packet) X(counter) X(semaphore) X(clockid) X(settime_flags) X(value_ns) \
 	X(interval_ns) X(ticks) X(sigmask) X(sock_family) X(sock_type) X(sock_protocol) \
 	X(backlog) X(uid) X(gid) X(cred_pid) X(cred_uid) X(cred_gid) \
-	X(peer_ino) X(connected) X(sock_shutdown) X(carried)
+	X(peer_ino) X(connected) X(sock_shutdown) X(carried) X(waits_nth) X(bound) X(name_ino) X(name_dev)
 /* clang-format on */
 
 /* clang-format off */
@@ -128,7 +128,8 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in)
 {
 	Tree__File *pb = pb_new(a, &tree__file__descriptor);
 
-	if (!pb || !put_targets(a, in, pb) || !put_opts(a, in, pb) || !tree_put_udp(a, in, pb))
+	if (!pb || !put_targets(a, in, pb) || !put_opts(a, in, pb) || !tree_put_udp(a, in, pb) ||
+	    !tree_put_unix(a, in, pb))
 		return NULL;
 	if (in->tcp && !(pb->tcp = put_tcp(a, in->tcp)))
 		return NULL;
@@ -141,6 +142,7 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in)
 	pb->object = tree_put_index(in->object);
 	pb->tty = tree_put_index(file_is_terminal(in->kind) ? in->tty : UINT32_MAX);
 	pb->peer = tree_put_index(in->kind == FILE_UNIX_CONN ? in->peer : UINT32_MAX);
+	pb->waits_at = tree_put_index(in->kind == FILE_UNIX_CONN ? in->waits_at : UINT32_MAX);
 	pb->sockaddr = pb_bytes(in->sockaddr, in->sockaddr_len);
 	pb->peeraddr = pb_bytes(in->peeraddr, in->peeraddr_len);
 	return pb;
@@ -158,13 +160,14 @@ int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out, struc
 			  : UINT32_MAX;
 	out->tty = file_is_terminal(out->kind) ? tree_get_index(pb->tty) : 0;
 	out->peer = out->kind == FILE_UNIX_CONN ? tree_get_index(pb->peer) : UINT32_MAX;
+	out->waits_at = out->kind == FILE_UNIX_CONN ? tree_get_index(pb->waits_at) : UINT32_MAX;
 	if ((r = tree_get_string(a, pb->path, &out->path, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->data, &out->data, &out->data_len, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->sockaddr, &out->sockaddr, &sockaddr_len, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->peeraddr, &out->peeraddr, &peeraddr_len, err)) < 0 ||
 	    (pb->tcp && (r = get_tcp(a, pb->tcp, &out->tcp, err)) < 0) ||
 	    (r = get_targets(a, pb, out, err)) < 0 || (r = get_filter(a, pb, out, err)) < 0 ||
-	    (r = tree_get_udp(a, pb, out, err)) < 0 || (r = get_opts(a, pb, out, err)) < 0)
+	    (r = tree_get_udp(a, pb, out, err)) < 0 || (r = tree_get_unix(a, pb, out, err)) < 0 || (r = get_opts(a, pb, out, err)) < 0)
 		return r;
 	out->sockaddr_len = (uint32_t)sockaddr_len;
 	out->peeraddr_len = (uint32_t)peeraddr_len;

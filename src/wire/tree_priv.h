@@ -22,6 +22,16 @@ int tree_get_udp(struct arena *a, const Tree__File *pb, struct file *out,
 		 struct cr_err *err) must_check;
 int tree_check_udp(const struct file *f, size_t i, struct cr_err *err) must_check;
 
+/* tree_unix.c: what waits in unix sockets. put: false when memory is out.
+ * check_messages: n_files is how many files there are for them to refer to. */
+bool tree_put_unix(struct arena *a, const struct file *in, Tree__File *pb);
+int tree_get_unix(struct arena *a, const Tree__File *pb, struct file *out,
+		  struct cr_err *err) must_check;
+int tree_check_unix(const struct tree *t, const struct file *f, size_t i,
+		    struct cr_err *err) must_check;
+int tree_check_messages(const struct file *f, size_t i, size_t n_files,
+			struct cr_err *err) must_check;
+
 /* What tree_codec.h promises of a tree, whoever made it. Fills *err with PEER, -EPROTO. */
 int tree_check(const struct tree *t, struct cr_err *err) must_check;
 /* Of f, which is number i of t's. */

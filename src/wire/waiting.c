@@ -14,10 +14,15 @@ static int check(struct file *list, size_t n, struct cr_err *err)
 	struct tree none = {.files = list, .n_files = n};
 
 	for (size_t i = 0; i < n; i++) {
-		int r = tree_check_file(&none, &list[i], i, err);
+		bool unix_end = list[i].kind == FILE_UNIX_CONN;
+		/* what its messages refer to is for who has the tree to check */
+		int r = unix_end ? tree_check_messages(&list[i], i, UINT32_MAX, err)
+				 : tree_check_file(&none, &list[i], i, err);
 
 		if (r)
 			return r;
+		if (unix_end)
+			continue;
 		if (list[i].kind != FILE_TCP_CONN || !list[i].tcp || list[i].n_targets)
 			return tree_bad(err, "file %zu is no connection", i);
 	}

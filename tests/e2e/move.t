@@ -147,6 +147,9 @@ moves pidfd
 moves unlinked
 moves unlinked -- --streams 3 --max-bandwidth 30M
 moves unixsock
+moves messages
+moves messages --dense
+moves messages --dense --quiet-clients -- --mode postcopy
 moves unixsock --uid 65534
 
 # Running in alpha again afterwards, then in beta once more.

@@ -71,6 +71,8 @@ alone dirty --mib 32 --rate 50 --threads 4
 alone files --chroot
 alone sockets
 alone unixsock
+alone messages --dense
+alone messages --quiet-clients
 alone unlinked
 alone sysvshm
 alone seccomp

@@ -400,6 +400,8 @@ static inline void install_all(struct rebuilt *b, const struct tree *t)
 	for (int i = 0; i < b->n; i++)
 		if (fileset_install(b->fs, b->shell[i], t, &t->procs[i], &b->slot[i], &err))
 			fail_msg("install: %s", err.msg);
+	if (fileset_queue_clients(b->fs, t, &err))
+		fail_msg("clients: %s", err.msg);
 }
 
 static inline void build_all(struct rebuilt *b, const struct tree *t, const int *objects)
@@ -471,6 +473,15 @@ static inline void compare_file(const struct file *a, const struct file *b, int 
 	assert_int_equal(a->data_len, b->data_len);
 	if (a->data_len)
 		assert_memory_equal(a->data, b->data, a->data_len);
+	assert_int_equal(a->n_messages, b->n_messages);
+	for (size_t i = 0; i < a->n_messages; i++) {
+		assert_int_equal(a->messages[i].len, b->messages[i].len);
+		assert_int_equal(a->messages[i].n_files, b->messages[i].n_files);
+		if (a->messages[i].len)
+			assert_memory_equal(a->messages[i].data, b->messages[i].data,
+					    a->messages[i].len);
+	}
+	assert_int_equal(a->bound, b->bound);
 	assert_int_equal(a->clockid, b->clockid);
 	assert_int_equal(a->settime_flags, b->settime_flags);
 	assert_int_equal(a->interval_ns, b->interval_ns);

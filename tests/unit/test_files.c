@@ -374,13 +374,25 @@ static void check_peek_offset(const struct source *s)
 	assert_int_equal(off, 2);
 }
 
+static size_t queue_bytes(const struct tree *t, int fd)
+{
+	const struct file *f = file_at(t, 0, fd);
+	size_t n = 0;
+
+	for (size_t i = 0; i < f->n_messages; i++)
+		n += f->messages[i].len;
+	return n;
+}
+
 static void check_pairs(const struct tree *t)
 {
 	assert_ptr_equal(&t->files[file_at(t, 0, FD_PAIR_A)->peer], file_at(t, 0, FD_PAIR_B));
-	assert_int_equal(file_at(t, 0, FD_PAIR_B)->data_len, strlen("for b, more"));
-	assert_int_equal(file_at(t, 0, FD_PACKETS_B)->data_len, 4 * 4 + 3 + 70000 + 4);
+	assert_int_equal(queue_bytes(t, FD_PAIR_B), strlen("for b, more"));
+	assert_int_equal(queue_bytes(t, FD_PACKETS_B), 3 + 70000 + 4);
+	assert_int_equal(file_at(t, 0, FD_PACKETS_B)->n_messages, 4);
 	assert_int_equal(file_at(t, 0, FD_HALF_B)->sock_shutdown, 1);
-	assert_int_equal(file_at(t, 0, FD_LONELY)->data_len, 4 + 8 + 4);
+	assert_int_equal(queue_bytes(t, FD_LONELY), 8);
+	assert_int_equal(file_at(t, 0, FD_LONELY)->n_messages, 2);
 	assert_int_equal(file_at(t, 0, FD_LONELY)->sock_shutdown, 3);
 	assert_int_equal(file_at(t, 0, FD_UNIX_IDLE)->connected, false);
 }

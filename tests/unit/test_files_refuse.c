@@ -110,7 +110,7 @@ static void netlink_socket(struct source *s)
 	put_at(socket(AF_NETLINK, SOCK_RAW, 0), FD, 0);
 }
 
-/* A descriptor waits to be received. */
+/* A descriptor waits to be received that nobody has, and that is of a kind that needs a task. */
 static void unix_rights(struct source *s)
 {
 	int p[2];
@@ -128,9 +128,11 @@ static void unix_rights(struct source *s)
 	(void)s;
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, p))
 		_exit(50);
-	memcpy(CMSG_DATA(&control.head), &p[0], sizeof(int));
+	int epoll = epoll_create1(0);
+	memcpy(CMSG_DATA(&control.head), &epoll, sizeof(int));
 	if (sendmsg(p[1], &m, 0) != 1)
 		_exit(51);
+	close(epoll);
 	put_at(p[0], FD, 0);
 	put_at(p[1], FD + 1, 0);
 }
@@ -168,15 +170,15 @@ static void unix_peer_outside(struct source *s)
 	put_at(c, FD, 0);
 }
 
-static void unix_datagram(struct source *s)
+static void unix_urgent(struct source *s)
 {
-	(void)s;
-	const struct sockaddr_un un = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+	int p[2];
 
-	if (bind(fd, (const void *)&un, sizeof(sa_family_t)))
+	(void)s;
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, p) || send(p[1], "!", 1, MSG_OOB) != 1)
 		_exit(50);
-	put_at(fd, FD, 0);
+	put_at(p[0], FD, 0);
+	put_at(p[1], FD + 1, 0);
 }
 
 static void namespace_open(struct source *s)
@@ -282,9 +284,10 @@ static const struct {
     {terminal, "fd 7 ", "whose other side"},
     {raw, "fd 7 ", "IPv4 raw socket", true},
     {netlink_socket, "fd 7 ", "netlink socket"},
-    {unix_rights, "fd 7 ", "unix stream socket: descriptors wait in it to be received"},
+    {unix_rights, "fd 7 ",
+     "unix socket: a descriptor that nobody has waits in it to be received (epoll"},
     {unix_peer_outside, "fd 7 ", "unix stream socket: its peer is outside the tree"},
-    {unix_datagram, "fd 7 ", "unix datagram socket with a name that does not listen"},
+    {unix_urgent, "fd 7 ", "unix stream socket: urgent data"},
     {namespace_open, "fd 7 ", "namespace descriptor"},
     {proc_of_init, "fd 7 ", "/proc/1/status: is of a process outside the tree"},
     {proc_of_thread, "fd 7 ", "is of a single thread"},

@@ -23,10 +23,11 @@
 	X(struct process, 2760)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
-	X(struct file, 384)                                                                        \
+	X(struct file, 432)                                                                        \
 	X(struct tree, 360)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
 	X(struct tty, 144)                                                                         \
+	X(struct unix_message, 64)                                                                 \
 	X(struct datagram, 56)                                                                     \
 	X(struct membership, 56)                                                                   \
 	X(struct tcp_conn, 136)
@@ -250,6 +251,11 @@ static inline void fill_file_owner(struct filler *f, struct file *e)
 	e->cred_uid = fill_u32(f);
 	e->cred_gid = fill_u32(f);
 	e->peer = UINT32_MAX;
+	e->waits_at = UINT32_MAX;
+	e->waits_nth = fill_u32(f);
+	e->bound = fill_bool(f);
+	e->name_ino = fill_u64(f);
+	e->name_dev = fill_u64(f);
 	e->peer_ino = fill_u64(f);
 	e->connected = true;
 	e->sock_shutdown = fill_u32(f);
@@ -304,6 +310,28 @@ static inline void fill_udp(struct filler *f, struct file *e)
 	e->groups[0] = (struct membership){
 	    .dev = "eth7", .family = 2, .include = true, .sources = sources, .n_sources = 2};
 	memset(e->groups[0].group, 0xe7, 16);
+}
+
+static inline void fill_messages(struct filler *f, struct file *e)
+{
+	struct arena *a = f->t->arena;
+
+	e->n_messages = 2;
+	e->messages = arena_array(a, struct unix_message, 2);
+	for (uint32_t i = 0; i < 2; i++) {
+		struct unix_message *m = &e->messages[i];
+
+		FILL_BYTES(f, m->data, m->len, 8 + i);
+		FILL_BYTES(f, m->from, m->from_len, 20 + i);
+		m->has_cred = fill_bool(f);
+		m->cred_pid = (int32_t)(700 + i);
+		m->cred_uid = fill_u32(f);
+		m->cred_gid = fill_u32(f);
+		m->n_files = 2;
+		m->files = arena_array(a, uint32_t, 2);
+		m->files[0] = i;
+		m->files[1] = 3;
+	}
 }
 
 static inline void fill_file(struct filler *f, struct file *e, enum file_kind kind)
@@ -485,6 +513,9 @@ static inline struct tree *fill_tree(void)
 	for (size_t i = 0; i < t->n_files; i++)
 		fill_file(&f, &t->files[i],
 			  i < FILL_OTHER_END ? (enum file_kind)(i + 1) : FILE_UNIX_CONN);
+	fill_messages(&f, &t->files[FILL_OTHER_END]);
+	t->files[FILL_OTHER_END].waits_at = FILE_UNIX_LISTEN - 1;
+	t->files[FILE_UNIX_LISTEN - 1].sock_type = t->files[FILE_UNIX_CONN - 1].sock_type;
 	t->files[FILL_OTHER_END].peer = FILE_UNIX_CONN - 1;
 	t->files[FILE_UNIX_CONN - 1].peer = FILL_OTHER_END;
 	t->files[FILL_OTHER_END].sock_type = t->files[FILE_UNIX_CONN - 1].sock_type;
@@ -639,6 +670,14 @@ static inline void same_datagram(const struct datagram *a, const struct datagram
 	assert_memory_equal(a->to, b->to, 16);
 }
 
+static inline void same_message(const struct unix_message *a, const struct unix_message *b)
+{
+	SAME(has_cred), SAME(cred_pid), SAME(cred_uid), SAME(cred_gid), SAME(n_files);
+	SAME_BYTES(from, from_len);
+	SAME_BYTES(data, len);
+	assert_memory_equal(a->files, b->files, a->n_files * sizeof(*a->files));
+}
+
 static inline void same_group(const struct membership *a, const struct membership *b)
 {
 	SAME(family), SAME(include), SAME(n_sources);
@@ -665,6 +704,10 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME_BYTES(peeraddr, peeraddr_len);
 	SAME_EACH(opts, n_opts, same_opt);
 	SAME_EACH(datagrams, n_datagrams, same_datagram);
+	SAME_EACH(messages, n_messages, same_message);
+	if (a->kind == FILE_UNIX_CONN)
+		SAME(waits_at);
+	SAME(waits_nth), SAME(bound), SAME(name_ino), SAME(name_dev);
 	SAME_EACH(groups, n_groups, same_group);
 	SAME(n_filter);
 	assert_memory_equal(a->filter, b->filter, a->n_filter * sizeof(*a->filter));
