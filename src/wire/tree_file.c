@@ -167,7 +167,8 @@ int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out, struc
 	    (r = tree_get_bytes(a, &pb->peeraddr, &out->peeraddr, &peeraddr_len, err)) < 0 ||
 	    (pb->tcp && (r = get_tcp(a, pb->tcp, &out->tcp, err)) < 0) ||
 	    (r = get_targets(a, pb, out, err)) < 0 || (r = get_filter(a, pb, out, err)) < 0 ||
-	    (r = tree_get_udp(a, pb, out, err)) < 0 || (r = tree_get_unix(a, pb, out, err)) < 0 || (r = get_opts(a, pb, out, err)) < 0)
+	    (r = tree_get_udp(a, pb, out, err)) < 0 || (r = tree_get_unix(a, pb, out, err)) < 0 ||
+	    (r = get_opts(a, pb, out, err)) < 0)
 		return r;
 	out->sockaddr_len = (uint32_t)sockaddr_len;
 	out->peeraddr_len = (uint32_t)peeraddr_len;
