@@ -297,30 +297,74 @@ static int read_source(const struct target *t, uint32_t index, uint64_t addr, ui
 	return 0;
 }
 
-static int place_same(struct placing *p, const struct page_wire_run *run, struct cr_err *err)
+/* Copies that were read and are to be written: writing many in one call is what makes it fast. */
+struct copies {
+	struct iovec to[PAGE_BATCH_DATA_PAGES];
+	size_t n, pages; /* pages: in mem->work */
+};
+
+static int write_copies(struct placing *p, struct copies *c, struct cr_err *err)
+{
+	int r = c->n ? write_ranges(p, p->mem->work, c->to, c->n, err) : 0;
+
+	c->n = c->pages = 0;
+	return r;
+}
+
+/* Would this be read from what is not written yet? Runs are placed in their order. */
+static bool reads_copies(const struct placing *p, const struct copies *c, uint32_t target,
+			 uint64_t addr, size_t bytes)
+{
+	for (size_t i = 0; target == p->index && i < c->n; i++) {
+		uint64_t start = (uint64_t)c->to[i].iov_base;
+
+		if (start < addr + bytes && addr < start + c->to[i].iov_len)
+			return true;
+	}
+	return false;
+}
+
+static int place_same(struct placing *p, const struct page_wire_run *run, struct copies *c,
+		      struct cr_err *err)
 {
 	const struct target *src = targets_get(p->ts, run->src_target);
-	uint8_t *copy = p->mem->work;
+	size_t n;
 
-	for (size_t at = 0; at < run->npages; at += PAGE_BATCH_DATA_PAGES) {
-		size_t n = run->npages - at;
+	for (size_t at = 0; at < run->npages; at += n) {
+		uint64_t addr = run->addr + at * CR_PAGE_SIZE;
+		uint64_t from = run->src_addr + at * CR_PAGE_SIZE;
+		int r = 0;
 
+		n = run->npages - at;
 		if (n > PAGE_BATCH_DATA_PAGES)
 			n = PAGE_BATCH_DATA_PAGES;
-		uint64_t addr = run->addr + at * CR_PAGE_SIZE;
-		struct iovec to = {.iov_base = (void *)addr, .iov_len = n * CR_PAGE_SIZE};
-		int r = read_source(src, run->src_target, run->src_addr + at * CR_PAGE_SIZE, copy,
-				    to.iov_len, err);
+		if (n > PAGE_BATCH_DATA_PAGES - c->pages ||
+		    reads_copies(p, c, run->src_target, from, n * CR_PAGE_SIZE))
+			r = write_copies(p, c, err);
+		uint8_t *copy = p->mem->work + c->pages * CR_PAGE_SIZE;
 		if (!r)
-			r = write_ranges(p, copy, &to, 1, err);
+			r = read_source(src, run->src_target, from, copy, n * CR_PAGE_SIZE, err);
 		if (r)
 			return r;
+		push_range(c->to, &c->n, addr, n * CR_PAGE_SIZE);
+		c->pages += n;
 		for (size_t k = 0; k < n; k++)
 			page_digest_add(&p->acc.digest, page_hash(copy + k * CR_PAGE_SIZE, p->index,
 								  addr + k * CR_PAGE_SIZE));
 		p->acc.same_pages += n;
 	}
 	return 0;
+}
+
+static int place_all_same(struct placing *p, const struct page_batch *b, struct cr_err *err)
+{
+	struct copies c = {0};
+	int r = 0;
+
+	for (size_t i = 0; !r && i < b->nruns; i++)
+		if (b->runs[i].kind == PAGE_SAME)
+			r = place_same(p, &b->runs[i], &c, err);
+	return r ? r : write_copies(p, &c, err);
 }
 
 /* ---- checks ---- */
@@ -406,9 +450,8 @@ int place_batch(const struct targets *ts, const struct page_batch *b,
 		r = place_data(&p, b, err);
 	if (!r)
 		r = place_zeros(&p, b, err);
-	for (size_t i = 0; !r && i < b->nruns; i++)
-		if (b->runs[i].kind == PAGE_SAME)
-			r = place_same(&p, &b->runs[i], err);
+	if (!r)
+		r = place_all_same(&p, b, err);
 	if (!r)
 		*acc = p.acc;
 	return r;

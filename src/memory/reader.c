@@ -6,6 +6,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 #include "memory/zero.h"
+#include "model/lazy.h"
 #include "wire/page_digest.h"
 
 enum { BUFFER_PAGES = 256, PIECES_MAX = 256, ZEROS_MAX = 256 };
@@ -33,6 +34,8 @@ struct reader {
 	size_t n_zeros;
 	reader_unread_fn unread;
 	void *unread_arg;
+	const uint64_t *unsteady; /* sorted; not owned */
+	size_t n_unsteady;
 	struct reader_stats stats;
 	bool in_flight; /* submitted since the last barrier */
 };
@@ -84,7 +87,14 @@ int reader_target(struct reader *r, uint32_t target, struct sentmap *sent, enum 
 	r->how = how;
 	r->pid = pid;
 	r->fd = fd;
+	reader_set_unsteady(r, NULL, 0);
 	return e;
+}
+
+void reader_set_unsteady(struct reader *r, const uint64_t *pages, size_t n)
+{
+	r->unsteady = pages;
+	r->n_unsteady = n;
 }
 
 /* ---- reading ---- */
@@ -177,14 +187,22 @@ static void add_run(struct reader *r, size_t *n_runs, enum page_kind kind, uint6
 		    size_t buf_off, XXH128_hash_t *hash)
 {
 	struct page_run *last = *n_runs ? &r->runs[*n_runs - 1] : NULL;
+	bool unsteady = lazy_is_eager(r->unsteady, r->n_unsteady, va);
 
-	if (last && last->kind == kind && last->addr + last->npages * CR_PAGE_SIZE == va &&
+	if (last && last->kind == kind && last->unsteady == unsteady &&
+	    last->addr + last->npages * CR_PAGE_SIZE == va &&
 	    (kind == PAGE_ZERO || last->buf_off + last->npages * CR_PAGE_SIZE == buf_off)) {
 		last->npages++;
 		return;
 	}
 	r->runs[(*n_runs)++] = (struct page_run){
-	    .kind = kind, .npages = 1, .addr = va, .buf_off = buf_off, .hashes = hash};
+	    .kind = kind,
+	    .npages = 1,
+	    .addr = va,
+	    .unsteady = unsteady,
+	    .buf_off = buf_off,
+	    .hashes = hash,
+	};
 }
 
 static int send_filled(struct reader *r, const struct filled *f, size_t n, struct cr_err *err)
@@ -296,7 +314,7 @@ int reader_barrier(struct reader *r, struct cr_err *err)
 	int e = reader_finish(r, err);
 
 	if (!e && r->in_flight) {
-		e = page_tx_flush(r->tx, NULL, err);
+		e = page_tx_barrier(r->tx, err);
 		r->in_flight = false;
 	}
 	return e;

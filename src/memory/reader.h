@@ -26,6 +26,9 @@ void reader_free(struct reader *r);
 int reader_target(struct reader *r, uint32_t target, struct sentmap *sent, enum reader_how how,
 		  pid_t pid, int fd, struct cr_err *err) must_check;
 
+/* Of this target: pages that change at the destination by themselves, ascending; not copied. */
+void reader_set_unsteady(struct reader *r, const uint64_t *pages, size_t n);
+
 /* Queue pages [start, end) to be read and sent. `fresh`: the destination's page reads as zero
  * unless sent before (anonymous memory): zero pages are then left out. Pages that cannot be read
  * are handed to `unread`, if given, else they are an error. */

@@ -810,6 +810,7 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 	int e = reader_target(r, t->target, &t->sent,
 			      t->shares_cow ? READ_PROC_MEM : READ_PROCESS_VM, t->pid, t->mem, err);
 	reader_set_unread(r, remember_unread, t);
+	reader_set_unsteady(r, t->eager, t->n_eager);
 	if (!e)
 		e = donor_look(t, err);
 	if (!e)
@@ -820,6 +821,7 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 	if (!e)
 		e = reader_finish(r, err);
 	reader_set_unread(r, NULL, NULL);
+	reader_set_unsteady(r, NULL, 0);
 	if (!e)
 		e = keep_layout(t, mm, err);
 	donor_forget(t);

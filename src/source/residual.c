@@ -17,11 +17,11 @@ enum {
 	SHRINK_DEN = 5,
 };
 
-int source_leave_behind(struct source_proc *sp, const struct process *p, struct cr_err *err)
+int source_note_eager(struct source_proc *sp, const struct process *p, struct cr_err *err)
 {
 	free(sp->tracker.eager);
 	sp->tracker.eager = NULL;
-	sp->tracker.lazy = true;
+	sp->tracker.n_eager = 0;
 	return lazy_eager_pages(p, &sp->tracker.eager, &sp->tracker.n_eager) ? cr_err_oom(err) : 0;
 }
 

@@ -238,8 +238,10 @@ static int send_process(struct source *s, const struct tree *t, const struct pro
 			struct cr_err *err)
 {
 	struct source_proc *sp = source_find(s, p->pid);
-	int r = s->lazy ? source_leave_behind(sp, p, err) : 0;
+	/* at the last round of pre-copy they are what the destination's shells have by now */
+	int r = s->lazy || !final ? source_note_eager(sp, p, err) : 0;
 
+	sp->tracker.lazy = s->lazy;
 	/* for good: what came in then may not be known */
 	sp->tracker.always_full |= has_direct_io(t);
 	sp->tracker.keeps = s->image;
@@ -284,6 +286,8 @@ static int send_processes(struct source *s, const struct tree *t, bool final, st
 
 int source_send_memory(struct source *s, const struct tree *t, bool final, struct cr_err *err)
 {
+	/* the last pages go while the shells take their last steps */
+	page_tx_set_same(s->tx, !final);
 	int r = send_processes(s, t, final, err);
 
 	for (size_t i = 0; i < t->n_objects && i < s->objects.n && !r; i++)
@@ -421,6 +425,7 @@ static int send_in_turns(struct source *s, struct cr_err *err)
 {
 	int r = 0;
 
+	page_tx_set_same(s->tx, true);
 	while (s->more_shells && !r) {
 		r = send_processes(s, s->tree, false, err);
 		if (!r)

@@ -242,9 +242,10 @@ int source_throttle(struct source *s, uint32_t first, struct cr_err *err) must_c
 
 /* ---- residual.c ---- */
 
-/* From here on what this process writes is noted, not sent. */
-int source_leave_behind(struct source_proc *sp, const struct process *p,
-			struct cr_err *err) must_check;
+/* Which of its pages are sent whatever else stays behind: they change at the destination by
+ * themselves. */
+int source_note_eager(struct source_proc *sp, const struct process *p,
+		      struct cr_err *err) must_check;
 /* Tell the destination what was noted since. */
 int source_tell_left(struct source *s, struct cr_err *err) must_check;
 uint64_t source_pages_left(const struct source *s);

@@ -189,5 +189,6 @@ void page_conn_done(struct page_conn *c)
 {
 	close_fdp(&c->fd);
 	free(c->packed);
+	vec_done(&c->owed);
 	c->packed = NULL;
 }

@@ -2,8 +2,18 @@
  * Internal to page_tx. Non-blocking; who waits is page_tx. */
 #pragma once
 #include <sys/uio.h>
+#include "base/vec.h"
 #include "wire/addr.h"
+#include "wire/page_dup.h"
 #include "wire/page_stream.h"
+
+/* A page that equals one that went on this stream, and was found when another was filled. */
+struct page_owed {
+	struct page_dup of;
+	uint32_t target;
+	uint64_t addr;
+	XXH128_hash_t hash;
+};
 
 struct page_conn {
 	int fd;
@@ -11,6 +21,7 @@ struct page_conn {
 	const char *address; /* not owned; for messages */
 	uint64_t seq;        /* of the last BATCH or FLUSH */
 	struct page_ack sent;
+	VEC(struct page_owed) owed;
 	/* out: head and what follows it */
 	size_t left; /* bytes of the frame not yet sent; 0: idle */
 	size_t iov_at, iov_n;

@@ -22,21 +22,171 @@ static uint32_t batch_data_pages(const struct page_tx *tx)
 	return pages < PACED_PAGES_LEAST ? PACED_PAGES_LEAST : (uint32_t)pages;
 }
 
-static void count_pages(struct page_ack *sent, uint32_t target, const struct page_run *run,
-			const struct page_wire_run *w, uint32_t done, const uint8_t *buf)
-{
-	for (uint32_t k = 0; k < w->npages; k++) {
-		uint64_t addr = w->addr + k * CR_PAGE_SIZE;
-		XXH128_hash_t h;
+enum { SAMPLES_AHEAD = 16 };
 
-		if (run->hashes)
-			h = run->hashes[done + k];
-		else if (w->kind == PAGE_ZERO)
-			h = page_hash_zero(target, addr);
-		else
-			h = page_hash(buf + run->buf_off + (done + k) * CR_PAGE_SIZE, target, addr);
-		page_digest_add(&sent->digest, h);
+/* A batch that is being made. */
+struct filling {
+	struct page_tx *tx;
+	struct page_conn *c;
+	struct cursor *cur;
+	struct page_frame *f;
+	struct page_wire_run last; /* the last run of it */
+	uint32_t data_left, left;  /* pages that still go in */
+	/* of pages [sampled_from, …) of this run */
+	const struct page_run *sampled;
+	uint32_t sampled_from, sampled_n;
+	uint64_t samples[SAMPLES_AHEAD];
+};
+
+static void put_run(struct filling *fl, const struct page_wire_run *w)
+{
+	struct page_wire_run *last = &fl->last;
+	uint64_t bytes = last->npages * CR_PAGE_SIZE;
+
+	if (fl->f->nruns && w->kind == PAGE_SAME && last->kind == PAGE_SAME &&
+	    w->src_target == last->src_target && w->addr == last->addr + bytes &&
+	    w->src_addr == last->src_addr + bytes) {
+		last->npages += w->npages;
+	} else {
+		*last = *w;
+		fl->f->nruns++;
 	}
+	page_run_encode(fl->c->head + PAGE_HDR_BYTES + (size_t)(fl->f->nruns - 1) * PAGE_RUN_BYTES,
+			last);
+	fl->left -= w->npages;
+}
+
+static XXH128_hash_t hash_at(const struct cursor *cur, uint32_t k)
+{
+	const struct page_run *run = &cur->runs[cur->at];
+	uint64_t addr = run->addr + k * CR_PAGE_SIZE;
+
+	if (run->hashes)
+		return run->hashes[k];
+	if (run->kind == PAGE_ZERO)
+		return page_hash_zero(cur->target, addr);
+	return page_hash(cur->buf + run->buf_off + k * CR_PAGE_SIZE, cur->target, addr);
+}
+
+/* ---- pages that equal others ---- */
+
+enum {
+	OWED_MOST = 1024,
+	OWED_PACK = 512, /* so many go out before anything else */
+};
+
+/* Can the receiver be told to take it from there? Only behind it on the same stream: where that is
+ * another one, it is left for that one's next batch. */
+static bool can_refer(const struct filling *fl, const struct page_dup *of)
+{
+	return of->stream == PAGE_DUP_PLACED || of->stream == fl->c->index ||
+	       fl->tx->conns[of->stream].owed.n < OWED_MOST;
+}
+
+static bool refer(struct filling *fl, const struct page_dup *of, uint64_t addr, XXH128_hash_t hash)
+{
+	if (of->stream != PAGE_DUP_PLACED && of->stream != fl->c->index) {
+		struct page_owed *o = vec_push(&fl->tx->conns[of->stream].owed);
+
+		if (!o)
+			return false;
+		*o = (struct page_owed){*of, fl->cur->target, addr, hash};
+		return true;
+	}
+	put_run(fl, &(struct page_wire_run){
+			.kind = PAGE_SAME,
+			.addr = addr,
+			.npages = 1,
+			.src_target = of->target,
+			.src_addr = of->addr,
+		    });
+	fl->c->sent.same_pages++;
+	page_digest_add(&fl->c->sent.digest, hash);
+	return true;
+}
+
+static uint64_t sample_of(struct filling *fl, uint32_t k)
+{
+	const struct cursor *cur = fl->cur;
+	const struct page_run *run = &cur->runs[cur->at];
+
+	if (fl->sampled != run || k - fl->sampled_from >= fl->sampled_n) {
+		fl->sampled = run;
+		fl->sampled_from = k;
+		fl->sampled_n = run->npages - k < SAMPLES_AHEAD ? run->npages - k : SAMPLES_AHEAD;
+		for (uint32_t i = 0; i < fl->sampled_n; i++)
+			fl->samples[i] = page_dups_sample(fl->tx->dups, cur->buf + run->buf_off +
+									    (k + i) * CR_PAGE_SIZE);
+	}
+	return fl->samples[k - fl->sampled_from];
+}
+
+/* Page k of the current run: is there another like it to refer to? Else it goes as data, and others
+ * may refer to it. */
+static bool find_equal(struct filling *fl, uint32_t k, struct page_dup *ret)
+{
+	struct page_dups *dups = fl->tx->dups;
+	const struct cursor *cur = fl->cur;
+	const struct page_run *run = &cur->runs[cur->at];
+	uint64_t sample = sample_of(fl, k), addr = run->addr + k * CR_PAGE_SIZE;
+
+	page_dups_sent(dups, cur->target, addr, 1);
+	if (page_dups_find(dups, cur->buf + run->buf_off + k * CR_PAGE_SIZE, sample, ret) &&
+	    can_refer(fl, ret))
+		return true;
+	const struct page_dup it = {cur->target, addr, fl->c->index};
+	if (!run->unsteady)
+		page_dups_add(dups, sample, &it, hash_at(cur, k));
+	return false;
+}
+
+/* Its next batch is of what it owes, of one target. */
+static void fill_owed(struct filling *fl)
+{
+	struct page_conn *c = fl->c;
+	uint32_t target = c->owed.v[0].target;
+	size_t n = 0;
+
+	fl->f->target = target;
+	for (; n < c->owed.n && n < PAGE_BATCH_RUNS && c->owed.v[n].target == target; n++) {
+		const struct page_owed *o = &c->owed.v[n];
+
+		put_run(fl, &(struct page_wire_run){
+				.kind = PAGE_SAME,
+				.addr = o->addr,
+				.npages = 1,
+				.src_target = o->of.target,
+				.src_addr = o->of.addr,
+			    });
+		c->sent.same_pages++;
+		page_digest_add(&c->sent.digest, o->hash);
+	}
+	c->owed.n -= n;
+	memmove(c->owed.v, c->owed.v + n, c->owed.n * sizeof(*c->owed.v));
+}
+
+bool page_pack_owes(const struct page_conn *c, const struct cursor *cur)
+{
+	return c->owed.n && (cur->drain || c->owed.n >= OWED_PACK);
+}
+
+/* ---- runs ---- */
+
+static void advance(struct cursor *cur, uint32_t n)
+{
+	cur->done += n;
+	if (cur->done == cur->runs[cur->at].npages) {
+		cur->at++;
+		cur->done = 0;
+	}
+}
+
+static void count_run(struct filling *fl, const struct page_wire_run *w)
+{
+	struct page_ack *sent = &fl->c->sent;
+
+	for (uint32_t k = 0; k < w->npages; k++)
+		page_digest_add(&sent->digest, hash_at(fl->cur, fl->cur->done + k));
 	if (w->kind == PAGE_DATA)
 		sent->data_pages += w->npages;
 	else if (w->kind == PAGE_ZERO)
@@ -45,46 +195,86 @@ static void count_pages(struct page_ack *sent, uint32_t target, const struct pag
 		sent->same_pages += w->npages;
 }
 
+/* At most n pages of the current run, as they are. */
+static void fill_run(struct filling *fl, uint32_t n)
+{
+	const struct cursor *cur = fl->cur;
+	const struct page_run *run = &cur->runs[cur->at];
+	struct page_wire_run w = {
+	    .kind = (uint8_t)run->kind,
+	    .addr = run->addr + cur->done * CR_PAGE_SIZE,
+	    .npages = n,
+	};
+
+	if (run->kind == PAGE_SAME) {
+		w.src_target = run->src_target;
+		w.src_addr = run->src_addr + cur->done * CR_PAGE_SIZE;
+	}
+	count_run(fl, &w);
+	put_run(fl, &w);
+	if (run->kind == PAGE_DATA) {
+		page_conn_add(fl->c, cur->buf + run->buf_off + cur->done * CR_PAGE_SIZE,
+			      n * CR_PAGE_SIZE);
+		fl->data_left -= n;
+		fl->f->raw_bytes += n * (uint32_t)CR_PAGE_SIZE;
+	}
+	advance(fl->cur, n);
+}
+
+/* Data up to a page that equals another, and that page. */
+static void fill_data(struct filling *fl, uint32_t most)
+{
+	const struct cursor *cur = fl->cur;
+	const struct page_run *run = &cur->runs[cur->at];
+	uint32_t n = 0, first = cur->done;
+	struct page_dup of;
+	bool equal = false;
+
+	while (n < most && !equal) {
+		equal = find_equal(fl, first + n, &of);
+		n += !equal;
+	}
+	uint64_t addr = run->addr + (first + n) * CR_PAGE_SIZE;
+	XXH128_hash_t hash = equal ? hash_at(cur, first + n) : (XXH128_hash_t){0};
+	if (n)
+		fill_run(fl, n);
+	if (!equal)
+		return;
+	if (refer(fl, &of, addr, hash))
+		advance(fl->cur, 1);
+	else
+		fill_run(fl, 1);
+}
+
 /* Takes runs from the cursor until the batch is full: their heads into c->head, their data behind.
  */
-static void fill_batch(struct page_tx *tx, struct page_conn *c, struct cursor *cur,
-		       struct page_frame *f)
+static void fill_batch(struct filling *fl)
 {
-	uint32_t data_left = batch_data_pages(tx), left = PAGE_BATCH_PAGES;
+	struct cursor *cur = fl->cur;
 
-	while (cur->at < cur->nruns && f->nruns < PAGE_BATCH_RUNS && left) {
+	/* room for two: data, and a page that equals another */
+	while (cur->at < cur->nruns && fl->f->nruns + 2 <= PAGE_BATCH_RUNS && fl->left) {
 		const struct page_run *run = &cur->runs[cur->at];
 		bool data = run->kind == PAGE_DATA;
-		uint32_t most = data && data_left < left ? data_left : left;
-		uint32_t n = run->npages - cur->done < most ? run->npages - cur->done : most;
+		uint32_t most = data && fl->data_left < fl->left ? fl->data_left : fl->left;
+		uint32_t rest = run->npages - cur->done;
 
-		if (!n)
+		if (rest < most)
+			most = rest;
+		if (!most)
 			break;
-		struct page_wire_run w = {
-		    .kind = (uint8_t)run->kind,
-		    .addr = run->addr + cur->done * CR_PAGE_SIZE,
-		    .npages = n,
-		};
-		if (run->kind == PAGE_SAME) {
-			w.src_target = run->src_target;
-			w.src_addr = run->src_addr + cur->done * CR_PAGE_SIZE;
+		if (data && fl->tx->dups && fl->tx->same) {
+			fill_data(fl, most);
+			continue;
 		}
-		page_run_encode(c->head + PAGE_HDR_BYTES + f->nruns++ * PAGE_RUN_BYTES, &w);
-		count_pages(&c->sent, cur->target, run, &w, cur->done, cur->buf);
-		if (data) {
-			page_conn_add(c, cur->buf + run->buf_off + cur->done * CR_PAGE_SIZE,
-				      n * CR_PAGE_SIZE);
-			data_left -= n;
-			f->raw_bytes += n * (uint32_t)CR_PAGE_SIZE;
-		}
-		left -= n;
-		cur->done += n;
-		if (cur->done == run->npages) {
-			cur->at++;
-			cur->done = 0;
-		}
+		if (fl->tx->dups)
+			page_dups_sent(fl->tx->dups, cur->target,
+				       run->addr + cur->done * CR_PAGE_SIZE, most);
+		fill_run(fl, most);
 	}
 }
+
+/* ---- the frame ---- */
 
 /* Returns the compressed size, 0 if it is hardly smaller (or there is no memory for trying). */
 static uint32_t compress_batch(struct page_tx *tx, struct page_conn *c, uint32_t raw_bytes)
@@ -127,8 +317,25 @@ void page_pack(struct page_tx *tx, struct page_conn *c, struct cursor *cur)
 	    .seq = ++c->seq,
 	};
 
+	struct filling fl = {
+	    .tx = tx,
+	    .c = c,
+	    .cur = cur,
+	    .f = &f,
+	    .data_left = batch_data_pages(tx),
+	    .left = PAGE_BATCH_PAGES,
+	};
+
 	page_conn_begin(c, &f, PAGE_HDR_BYTES);
-	fill_batch(tx, c, cur, &f);
+	if (page_pack_owes(c, cur))
+		fill_owed(&fl);
+	else
+		fill_batch(&fl);
+	if (!f.nruns) { /* all of it goes on other streams */
+		c->left = 0;
+		c->seq--;
+		return;
+	}
 	f.wire_bytes = f.raw_bytes;
 	size_t head = PAGE_HDR_BYTES + (size_t)f.nruns * PAGE_RUN_BYTES;
 	c->iov[0].iov_len = head;

@@ -123,7 +123,9 @@ static int feed_streams(struct page_tx *tx, uint32_t ready, struct cursor *cur, 
 		if (!(ready >> i & 1))
 			continue;
 		if (!c->left) {
-			if (cur->at == cur->nruns || bandwidth_wait_us(tx))
+			bool some = cur->at < cur->nruns || page_pack_owes(c, cur);
+
+			if (!some || bandwidth_wait_us(tx))
 				continue;
 			page_pack(tx, c, cur);
 			tx->next = (i + 1) % tx->n;
@@ -135,13 +137,22 @@ static int feed_streams(struct page_tx *tx, uint32_t ready, struct cursor *cur, 
 	return 0;
 }
 
+static bool is_more(const struct page_tx *tx, const struct cursor *cur)
+{
+	bool more = cur->at < cur->nruns;
+
+	for (unsigned int i = 0; i < tx->n && cur->drain && !more; i++)
+		more = tx->conns[i].owed.n > 0;
+	return more;
+}
+
 static int send_all(struct page_tx *tx, struct cursor *cur, struct cr_err *err)
 {
 	uint32_t all = (1u << tx->n) - 1, ready, readable;
 
 	for (;;) {
 		uint32_t busy = busy_streams(tx);
-		bool more = cur->at < cur->nruns;
+		bool more = is_more(tx, cur);
 
 		if (!busy && !more)
 			return 0;
@@ -264,12 +275,18 @@ static void add_sent(const struct page_tx *tx, struct page_ack *ret)
 	}
 }
 
-int page_tx_flush(struct page_tx *tx, struct page_ack *ret, struct cr_err *err)
+static int flush_all(struct page_tx *tx, struct page_ack *ret, struct cr_err *err)
 {
+	struct cursor owed = {.drain = true};
 	int r = check_usable(tx, err);
 
 	if (r)
 		return r;
+	r = send_all(tx, &owed, err);
+	if (r) {
+		tx->broken = true;
+		return r;
+	}
 	for (unsigned int i = 0; i < tx->n; i++) {
 		struct page_conn *c = &tx->conns[i];
 		struct page_frame f = {.type = PAGE_FRAME_FLUSH, .seq = ++c->seq};
@@ -287,7 +304,28 @@ int page_tx_flush(struct page_tx *tx, struct page_ack *ret, struct cr_err *err)
 	tx->waited_us = 0;
 	if (!r && ret)
 		add_sent(tx, ret);
+	if (tx->dups)
+		page_dups_flushed(tx->dups);
 	return r;
+}
+
+int page_tx_barrier(struct page_tx *tx, struct cr_err *err)
+{
+	return flush_all(tx, NULL, err);
+}
+
+int page_tx_flush(struct page_tx *tx, struct page_ack *ret, struct cr_err *err)
+{
+	int r = flush_all(tx, ret, err);
+
+	if (tx->dups)
+		page_dups_forget(tx->dups);
+	return r;
+}
+
+void page_tx_set_same(struct page_tx *tx, bool on)
+{
+	tx->same = on;
 }
 
 void page_tx_stats(const struct page_tx *tx, struct page_tx_stats *ret)
@@ -418,6 +456,8 @@ int page_tx_open(struct page_tx **ret, const struct page_tx_opts *opts, struct c
 		r = greet_all(tx, opts, err);
 	if (r)
 		return r;
+	if (tx->caps & PAGE_CAP_SAME)
+		tx->dups = page_dups_new(); /* without memory: it goes without */
 	page_tx_set_bandwidth(tx, opts->max_bandwidth_bytes_s);
 	tx->stats = (struct page_tx_stats){0};
 	tx->waited_us = 0;
@@ -433,6 +473,7 @@ void page_tx_free(struct page_tx *tx)
 		page_conn_done(&tx->conns[i]);
 	free(tx->conns);
 	free(tx->gathered);
+	page_dups_free(tx->dups);
 	free(tx->address);
 	free(tx);
 }

@@ -7,6 +7,7 @@
  *
  * Order: with more than one stream, what two submits sent may be placed in either order. Before a
  * page is sent again, and before a SAME run that refers to pages sent since the last flush, flush.
+ * With page_tx_set_same(), SAME runs are made out of DATA here, and keep that order by themselves.
  *
  * Not thread safe. After any error but -EINVAL the sender is broken: only page_tx_free() is left.
  */
@@ -41,6 +42,8 @@ struct page_run {
 	uint64_t addr;       /* page aligned: address in a process, byte offset in an object */
 	uint32_t src_target; /* SAME: whose pages these are equal to, at src_addr */
 	uint64_t src_addr;
+	bool unsteady;  /* DATA: the receiver's page may change by itself; none is sent as equal to
+			   it */
 	size_t buf_off; /* DATA: where in buf the pages are, one after the other */
 	const XXH128_hash_t
 	    *hashes; /* npages of page_hash(page, target, addr of the page), for every
@@ -71,6 +74,14 @@ int page_tx_submit(struct page_tx *tx, uint32_t target, const struct page_run *r
  * page-server placed (CR_ERR_PEER, EBADMSG when they differ). *ret has the totals since open over
  * all streams; it may be NULL. */
 int page_tx_flush(struct page_tx *tx, struct page_ack *ret, struct cr_err *err) must_check;
+
+/* The same, in the middle of what goes out page after page: SAME runs may go on to refer to what
+ * was sent before. After page_tx_flush() they do not: then the receiver's memory may change. */
+int page_tx_barrier(struct page_tx *tx, struct cr_err *err) must_check;
+
+/* Shall pages be sent as equal to others that were sent? Only while nothing else changes the
+ * receiver's memory. At first they are not. No effect if the receiver cannot. */
+void page_tx_set_same(struct page_tx *tx, bool on);
 
 /* From the next batch on; 0: no limit (for the last round). */
 void page_tx_set_bandwidth(struct page_tx *tx, uint64_t bytes_s);

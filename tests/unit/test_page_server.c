@@ -386,6 +386,99 @@ static void place_3_lz4(void **state)
 	place(state, 3, PAGE_TX_COMPRESS_LZ4);
 }
 
+enum { CONTENTS = 20, ALIKE_PAGES = FORBIDDEN_AT / 5 };
+
+/* Pages [first, end) of the target, each one of a few contents. */
+static void send_alike(struct fixture *f, struct page_tx *tx, uint32_t target, uint32_t first,
+		       uint32_t end, bool unsteady, uint8_t contents[CONTENTS][4096])
+{
+	static struct page_run runs[PAGES];
+	struct cr_err err = {0};
+	size_t n = 0;
+
+	for (uint32_t i = first; i < end; i++) {
+		memcpy(f->buf + i * 4096, contents[rnd(f) % CONTENTS], 4096);
+		memcpy(want_of(f, target) + i * 4096, f->buf + i * 4096, 4096);
+		if (n && i % 9) {
+			runs[n - 1].npages++;
+			continue;
+		}
+		runs[n++] = (struct page_run){
+		    .kind = PAGE_DATA,
+		    .addr = base_of(f, target) + i * 4096,
+		    .npages = 1,
+		    .unsteady = unsteady,
+		    .buf_off = i * 4096,
+		};
+	}
+	ok(page_tx_submit(tx, target, runs, n, f->buf, &err));
+}
+
+/* In pieces, so that most find their like on the way on another stream. */
+static void send_all_alike(struct fixture *f, struct page_tx *tx, bool unsteady)
+{
+	static uint8_t contents[CONTENTS][4096];
+	struct cr_err err = {0};
+
+	for (int i = 0; i < CONTENTS; i++)
+		fill(f, contents[i], false);
+	for (uint32_t at = 0; at < FORBIDDEN_AT; at += ALIKE_PAGES)
+		send_alike(f, tx, CHILD, at, at + ALIKE_PAGES, unsteady, contents);
+	ok(page_tx_barrier(tx, &err));
+	send_alike(f, tx, OBJECT, 0, PAGES - 1, unsteady, contents);
+}
+
+static uint64_t data_sent(struct page_tx *tx)
+{
+	struct page_tx_stats st;
+
+	page_tx_stats(tx, &st);
+	return st.data_pages;
+}
+
+static void equal_pages_go_once(struct fixture *f, unsigned int streams,
+				enum page_tx_compress compress)
+{
+	const uint64_t all = FORBIDDEN_AT + PAGES - 1;
+	struct cr_err err = {0};
+	struct page_tx *tx;
+
+	ok(open_tx(f, &tx, streams, compress, &err));
+	for (uint64_t round = 1; round <= 3; round++) {
+		page_tx_set_same(tx, true);
+		uint64_t before = data_sent(tx);
+		send_all_alike(f, tx, false);
+		/* what is found while too much is owed to its stream goes as data all the same */
+		assert_in_range(data_sent(tx) - before, CONTENTS, 4 * CONTENTS);
+		/* again, with other contents, before anything was forgotten */
+		ok(page_tx_barrier(tx, &err));
+		send_all_alike(f, tx, false);
+		ok(page_tx_flush(tx, NULL, &err));
+		verify(f);
+		before = data_sent(tx);
+		send_all_alike(f, tx, true); /* nothing may refer to these */
+		assert_int_equal(data_sent(tx) - before, all);
+		ok(page_tx_flush(tx, NULL, &err));
+		page_tx_set_same(tx, false);
+		before = data_sent(tx);
+		send_all_alike(f, tx, false);
+		assert_int_equal(data_sent(tx) - before, all);
+		ok(page_tx_flush(tx, NULL, &err));
+		verify(f);
+	}
+	page_tx_free(tx);
+}
+
+static void equal_pages_go_once_on_1(void **state)
+{
+	equal_pages_go_once(get(state), 1, PAGE_TX_COMPRESS_NONE);
+}
+
+static void equal_pages_go_once_on_4(void **state)
+{
+	equal_pages_go_once(get(state), 4, PAGE_TX_COMPRESS_LZ4);
+}
+
 static void scattered_pages_fill_a_batch(void **state)
 {
 	static struct page_run runs[PAGES / 2];
@@ -989,6 +1082,8 @@ int main(void)
 	    TEST(place_1_lz4),
 	    TEST(place_3_raw),
 	    TEST(place_3_lz4),
+	    TEST(equal_pages_go_once_on_1),
+	    TEST(equal_pages_go_once_on_4),
 	    TEST(scattered_pages_fill_a_batch),
 	    TEST(bandwidth_limit_holds),
 	    TEST(wrong_token_and_id_are_refused),
