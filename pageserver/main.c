@@ -1,8 +1,10 @@
 /* page-server: takes pages from the network and puts them where they belong. */
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/statfs.h>
 #include <string.h>
 #include "base/clock.h"
 #include "base/log.h"
@@ -240,6 +242,19 @@ static int watch_signals(struct server *sv, struct cr_err *err)
 	return r ? uv_failed(err, r, "signals") : 0;
 }
 
+/* Where there are no processors to spare the loop had better place: a batch is in its cache, and
+ * handing it over takes time. But disks make wait, and the loop serves others, too. */
+static bool want_threads(const struct server *sv, const struct options *o)
+{
+	struct statfs st;
+
+	if (o->threads != THREADS_AUTO)
+		return o->threads == THREADS_YES;
+	if (sv->dir && (fstatfs(sv->dir->fd, &st) || st.f_type != TMPFS_MAGIC))
+		return true;
+	return uv_available_parallelism() >= THREADS_CPUS;
+}
+
 static int server_start(struct server *sv, const struct options *o, struct cr_err *err)
 {
 	struct rlimit rl;
@@ -249,14 +264,12 @@ static int server_start(struct server *sv, const struct options *o, struct cr_er
 		rl.rlim_cur = rl.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &rl);
 	}
-	/* disks make wait */
-	sv->by_threads = o->dir || o->threads == THREADS_YES ||
-			 (o->threads == THREADS_AUTO && uv_available_parallelism() >= THREADS_CPUS);
 	int r = watch_signals(sv, err);
 	if (!r)
 		r = server_start_timers(sv, err);
 	if (!r && o->dir)
 		r = open_dir(sv, o, err);
+	sv->by_threads = want_threads(sv, o);
 	if (!r)
 		r = o->listen ? listen_tcp(sv, o->listen, err) : listen_given(sv, err);
 	if (!r && o->control)

@@ -33,7 +33,7 @@ static const char usage[] =
     "  --no-token             with --dir: anybody who can connect is welcome\n"
     "  --threads WHEN         place pages by threads of their own: yes, no or auto (default), "
     "where\n"
-    "                         there are more than two processors; with --dir always\n"
+    "                         there are more than two processors, or a disk to wait for\n"
     "  --user NAME            with --dir, started by root: run as that user\n"
     "  --no-sandbox           leave out the filter of system calls, to look for a fault\n"
     "  --status-fd N          write to descriptor N what happens, one JSON object a line\n"

@@ -241,6 +241,8 @@ static void after_answer(uv_work_t *w, int status)
 
 	(void)status; /* is never cancelled */
 	msg_free(&p->question);
+	if (p->session)
+		p->session->answering = false;
 	if (p->over) {
 		end_session(p);
 		stream_busy(st, false); /* may free p */
@@ -272,6 +274,8 @@ static int ask_thread(struct peer *p, struct msg *m, struct cr_err *err)
 		return cr_err_set(err, CR_ERR_KERNEL, -r, "hand a message to a thread: %s",
 				  uv_strerror(r));
 	}
+	if (p->session)
+		p->session->answering = true;
 	stream_busy(p->st, true);
 	stream_pause(p->st);
 	return 0;

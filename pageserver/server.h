@@ -40,6 +40,7 @@ struct session {
 	struct cr_err last_error; /* of a stream */
 	uint64_t heard_us;        /* when something last came on one of its streams */
 	bool hurried;
+	bool answering; /* a thread is at the image: to place may be to wait for it */
 };
 
 struct server {

@@ -278,7 +278,8 @@ static int on_batch(void *arg, const struct page_batch *b, struct cr_err *err)
 			return cr_err_oom(err);
 	}
 	struct place_memory mem = {.zeros = st->sv->zeros, .work = st->work_memory};
-	if (!st->sv->by_threads || place_pages(b) <= INLINE_PAGES)
+	bool at_once = !st->sv->by_threads || place_pages(b) <= INLINE_PAGES;
+	if (at_once && !st->session->answering)
 		return session_place(st->session, b, &mem, &st->placed, err);
 	st->work.data = st;
 	st->work_session = st->session;
