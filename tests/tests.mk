@@ -38,9 +38,7 @@ $(B)/tests/bench/%: tests/bench/%.c
 
 bench: deps
 	$(Q)$(MAKE) -s --no-print-directory -j$$(nproc) all $(WORKLOADS) $(B)/testbed-init $(B)/tests/bench/peak $(B)/tests/bench/warm $(B)/tests/bench/copy
-	$(Q)tests/bench/bench
-	$(Q)tests/bench/images
-	$(Q)tests/bench/dump
+	$(Q)tests/bench/all
 
 lint:
 	$(Q)tools/lint
