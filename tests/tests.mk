@@ -1,6 +1,7 @@
 # Targets that run as root and need more than the build: set up what is missing, then run.
 include tests/fuzz/fuzz.mk
-E2E := $(wildcard tests/e2e/*.t tests/fault/*.t)
+# The longest first, so that none is alone in the end.
+E2E := $(wildcard tests/fault/*.t) $(wildcard tests/e2e/*.t)
 APPS := $(wildcard tests/apps/*.t)
 TEST_PROGS := $(UNIT) $(WORKLOADS) $(B)/testbed-init
 
@@ -17,7 +18,7 @@ $(B)/tests/unit/test_cr_image: | $(B)/cr-image
 check: deps
 	$(Q)tools/packages --install $(LINT_PKGS)
 	$(Q)$(MAKE) --no-print-directory -j$$(nproc) all $(TEST_PROGS) fuzz-replay-programs
-	$(Q)tools/run-tests tests/lint.t tests/docs.t $(UNIT) tests/fuzz/replay.t $(E2E) $(APPS) $(wildcard tests/demo.t)
+	$(Q)tools/run-tests $(E2E) $(APPS) tests/lint.t tests/docs.t $(UNIT) tests/fuzz/replay.t $(wildcard tests/demo.t)
 
 e2e: all $(TEST_PROGS)
 	$(Q)tools/run-tests $(E2E)
