@@ -16,12 +16,26 @@
 #define PR_GET_MDWE 66 /* 6.3 */
 #endif
 
+/* arch_prctl(2), Documentation/arch/x86/xstate.rst, 5.16: what may be used of the state that has to
+ * be asked for. */
+#define ARCH_GET_XCOMP_PERM 0x1022
+#define XCOMP_TILE_DATA (1ull << 18)
+
 enum {
 	TIMERS_PER_BATCH = 40,
-	SAFE_CALLS = 38, /* so many may be queued before those that tell by value: a slot has 48 */
+	SAFE_CALLS = 37, /* so many may be queued before those that tell by value: a slot has 48 */
 };
 
-enum { RET_NNP, RET_SLACK, RET_SECCOMP, RET_DUMPABLE, RET_THP, RET_SECUREBITS, RET_MDWE };
+enum {
+	RET_NNP,
+	RET_SLACK,
+	RET_SECCOMP,
+	RET_DUMPABLE,
+	RET_THP,
+	RET_SECUREBITS,
+	RET_MDWE,
+	RET_XCOMP
+};
 
 struct kernel_stack { /* stack_t, sigaltstack(2) */
 	uint64_t sp;
@@ -38,6 +52,7 @@ struct query_out {
 	/* the leader's */
 	int32_t subreaper;
 	uint64_t pending; /* of the leader and of the process, after the timers: all is blocked */
+	uint64_t xcomp_perm;
 	struct itimerval itimers[3];
 	struct timespec monotonic, boottime;
 	struct sigaction_rec actions[TREE_NSIG];
@@ -119,6 +134,7 @@ int attrs_query_queue(struct rtask *rt, struct attrs_query *q, const struct proc
 	q->ret[RET_THP] = rqueue(rt, "PR_GET_THP_DISABLE", SYS_prctl, PR_GET_THP_DISABLE);
 	q->ret[RET_SECUREBITS] = rqueue(rt, "PR_GET_SECUREBITS", SYS_prctl, PR_GET_SECUREBITS);
 	q->ret[RET_MDWE] = rqueue(rt, NULL, SYS_prctl, PR_GET_MDWE);
+	q->ret[RET_XCOMP] = rqueue(rt, NULL, SYS_arch_prctl, ARCH_GET_XCOMP_PERM, AT(xcomp_perm));
 	return 0;
 }
 
@@ -229,6 +245,9 @@ static int collect_process(const struct attrs_query *q, struct process *p, struc
 		return unsupported(p, "PR_SET_THP_DISABLE with exceptions", err);
 	if (q->ret[RET_MDWE]->ret > 0)
 		return unsupported(p, "PR_SET_MDWE (memory-deny-write-execute)", err);
+	/* without the permission its next tile instruction would be a SIGILL */
+	if (!q->ret[RET_XCOMP]->ret && out->xcomp_perm & XCOMP_TILE_DATA)
+		return unsupported(p, "AMX (it has asked for the use of tile data)", err);
 	p->mm.dumpable = (int)q->ret[RET_DUMPABLE]->ret;
 	p->mm.thp_disable = q->ret[RET_THP]->ret;
 	p->creds.securebits = (uint32_t)q->ret[RET_SECUREBITS]->ret;

@@ -73,7 +73,7 @@ int attrs_capture(struct capture *c, struct cr_err *err) must_check;
  * task; timers are as of that moment. */
 struct attrs_query {
 	void *out;            /* in the scratch area */
-	struct rcall *ret[7]; /* calls that tell by return value */
+	struct rcall *ret[8]; /* calls that tell by return value */
 	bool signals_stale;   /* set by collect: run attrs_pending_again once all are collected */
 };
 enum attrs_ask {
