@@ -268,7 +268,9 @@ int attrs_actions_queue(struct rtask *rt, const struct process *old, const struc
 
 		if (signo == SIGKILL || signo == SIGSTOP)
 			continue;
-		if (old ? !memcmp(a, &old->sigactions[signo - 1], sizeof(*a)) : is_zero(a))
+		/* a fresh shell ignores what its parent does, and the agent does: with
+		 * CLONE_CLEAR_SIGHAND, clone(2), only handlers go */
+		if (old && !memcmp(a, &old->sigactions[signo - 1], sizeof(*a)))
 			continue;
 		r = queue_action(rt, p, signo, err);
 	}
