@@ -152,6 +152,7 @@ bool files_pid_in_tree(const struct tree *t, pid_t pid, bool group);
 
 /* files_scan.c: refuse (warn about) watched things that tasks outside the tree hold as well. */
 int files_scan_outside(struct files_ctx *x, struct cr_err *err) must_check;
+bool files_is_open(const struct stat *st);
 /* True if a task of the tree, or a new child of it, holds an end of pipe f for writing (reading).
  */
 bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writing);
@@ -217,7 +218,7 @@ struct epoll_items {
 };
 
 struct pipe_end {
-	uint64_t ino;
+	uint64_t dev, ino;
 	uint32_t file;
 };
 
@@ -343,6 +344,14 @@ int fileset_epoll_plan(struct fileset *fs, const struct tree *t, struct cr_err *
 int fileset_epoll_install(struct shell_fds *sh, struct cr_err *err) must_check;
 /* file_unix.c: listen(2) where the process is the one to do it. */
 int fileset_unix_install(struct shell_fds *sh, struct cr_err *err) must_check;
+/* reserve.c. dir: sets h->reserved_dir, and reserved_path, which the caller makes. check: says if
+ * that cannot be done. */
+int reserve_dir(struct held *h, const char *path, struct cr_err *err) must_check;
+void reserve_remove(const char *dir);
+void reserve_drop(struct held *h);
+int reserve_launch(struct held *h, const struct file *f, struct cr_err *err) must_check;
+bool reserve_check(const struct file_check *k, const struct file *f, const char *what);
+
 /* Scratch memory holding a copy of p; runs what is queued when the area is full. */
 int rtask_put(struct rtask *rt, const void *p, size_t bytes, uint64_t *ret_va,
 	      struct cr_err *err) must_check;

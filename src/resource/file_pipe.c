@@ -1,4 +1,4 @@
-/* Pipes with what is in them.
+/* Pipes with what is in them, with and without a name.
  *
  * Capture never takes anything out: the contents are tee(2)d into a pipe of ours and read from
  * there. They travel with the first readable end of a pipe, as plain bytes, or for a pipe in packet
@@ -6,7 +6,11 @@
  *
  * All ends must be inside the tree. An end that the tree does not have is fine if nobody has it:
  * poll(2) on the other end tells (POLLERR: no reader, POLLHUP: no writer). Whether somebody outside
- * holds an end that the tree has too, files_scan.c finds out. */
+ * holds an end that the tree has too, files_scan.c finds out.
+ *
+ * The pipe of a name, fifo(7), belongs to the inode: where both hosts see one file system, to the
+ * very one that the source's tasks have open. So a new one is made beside it and put in its place
+ * after the decision (reserve.c). One whose name is gone becomes a pipe like others. */
 #include "resource/file_kind.h"
 
 #include <fcntl.h>
@@ -20,7 +24,7 @@ enum { PACKET_MAX = 4096, PACKET_HEAD = 4 };
 
 static bool match(const struct fd_probe *p)
 {
-	return p->fs_magic == PIPEFS_MAGIC;
+	return p->fs_magic == PIPEFS_MAGIC || (S_ISFIFO(p->st.st_mode) && p->link[0] == '/');
 }
 
 static bool readable(const struct file *f)
@@ -31,6 +35,15 @@ static bool readable(const struct file *f)
 static bool writable(const struct file *f)
 {
 	return (f->flags & O_ACCMODE) != O_RDONLY;
+}
+
+static const char *pipe_name(const struct file *f, char *buf, size_t size)
+{
+	if (f->path)
+		snprintf(buf, size, "named pipe %s", f->path);
+	else
+		snprintf(buf, size, "pipe:[%llu]", (unsigned long long)f->pipe_ino);
+	return buf;
 }
 
 /* ---- capture ---- */
@@ -85,6 +98,7 @@ static int copy_contents(struct files_ctx *x, const struct fd_probe *p, struct f
 			 struct cr_err *err)
 {
 	_cleanup_(close_pair) int copy[2] = {-1, -1};
+	char name[160];
 	int len = 0;
 
 	if (ioctl(p->local, FIONREAD, &len))
@@ -106,9 +120,8 @@ static int copy_contents(struct files_ctx *x, const struct fd_probe *p, struct f
 	if (r == 1)
 		files_refuse(
 		    x, p->pid, p->fd,
-		    "pipe:[%llu]: holds packets, and no writer is in packet mode any more: "
-		    "not supported",
-		    (unsigned long long)f->pipe_ino);
+		    "%s: holds packets, and no writer is in packet mode any more: not supported",
+		    pipe_name(f, name, sizeof(name)));
 	return r < 0 ? r : 0;
 }
 
@@ -123,7 +136,13 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 	f->pipe_ino = p->st.st_ino;
 	f->pipe_capacity = (uint32_t)capacity;
 	f->pos = 0;
-	(void)x;
+	if (p->fs_magic != PIPEFS_MAGIC && p->link_leads_here) {
+		f->path = arena_strdup(x->c->tree->arena, p->link);
+		f->uid = p->st.st_uid;
+		f->gid = p->st.st_gid;
+		if (!f->path)
+			return cr_err_oom(err);
+	}
 	return 0; /* contents: in link_pipe(), when all ends are known */
 }
 
@@ -132,6 +151,7 @@ static int check_missing_end(struct files_ctx *x, uint32_t file, int fd, struct 
 {
 	const struct file *f = &x->c->tree->files[file];
 	struct pollfd pfd = {.fd = fd};
+	char name[160];
 
 	if (poll(&pfd, 1, 0) < 0)
 		return cr_err_sys(err, "poll");
@@ -139,9 +159,9 @@ static int check_missing_end(struct files_ctx *x, uint32_t file, int fd, struct 
 		return 0; /* nobody has it */
 	if (x->c->exact || (!x->much_waits && !files_pipe_end_inside(x, f, readable(f))))
 		files_refuse(x, files_holder_pid(x, file), files_holder(x, file)->fd,
-			     "pipe:[%llu]: its %s end is held outside the tree; redirect it to a "
-			     "file, or move that process as well",
-			     (unsigned long long)f->pipe_ino, readable(f) ? "writing" : "reading");
+			     "%s: its %s end is held outside the tree; redirect it to a file, or "
+			     "move that process as well",
+			     pipe_name(f, name, sizeof(name)), readable(f) ? "writing" : "reading");
 	return 0;
 }
 
@@ -151,6 +171,8 @@ static int cmp_end(const void *va, const void *vb)
 
 	if (a->ino != b->ino)
 		return a->ino < b->ino ? -1 : 1;
+	if (a->dev != b->dev)
+		return a->dev < b->dev ? -1 : 1;
 	return (a->file > b->file) - (a->file < b->file);
 }
 
@@ -164,7 +186,8 @@ static struct pipe_end *ends_of(const struct tree *t, size_t *ret_n)
 		return NULL;
 	for (size_t i = 0; i < t->n_files; i++)
 		if (t->files[i].kind == FILE_PIPE)
-			ends[n++] = (struct pipe_end){t->files[i].pipe_ino, (uint32_t)i};
+			ends[n++] =
+			    (struct pipe_end){t->files[i].dev, t->files[i].pipe_ino, (uint32_t)i};
 	qsort(ends, n, sizeof(*ends), cmp_end);
 	*ret_n = n;
 	return ends;
@@ -197,8 +220,13 @@ static int link_pipe(struct files_ctx *x, const struct pipe_end *ends, size_t n,
 	p.local = local;
 	if (!rd || !wr)
 		r = check_missing_end(x, first, local, err);
-	if (!r && rd && x->c->exact)
-		r = copy_contents(x, &p, rd, err);
+	/* what is in one with a name waits for whoever opens it next */
+	_cleanup_fd_ int reader =
+	    !rd && files[first].path && x->c->exact ? fd_reopen(local, O_RDONLY | O_NONBLOCK) : -1;
+	if (reader >= 0)
+		p.local = reader;
+	if (!r && (rd || reader >= 0) && x->c->exact)
+		r = copy_contents(x, &p, rd ? rd : wr, err);
 	return r < 0 ? cr_err_ctx(err, "pipe, fd %d of %d", p.fd, p.pid) : 0;
 }
 
@@ -210,7 +238,8 @@ static int link_all(struct files_ctx *x, struct cr_err *err)
 	if (!ends)
 		return cr_err_oom(err);
 	for (size_t i = 0, j; i < n; i = j) {
-		for (j = i + 1; j < n && ends[j].ino == ends[i].ino; j++)
+		for (j = i + 1; j < n && ends[j].ino == ends[i].ino && ends[j].dev == ends[i].dev;
+		     j++)
 			;
 		int r = link_pipe(x, ends + i, j - i, err);
 		if (r < 0)
@@ -231,16 +260,36 @@ static int reopen_end(int any, int acc)
 	return fd_reopen(any, acc | O_NONBLOCK);
 }
 
+/* Beside the path: open for both, so that no later opening waits or fails. */
+static int make_named(struct held *h, const struct file *f, struct cr_err *err)
+{
+	int r = reserve_dir(h, f->path, err);
+
+	if (r)
+		return r;
+	if (mkfifo(h->reserved_path, 0600) || chown(h->reserved_path, f->uid, f->gid) ||
+	    chmod(h->reserved_path, f->mode & 07777))
+		return cr_err_sys(err, "making a named pipe beside %s", f->path);
+	int fd = open(h->reserved_path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	return fd < 0 ? cr_err_sys(err, "opening %s", h->reserved_path) : fd;
+}
+
 /* All ends that are not there yet. The first of each direction is the pipe's own, further ones are
  * opened through /proc/self/fd; an end that nobody has stays closed. */
 static int build_ends(struct fileset *fs, const struct tree *t, const struct pipe_end *ends,
 		      size_t n, struct cr_err *err)
 {
 	_cleanup_(close_pair) int pair[2] = {-1, -1};
+	_cleanup_fd_ int named = -1;
+	const struct file *f = &t->files[ends[0].file];
 	int any = -1;
 
 	for (size_t i = 0; i < n && any < 0; i++)
 		any = fs->held[ends[i].file].fd;
+	if (any < 0 && f->path)
+		any = named = make_named(&fs->held[ends[0].file], f, err);
+	if (f->path && any < 0)
+		return any;
 	if (any < 0 && pipe2(pair, O_CLOEXEC | O_NONBLOCK))
 		return cr_err_sys(err, "pipe2");
 	if (any < 0)
@@ -264,25 +313,37 @@ static int build_ends(struct fileset *fs, const struct tree *t, const struct pip
 	return 0;
 }
 
-static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+/* All ends of file's pipe: the first one, *ret_n of them. */
+static const struct pipe_end *group_of(const struct pipe_end *ends, size_t n, const struct file *f,
+				       size_t *ret_n)
 {
-	if (!fs->pipe_ends)
-		fs->pipe_ends = ends_of(t, &fs->n_pipe_ends);
-	if (!fs->pipe_ends)
-		return cr_err_oom(err);
-	size_t lo = 0, hi = fs->n_pipe_ends, end;
+	const struct pipe_end key = {f->dev, f->pipe_ino, 0};
+	size_t lo = 0, hi = n, end;
+
 	while (lo < hi) {
 		size_t mid = (lo + hi) / 2;
 
-		if (fs->pipe_ends[mid].ino < t->files[i].pipe_ino)
+		if (cmp_end(&ends[mid], &key) < 0)
 			lo = mid + 1;
 		else
 			hi = mid;
 	}
-	for (end = lo; end < fs->n_pipe_ends && fs->pipe_ends[end].ino == t->files[i].pipe_ino;
-	     end++)
+	for (end = lo; end < n && ends[end].ino == key.ino && ends[end].dev == key.dev; end++)
 		;
-	return build_ends(fs, t, fs->pipe_ends + lo, end - lo, err);
+	*ret_n = end - lo;
+	return ends + lo;
+}
+
+static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	size_t n;
+
+	if (!fs->pipe_ends)
+		fs->pipe_ends = ends_of(t, &fs->n_pipe_ends);
+	if (!fs->pipe_ends)
+		return cr_err_oom(err);
+	const struct pipe_end *ends = group_of(fs->pipe_ends, fs->n_pipe_ends, &t->files[i], &n);
+	return build_ends(fs, t, ends, n, err);
 }
 
 /* Data that a single buffer held at the source may need several here: then the pipe grows. */
@@ -304,7 +365,8 @@ static int write_all(int fd, const uint8_t *p, size_t len, struct cr_err *err)
 
 static int fill(const struct held *h, const struct file *f, struct cr_err *err)
 {
-	_cleanup_fd_ int wr = fd_reopen(h->fd, O_WRONLY | O_NONBLOCK);
+	/* for both: one with a name may have no reader */
+	_cleanup_fd_ int wr = fd_reopen(h->fd, O_RDWR | O_NONBLOCK);
 
 	if (wr < 0)
 		return cr_err_sys(err, "opening a pipe for writing");
@@ -327,12 +389,26 @@ static int fill(const struct held *h, const struct file *f, struct cr_err *err)
 	return 0;
 }
 
+/* The end that the new name came with may have been closed since. */
+static bool is_reserved(const struct fileset *fs, const struct tree *t, const struct file *f)
+{
+	for (size_t i = 0; i < t->n_files && i < fs->n_held; i++)
+		if (t->files[i].kind == FILE_PIPE && t->files[i].dev == f->dev &&
+		    t->files[i].pipe_ino == f->pipe_ino && fs->held[i].reserved_path)
+			return true;
+	return false;
+}
+
 static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	const struct file *f = &t->files[i];
 	struct held *h = &fs->held[i];
 	char buf[4096];
 
+	if (f->path && !is_reserved(fs, t, f))
+		return cr_err_set(err, CR_ERR_KERNEL, EAGAIN,
+				  "named pipe %s was closed and opened meanwhile; try again",
+				  f->path);
 	if (!h->filled && !f->pipe_has_data && f->pipe_capacity == h->capacity_set)
 		return 0;
 	if (h->filled) { /* by an earlier settling */
@@ -353,6 +429,26 @@ static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 	return fill(h, f, err);
 }
 
+static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	return reserve_launch(&fs->held[i], &t->files[i], err);
+}
+
+static void check(const struct file_check *k, const struct file *f)
+{
+	struct stat st;
+
+	if (!f->path || !reserve_check(k, f, "named pipe") || stat(f->path, &st))
+		return;
+	if (!S_ISFIFO(st.st_mode))
+		file_check_refuse(k, "named pipe %.150s: another type of file here", f->path);
+	else if ((st.st_dev != f->dev || st.st_ino != f->ino ||
+		  (k->same_kernel_known && !k->same_kernel)) &&
+		 files_is_open(&st))
+		file_check_refuse(k, "named pipe %.150s: another one, which is in use here",
+				  f->path);
+}
+
 static bool make_ready(struct held *h, bool on)
 {
 	_cleanup_fd_ int end = fd_reopen(h->fd, (on ? O_WRONLY : O_RDONLY) | O_NONBLOCK);
@@ -367,7 +463,10 @@ const struct file_ops file_ops_pipe = {
     .match = match,
     .capture = capture,
     .link = link_all,
+    .check = check,
     .build = build,
     .settle = settle,
+    .launch = launch,
     .make_ready = make_ready,
+    .drop = reserve_drop,
 };

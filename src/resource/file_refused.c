@@ -59,8 +59,6 @@ static const char *name_by_link(const char *link)
 static const char *name_by_mode(const struct fd_probe *p)
 {
 	switch (p->st.st_mode & S_IFMT) {
-	case S_IFIFO:
-		return "named pipe";
 	case S_IFBLK:
 		return "block device";
 	case S_IFCHR:

@@ -192,7 +192,7 @@ int fileset_unix_install(struct shell_fds *sh, struct cr_err *err)
 
 static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
-	return unix_launch_name(&fs->held[i], &t->files[i], err);
+	return reserve_launch(&fs->held[i], &t->files[i], err);
 }
 
 const struct file_ops file_ops_unix_listen = {
@@ -204,5 +204,5 @@ const struct file_ops file_ops_unix_listen = {
     .check = unix_check_name,
     .build = build,
     .launch = launch,
-    .drop = unix_unreserve,
+    .drop = reserve_drop,
 };

@@ -412,7 +412,7 @@ static int prepare(struct fileset *fs, const struct tree *t, uint32_t i, struct 
 
 static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
-	return unix_launch_name(&fs->held[i], &t->files[i], err);
+	return reserve_launch(&fs->held[i], &t->files[i], err);
 }
 
 const struct file_ops file_ops_unix_conn = {
@@ -427,5 +427,5 @@ const struct file_ops file_ops_unix_conn = {
     .prepare = prepare,
     .launch = launch,
     .make_ready = unix_make_ready,
-    .drop = unix_unreserve,
+    .drop = reserve_drop,
 };

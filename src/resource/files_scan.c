@@ -102,7 +102,7 @@ static void say_held(struct files_ctx *x, const struct fd_watch *w, pid_t pid)
 		files_refuse(x, files_holder_pid(x, w->file), h->fd,
 			     "%s is also held by process %d (%s), which is outside the tree; "
 			     "close it there, or move that process as well",
-			     f->kind == FILE_PIPE        ? "pipe"
+			     f->kind == FILE_PIPE        ? (f->path ? "named pipe" : "pipe")
 			     : f->kind == FILE_EVENTFD   ? "eventfd"
 			     : f->kind == FILE_UNIX_CONN ? "unix socket"
 			     : file_is_terminal(f->kind) ? "terminal"
@@ -168,6 +168,27 @@ bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writi
 
 		if (pid > 0 && is_inside(x, pid) && holds_end(pid, f, writing))
 			return true;
+	}
+	return false;
+}
+
+/* Some process on this host has it open. */
+bool files_is_open(const struct stat *st)
+{
+	_cleanup_dir_ DIR *proc = opendir("/proc");
+
+	for (struct dirent *e; proc && (e = readdir(proc));) {
+		char path[64];
+
+		snprintf(path, sizeof(path), "/proc/%.20s/fd", e->d_name);
+		_cleanup_dir_ DIR *d = atoi(e->d_name) > 0 ? opendir(path) : NULL;
+		for (struct dirent *n; d && (n = readdir(d));) {
+			struct stat there;
+
+			if (!fstatat(dirfd(d), n->d_name, &there, 0) &&
+			    there.st_dev == st->st_dev && there.st_ino == st->st_ino)
+				return true;
+		}
 	}
 	return false;
 }

@@ -252,7 +252,7 @@ static int finish_end(struct held *h, int fd, const struct file *f, struct cr_er
 {
 	int r = sockopts_apply(fd, f, err);
 
-	unix_unreserve(h);
+	reserve_drop(h);
 	return !r && f->bound ? unix_bind_name(h, fd, f, err) : r;
 }
 

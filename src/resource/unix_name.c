@@ -10,7 +10,6 @@
 #include "resource/unix_private.h"
 
 #include <fcntl.h>
-#include <ftw.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -93,7 +92,6 @@ static bool served_here(const struct sockaddr_un *un, size_t name_len, int want_
 void unix_check_name(const struct file_check *k, const struct file *f)
 {
 	const struct sockaddr_un *un = (const void *)f->sockaddr;
-	char dir[PATH_MAX];
 	struct stat st;
 
 	if (f->sockaddr_len <= UNIX_NAME_OFF || f->sockaddr_len > sizeof(*un))
@@ -107,17 +105,8 @@ void unix_check_name(const struct file_check *k, const struct file *f)
 	}
 	if (!f->path)
 		return; /* nobody finds it by that name */
-	snprintf(dir, sizeof(dir), "%s", f->path);
-	char *slash = strrchr(dir, '/');
-	if (slash)
-		slash[slash == dir] = '\0';
-	if (stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, W_OK)) {
-		file_check_refuse(k,
-				  "unix socket %.150s: its directory is missing here or cannot be "
-				  "written",
-				  f->path);
+	if (!reserve_check(k, f, "unix socket"))
 		return;
-	}
 	if (stat(f->path, &st))
 		return; /* nothing in the way */
 	if (!S_ISSOCK(st.st_mode))
@@ -177,20 +166,6 @@ static void *bind_thread(void *arg)
 	return NULL;
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	(void)st;
-	(void)type;
-	(void)ftw;
-	remove(path);
-	return 0;
-}
-
-static void remove_below(const char *dir)
-{
-	nftw(dir, remove_one, 4, FTW_DEPTH | FTW_PHYS);
-}
-
 static int bind_below(const char *dir, int fd, const struct sockaddr_un *un, size_t len,
 		      struct cr_err *err)
 {
@@ -207,15 +182,6 @@ static int bind_below(const char *dir, int fd, const struct sockaddr_un *un, siz
 	return 0;
 }
 
-void unix_unreserve(struct held *h)
-{
-	if (h->reserved_dir && !h->reserved_stays)
-		remove_below(h->reserved_dir);
-	free(h->reserved_dir);
-	free(h->reserved_path);
-	h->reserved_dir = h->reserved_path = NULL;
-}
-
 /* From where it was bound to right below our directory, so that the directory and it are all there
  * is to clean up, whoever does it. */
 static int settle_reserved(struct held *h, int fd, const char *root, const struct file *f,
@@ -229,35 +195,24 @@ static int settle_reserved(struct held *h, int fd, const char *root, const struc
 	if (n < 0)
 		return cr_err_sys(err, "path of a unix socket (SIOCUNIXFILE)");
 	link[n] = '\0';
-	if (asprintf(&h->reserved_path, "%s/socket", h->reserved_dir) < 0) {
-		h->reserved_path = NULL;
-		return cr_err_oom(err);
-	}
 	if (rename(link, h->reserved_path) || chown(h->reserved_path, f->uid, f->gid) ||
 	    chmod(h->reserved_path, f->mode & 07777))
 		return cr_err_sys(err, "owner of %s", h->reserved_path);
-	remove_below(root);
+	reserve_remove(root);
 	return 0;
 }
 
 static int bind_reserved(struct held *h, int fd, const struct file *f, struct cr_err *err)
 {
-	char dir[PATH_MAX], root[PATH_MAX + 8];
+	char root[PATH_MAX + 8];
+	int r = reserve_dir(h, f->path, err);
 
-	const char *slash = strrchr(f->path, '/');
-	int n = snprintf(dir, sizeof(dir), "%.*s/.cr-XXXXXX", slash ? (int)(slash - f->path) : 0,
-			 f->path);
-	if (!slash || n >= (int)sizeof(dir) || !mkdtemp(dir))
-		return cr_err_sys(err, "a directory beside %s", f->path);
-	h->reserved_dir = strdup(dir);
-	if (!h->reserved_dir) {
-		rmdir(dir);
-		return cr_err_oom(err);
-	}
-	snprintf(root, sizeof(root), "%s/root", dir);
+	if (r)
+		return r;
+	snprintf(root, sizeof(root), "%s/root", h->reserved_dir);
 	if (mkdir(root, 0700))
 		return cr_err_sys(err, "%s", root);
-	int r = bind_below(root, fd, (const void *)f->sockaddr, f->sockaddr_len, err);
+	r = bind_below(root, fd, (const void *)f->sockaddr, f->sockaddr_len, err);
 	return r ? r : settle_reserved(h, fd, root, f, err);
 }
 
@@ -268,7 +223,7 @@ int unix_bind_nowhere(int fd, const struct sockaddr_un *un, size_t len, struct c
 	if (!mkdtemp(dir))
 		return cr_err_sys(err, "%s", dir);
 	int r = bind_below(dir, fd, un, len, err);
-	remove_below(dir);
+	reserve_remove(dir);
 	return r;
 }
 
@@ -292,24 +247,13 @@ int unix_bind_name(struct held *h, int fd, const struct file *f, struct cr_err *
 		int r = bind_reserved(h, fd, f, err);
 
 		if (r < 0)
-			unix_unreserve(h);
+			reserve_drop(h);
 		return r;
 	}
 	return bind(fd, (const struct sockaddr *)un, f->sockaddr_len)
 		   ? cr_err_sys(err, "binding unix socket @%.*s",
 				(int)(f->sockaddr_len - UNIX_NAME_OFF - 1), un->sun_path + 1)
 		   : 0;
-}
-
-int unix_launch_name(struct held *h, const struct file *f, struct cr_err *err)
-{
-	if (!h->reserved_path)
-		return 0; /* abstract, gone, or done */
-	if (rename(h->reserved_path, f->path))
-		return cr_err_sys(err, "putting a socket at %s", f->path);
-	free(h->reserved_path);
-	h->reserved_path = NULL;
-	return 0;
 }
 
 int unix_way_to(int fd, const struct file *f, struct sockaddr_un *un, socklen_t *len, int *ret_at,

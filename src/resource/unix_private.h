@@ -36,11 +36,8 @@ int unix_capture_name(struct files_ctx *x, int fd, struct file *f, struct cr_err
 int unix_capture_path(struct files_ctx *x, int fd, struct file *f, struct cr_err *err) must_check;
 /* Destination preflight: can it have that name? */
 void unix_check_name(const struct file_check *k, const struct file *f);
-/* Bind fd, of h, to f's name; a path is taken over by unix_launch_name. unix_unreserve: whatever
- * that has left in the file system goes. */
+/* Bind fd, of h, to f's name; a path is taken over by reserve_launch(). */
 int unix_bind_name(struct held *h, int fd, const struct file *f, struct cr_err *err) must_check;
-int unix_launch_name(struct held *h, const struct file *f, struct cr_err *err) must_check;
-void unix_unreserve(struct held *h);
 /* Bind fd to that path, as it was given to bind(2), in a directory that is gone afterwards. */
 int unix_bind_nowhere(int fd, const struct sockaddr_un *un, size_t len,
 		      struct cr_err *err) must_check;

@@ -148,6 +148,7 @@ moves unlinked
 moves unlinked -- --streams 3 --max-bandwidth 30M
 moves unixsock
 moves messages
+moves fifo --dense
 moves messages --dense
 moves messages --dense --quiet-clients -- --mode postcopy
 moves unixsock --uid 65534

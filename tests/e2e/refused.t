@@ -38,7 +38,7 @@ inotify inotify: watch 1 is of a file that was removed
 fanotify fanotify
 udplite datagram socket
 unixpeer unix stream socket
-unixdgram unix|socket
+unixdgram unix datagram socket connected to @.*its peer is outside
 netlink netlink|socket
 packet packet|socket
 raw raw|socket
@@ -51,7 +51,7 @@ perfmap perf
 bpf bpf
 pidfd pidfd of a process outside the tree
 mqueue mqueue|message queue|file system
-fifo fifo|named pipe
+fifo named pipe is also held by process
 procfile proc
 device kmsg|device
 secretmem secretmem|memfd_secret|secret

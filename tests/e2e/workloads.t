@@ -72,6 +72,7 @@ alone files --chroot
 alone sockets
 alone unixsock
 alone messages --dense
+alone fifo
 alone messages --quiet-clients
 alone unlinked
 alone sysvshm

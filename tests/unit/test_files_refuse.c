@@ -37,7 +37,17 @@ static void named_pipe(struct source *s)
 {
 	(void)s;
 	mkfifo(at_dir("fifo"), 0600);
-	put_at(open(at_dir("fifo"), O_RDWR), FD, 0);
+	put_at(open(at_dir("fifo"), O_RDONLY | O_NONBLOCK), FD, 0);
+	int writer = open(at_dir("fifo"), O_WRONLY);
+	pid_t child = fork();
+
+	if (child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(FD);
+		for (;;)
+			pause();
+	}
+	close(writer);
 }
 
 static void inotify(struct source *s)
@@ -277,7 +287,7 @@ static const struct {
 } refusals[] = {
     {path_only, "fd 7 ", "O_PATH"},
     {leased, "fd 7 ", "holds a lease"},
-    {named_pipe, "fd 7 ", "/fifo: named pipe: not supported; close it first"},
+    {named_pipe, "fd 7 ", "/fifo: its writing end is held outside the tree"},
     {inotify, "fd 7 ", "inotify: watch 1 is of a file that was removed"},
     {pidfd, "fd 7 ", "pidfd of a process outside the tree: not supported"},
     {io_uring, "fd 7 ", "io_uring instance: not supported; close it first"},
