@@ -178,6 +178,13 @@ move_server() {
 		summary+="$c ${rate_before[$c]} -> ${rate[$c]}/s$(longest_wait "$c"); "
 	done
 	diag "${summary%; }"
+	diag "the clients' TCP: $(sent_again)"
+}
+
+# What clients had to send again, or believed to be lost: a packet that a move loses shows here.
+sent_again() {
+	on client nstat -asz TcpRetransSegs TcpExtTCPTimeouts TcpExtTCPLossProbes </dev/null |
+		awk '/^Tcp/ { printf "%s%s %s", n++ ? ", " : "", $1, $2 }'
 }
 
 finish_clients() {
