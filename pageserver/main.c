@@ -16,6 +16,7 @@
 enum { BACKLOG = 256, STOP_TIMEOUT_MS = 10000, STOP_LOOK_MS = 50 };
 
 enum { THREADS_CPUS = 3 }; /* one each for the loop, a thread, and what else there is */
+enum { LIVE_NICE = 10 };
 
 static void close_any(uv_handle_t *h, void *arg)
 {
@@ -255,10 +256,20 @@ static bool want_threads(const struct server *sv, const struct options *o)
 	return uv_available_parallelism() >= THREADS_CPUS;
 }
 
+/* What places pages beside running tasks leaves them the CPU; when they wait for the last ones, the
+ * agent sees to it (priority.c). */
+static void be_nice(void)
+{
+	if (setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + LIVE_NICE))
+		log_debug("priority: %s", strerror(errno));
+}
+
 static int server_start(struct server *sv, const struct options *o, struct cr_err *err)
 {
 	struct rlimit rl;
 
+	if (o->control)
+		be_nice();
 	/* three descriptors for every process being rebuilt */
 	if (!getrlimit(RLIMIT_NOFILE, &rl)) {
 		rl.rlim_cur = rl.rlim_max;

@@ -349,7 +349,12 @@ static enum msg_peer_state state_of(const struct dest *d)
 static int hurry(struct dest *d, struct cr_err *err)
 {
 	struct cr_err slower = {0};
+	/* the tasks at the source still run, and share the CPUs with us if that is this machine:
+	 * what takes a while before we go ahead of them */
+	int r = dest_write_pages(d, err);
 
+	if (r)
+		return r;
 	real_time(true);
 	if (d->tree)
 		heap_warm(tree_count_threads(d->tree) * HEAP_BYTES_PER_THREAD);
@@ -357,7 +362,7 @@ static int hurry(struct dest *d, struct cr_err *err)
 		dest_hurry_shells(d, SWITCH_PRIORITY);
 	if (ps_hurry(d->ps, SWITCH_PRIORITY, &slower))
 		log_debug("%s", slower.msg);
-	return dest_write_pages(d, err);
+	return 0;
 }
 
 /* 1: the conversation is over. */

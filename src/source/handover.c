@@ -520,8 +520,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	source_request(s, &rq);
 	heap_warm(HEAP_BYTES + tree_count_threads(s->tree) * HEAP_BYTES_PER_THREAD);
 	page_tx_set_bandwidth(s->tx, 0); /* the limit is for what runs beside the tasks */
-	source_real_time(true);
 	int r = announce(s, err);
+	source_real_time(true);
 	if (!r && s->lazy)
 		r = source_last_drop_rounds(s, err);
 	if (!r)

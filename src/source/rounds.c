@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/clock.h"
@@ -10,6 +11,7 @@
 #include "wire/tree_codec.h"
 
 enum {
+	FIRST_ROUND_NICE = 10,
 	/* a round that shrank what was left by less than this fraction shows that it will not get
 	   less */
 	SHRINK_NUM = 4,
@@ -588,9 +590,19 @@ static bool hybrid_enough(const struct source *s, uint32_t n, const struct round
 	       res->written * SHRINK_DEN >= last->written * SHRINK_NUM;
 }
 
+/* The first round is nearly all of the work, and nobody waits for it: it gets what CPU time the
+ * tasks leave. Those that follow do not: the later they end, the more has been written. */
+static void be_nice(bool on, int usual)
+{
+	/* without the privilege to go back it is left as it is */
+	if (setpriority(PRIO_PROCESS, 0, usual + (on ? FIRST_ROUND_NICE : 0)))
+		return;
+}
+
 int source_rounds(struct source *s, struct cr_err *err)
 {
 	struct round_result last = {0}, res = {0};
+	int usual = getpriority(PRIO_PROCESS, 0);
 
 	if (s->rq->opts.mode == MSG_MODE_POSTCOPY)
 		return source_drop_rounds(s, 1, err);
@@ -599,8 +611,10 @@ int source_rounds(struct source *s, struct cr_err *err)
 
 		if (!r && n > 1)
 			r = source_follow_structure(s, err);
+		be_nice(n == 1, usual);
 		if (!r)
 			r = one_round(s, &res, err);
+		be_nice(false, usual);
 		if (r)
 			return cr_err_ctx(err, "round %u", n);
 		report_round(s, n, &res);
