@@ -22,7 +22,7 @@ void source_again(struct source *s, const struct msg_migrate *rq, struct link *c
 	refusals_done(&s->notes);
 	tree_free(s->checked);
 	s->checked = NULL;
-	s->aborted = s->asked_to_prepare = s->stalled = false;
+	s->aborted = s->asked_to_prepare = s->stalled = s->learned = false;
 	s->moved_bytes = s->moved_us = s->looked_us = 0;
 	s->stops = 0;
 	s->longest_stop_us = 0;

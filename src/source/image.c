@@ -3,6 +3,7 @@
 #include "image/pages.h"
 #include "model/layout.h"
 #include "source/source.h"
+#include "wire/page_stream.h"
 
 enum { ANSWER_TIMEOUT_MS = 30000, SAVE_TIMEOUT_MS = 120000 };
 
@@ -101,6 +102,20 @@ int source_image_learn(struct source *s, struct cr_err *err)
 			  &(struct learning){.sent = &s->objects.v[i].sent,
 					     .target = s->objects.v[i].target},
 			  err);
+	s->learned = !r;
+	return r;
+}
+
+int source_image_clear(struct source *s, pid_t pid, struct cr_err *err)
+{
+	struct msg_range all = {0, PAGE_ADDR_END};
+	struct msg m = msg_of(MSG_RESET), reply;
+
+	m.reset =
+	    (struct msg_reset){.pid = pid, .object = UINT32_MAX, .ranges = &all, .n_ranges = 1};
+	int r = link_call(s->peer, &m, MSG_OK, source_patience_ms(s, 0), &reply, err);
+	if (!r)
+		msg_free(&reply);
 	return r;
 }
 

@@ -108,6 +108,16 @@ static int begin_as_copy(struct source *s, const struct tree *t, const struct ms
 	return donor_begin(&sp->tracker, &donor->tracker, va, n, err);
 }
 
+/* What the image has of a process with that pid may be of another, which has ended, and its tracker
+ * takes it for empty. Of those that are there from the start it is asked for instead. */
+static int begin_in_image(struct source *s, const struct source_proc *sp, struct cr_err *err)
+{
+	if (!s->image || !(s->learned || s->kept.there))
+		return 0;
+	int r = reader_barrier(s->reader, err); /* its pages are no more under way */
+	return r ? r : source_image_clear(s, sp->pid, err);
+}
+
 static int take_targets(struct source *s, const struct tree *t, const struct msg_tree_ok *ok,
 			struct cr_err *err)
 {
@@ -115,11 +125,14 @@ static int take_targets(struct source *s, const struct tree *t, const struct msg
 		const struct msg_target *tg = &ok->targets[i];
 		struct source_proc *sp = tg->pid > 0 ? source_find(s, tg->pid) : NULL;
 
+		int r = sp && sp->has_tracker && !sp->has_target ? begin_in_image(s, sp, err) : 0;
+		if (r)
+			return r;
 		if (sp && sp->has_tracker) {
 			sp->tracker.target = tg->target;
 			sp->has_target = true;
 		}
-		int r = tg->copy_of ? begin_as_copy(s, t, tg, err) : 0;
+		r = tg->copy_of ? begin_as_copy(s, t, tg, err) : 0;
 		if (r)
 			return r;
 		if (tg->pid > 0 || tg->object == UINT32_MAX)

@@ -86,6 +86,7 @@ struct source {
 	struct tree *checked;    /* what the preflight saw, until the tasks have told the rest */
 	struct source_kept kept; /* by tracking on after a pre-dump */
 	struct source_kept image_is;  /* as the receiver told this time */
+	bool learned;                 /* … of the pages that it has */
 	VEC(struct tree *) newcomers; /* what processes forked since have told, not yet in tree */
 	VEC(struct source_proc *) procs;
 	struct object_fds object_fds;
@@ -213,6 +214,8 @@ int source_check_hole(const struct source *s, const struct tree *t, struct cr_er
 int source_image_begin(struct source *s, struct cr_err *err) must_check;
 /* Fill the sent maps with what the image has from earlier rounds. */
 int source_image_learn(struct source *s, struct cr_err *err) must_check;
+/* It forgets all pages of a process. */
+int source_image_clear(struct source *s, pid_t pid, struct cr_err *err) must_check;
 /* What was sent is kept as it is, to go on from. */
 int source_image_keep(struct source *s, struct cr_err *err) must_check;
 
