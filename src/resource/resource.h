@@ -272,6 +272,10 @@ int ttys_put_back(const struct tree *t, struct cr_err *err) must_check;
 /* At the source, before the decision: has an event come since the final capture? -EAGAIN. */
 int inotify_verify(const struct tree *t, struct cr_err *err) must_check;
 
+/* System V semaphore sets and message queues that the tree uses are refused
+ * (resource/sysv_ipc.c). */
+int sysv_ipc_capture(struct capture *c, struct cr_err *err) must_check;
+
 /* ---- file locks (resource/locks.c) ---- */
 
 /* In the executor of p, as what it was captured as holding. take: at the destination, once its

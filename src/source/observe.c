@@ -285,6 +285,8 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 	if (!r)
 		r = files_capture(&c, err);
 	if (!r)
+		r = sysv_ipc_capture(&c, err);
+	if (!r)
 		r = memory_capture_objects(&c, &s->object_fds, err);
 	for (size_t i = 0; i < t->n_procs && !r; i++)
 		if (!t->procs[i].zombie)

@@ -58,6 +58,8 @@ secretmem secretmem|memfd_secret|secret
 opath O_PATH
 lease lease|lock
 sysvpart System V shared memory
+sysvsem System V semaphore set
+sysvmsg System V message queue
 aio aio
 hugetlb huge
 droppable droppable

@@ -21,6 +21,9 @@
 #include <sys/ipc.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -33,6 +36,7 @@
 #endif
 
 static char queue_name[32]; /* to be unlinked at the end */
+static int ipc_id = -1;     /* to be removed at the end */
 static pid_t kid;           /* a process that some of the things need */
 
 static int file_in_dir(int flags)
@@ -270,6 +274,24 @@ static int do_sysvpart(void)
 
 	shmctl(id, IPC_RMID, NULL);
 	return p == (void *)-1 ? -1 : munmap(p + WL_PAGE, WL_PAGE);
+}
+
+static int do_sysvsem(void)
+{
+	ipc_id = semget(IPC_PRIVATE, 3, IPC_CREAT | 0600);
+
+	return semctl(ipc_id, 1, SETVAL, 5);
+}
+
+static int do_sysvmsg(void)
+{
+	const struct {
+		long type;
+		char text[4];
+	} m = {1, "abc"};
+
+	ipc_id = msgget(IPC_PRIVATE, IPC_CREAT | 0600);
+	return msgsnd(ipc_id, &m, sizeof(m.text), 0);
 }
 
 static int do_aio(void)
@@ -543,6 +565,8 @@ static const struct {
     {"opath", do_opath},
     {"lease", do_lease},
     {"sysvpart", do_sysvpart},
+    {"sysvsem", do_sysvsem},
+    {"sysvmsg", do_sysvmsg},
     {"aio", do_aio},
     {"hugetlb", do_hugetlb},
     {"droppable", do_droppable},
@@ -602,5 +626,7 @@ int main(int argc, char **argv)
 		kill(kid, SIGKILL);
 	if (queue_name[0])
 		mq_unlink(queue_name);
+	if (ipc_id >= 0 && semctl(ipc_id, 0, IPC_RMID))
+		msgctl(ipc_id, IPC_RMID, NULL);
 	wl_done();
 }

@@ -1,0 +1,23 @@
+/* System V semaphore sets and message queues, semctl(2), msgctl(2), in the caller's IPC namespace.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include "base/err.h"
+
+enum sysv_ipc_kind { SYSV_SEM = 1, SYSV_MSG };
+
+struct sysv_ipc {
+	enum sysv_ipc_kind kind;
+	int32_t id, key;
+	uint32_t n; /* SEM: semaphores; MSG: messages */
+};
+
+/* Calls fn for every one on this host, until it returns something else than 0, which is then
+ * returned. */
+int sysv_ipc_each(int (*fn)(const struct sysv_ipc *i, void *arg), void *arg,
+		  struct cr_err *err) must_check;
+/* Who used it last, as far as the kernel keeps it: calls fn for each of them, as
+ * sysv_ipc_each(). */
+int sysv_ipc_users(const struct sysv_ipc *i, int (*fn)(pid_t pid, void *arg), void *arg);
