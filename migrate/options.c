@@ -58,7 +58,7 @@ static const struct option longopts[] = {
     {"tcp", required_argument, NULL, OPT_TCP},
     {"move-address", required_argument, NULL, OPT_MOVE_ADDRESS},
     {"hook", required_argument, NULL, OPT_HOOK},
-    {"copy-files", no_argument, NULL, OPT_COPY_FILES},
+    {"copy-files", optional_argument, NULL, OPT_COPY_FILES},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {0},
@@ -173,6 +173,12 @@ static int take_value(struct migrate_options *o, int id, const char *text, struc
 		return add_address(&o->opts, text, err);
 	case OPT_HOOK:
 		return hooks_add(&o->hooks, text, ~0u, err);
+	case OPT_COPY_FILES:
+		o->opts.copy_files = true;
+		o->opts.copy_replace = text && !strcmp(text, "replace");
+		return text && !o->opts.copy_replace
+			   ? bad(err, "--copy-files: '%s' is not known", text)
+			   : 0;
 	case OPT_LAUNCH:
 		r = parse_choice(text, launch, &choice, err);
 		o->opts.launch = (enum msg_launch)choice;
@@ -203,8 +209,6 @@ static bool take_switch(struct migrate_options *o, int id)
 		return o->json = true;
 	case OPT_LEAVE_RUNNING:
 		return o->opts.leave_running = true;
-	case OPT_COPY_FILES:
-		return o->opts.copy_files = true;
 	case OPT_REHEARSE:
 		return o->opts.rehearse = true;
 	case OPT_NO_HW_BREAKPOINTS:

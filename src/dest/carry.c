@@ -34,7 +34,8 @@ int dest_files_asked(struct dest *d, const struct msg_files *q, struct cr_err *e
 	if (!wanted)
 		return cr_err_oom(err);
 	for (size_t i = 0; i < q->n; i++)
-		if (lstat(q->paths[i], &st) && errno == ENOENT)
+		if ((lstat(q->paths[i], &st) && errno == ENOENT) ||
+		    (d->opts.copy_replace && carried_is_left(q->paths[i])))
 			wanted[m.files_ok.n++] = (uint32_t)i;
 	m.files_ok.wanted = wanted;
 	return link_send(d->peer, &m, err);
@@ -91,7 +92,7 @@ static int make_file(struct dest *d, const struct msg_file *f, struct cr_err *er
 	if (!d->opts.copy_files && !carried_is_shm(f->path))
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "a file that nobody wants: %s",
 				  f->path);
-	if (!lstat(f->path, &st))
+	if (!lstat(f->path, &st) && !(d->opts.copy_replace && carried_is_left(f->path)))
 		return cr_err_set(err, CR_ERR_INPUT, EEXIST, "%s is here by now", f->path);
 	int r = make_parents(d, f, err);
 	if (r)
@@ -208,7 +209,7 @@ static struct timespec time_of(uint64_t ns)
 }
 
 /* Owner before mode, which a change of owner cuts, chown(2); times last. */
-static int finish(const struct carrying *c, struct cr_err *err)
+static int finish(const struct dest *d, const struct carrying *c, struct cr_err *err)
 {
 	const struct msg_file *f = &c->m.file;
 	const struct timespec times[2] = {time_of(f->atime_ns), time_of(f->mtime_ns)};
@@ -223,7 +224,11 @@ static int finish(const struct carrying *c, struct cr_err *err)
 		return cr_err_sys(err, "times of %s", f->path);
 	if (!lstat(f->path, &there) && there.st_ino == ours.st_ino && there.st_dev == ours.st_dev)
 		return 0;
-	return link(c->at->temp, f->path) ? cr_err_sys(err, "putting %s in its place", f->path) : 0;
+	if (!link(c->at->temp, f->path))
+		return 0;
+	if (errno == EEXIST && d->opts.copy_replace && carried_is_left(f->path))
+		return carried_replace(c->at->temp, f->path, err);
+	return cr_err_sys(err, "putting %s in its place", f->path);
 }
 
 int dest_file_end(struct dest *d, struct cr_err *err)
@@ -232,7 +237,7 @@ int dest_file_end(struct dest *d, struct cr_err *err)
 
 	if (!d->carrying)
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "the end of no file");
-	int r = finish(d->carrying, err);
+	int r = finish(d, d->carrying, err);
 	carrying_free(d->carrying);
 	d->carrying = NULL;
 	return r ? r : link_send(d->peer, &m, err);

@@ -1,12 +1,15 @@
 #include "resource/carried.h"
 
 #include <dirent.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 #include "base/cleanup.h"
 #include "kernel/procfs.h"
@@ -99,16 +102,92 @@ void carried_refuse_shared(const struct tree *t, const char *path, uint64_t dev,
 	}
 }
 
+/* ---- what is left behind ---- */
+
+static const char mark_name[] = "trusted.cr-migrate.left";
+
+/* What tells that it was not touched since. */
+static void mark_text(const struct stat *st, char *buf, size_t size)
+{
+	snprintf(buf, size, "%llu %llu %lld.%09ld", (unsigned long long)st->st_ino,
+		 (unsigned long long)st->st_size, (long long)st->st_mtim.tv_sec,
+		 st->st_mtim.tv_nsec);
+}
+
+void carried_leave(const char *path, uint64_t dev, uint64_t ino)
+{
+	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	struct stat st;
+	char text[80];
+
+	if (fd < 0 || fstat(fd, &st) || st.st_dev != dev || st.st_ino != ino)
+		return;
+	mark_text(&st, text, sizeof(text));
+	/* without it nothing is ever replaced */
+	if (fsetxattr(fd, mark_name, text, strlen(text), 0))
+		return;
+}
+
+bool carried_is_mark(const char *xattr)
+{
+	return !strcmp(xattr, mark_name);
+}
+
+bool carried_is_left(const char *path)
+{
+	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	char want[80], text[80];
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode))
+		return false;
+	ssize_t n = fgetxattr(fd, mark_name, text, sizeof(text) - 1);
+	mark_text(&st, want, sizeof(want));
+	if (n != (ssize_t)strlen(want) || memcmp(text, want, (size_t)n))
+		return false;
+	_cleanup_dir_ DIR *d = opendir("/proc");
+	for (struct dirent *e; d && (e = readdir(d));) {
+		pid_t pid = (pid_t)atoi(e->d_name);
+
+		if (pid > 0 && pid != getpid() &&
+		    (maps_it(pid, path, st.st_ino) || opens_it(pid, st.st_dev, st.st_ino)))
+			return false;
+	}
+	return d;
+}
+
+static void beside(char *buf, size_t size, const char *temp, const char *what)
+{
+	snprintf(buf, size, "%s%s", temp, what);
+}
+
+int carried_replace(const char *temp, const char *path, struct cr_err *err)
+{
+	char old[PATH_MAX], new[PATH_MAX];
+
+	beside(old, sizeof(old), temp, ".old");
+	beside(new, sizeof(new), temp, ".new");
+	if (link(path, old) || link(temp, new) || rename(new, path))
+		return cr_err_sys(err, "putting %s in its place", path);
+	return 0;
+}
+
 /* ---- afterwards ---- */
 
 void carried_drop(const struct journal_carried *c)
 {
+	char old[PATH_MAX], new[PATH_MAX];
 	struct stat ours, there;
 
 	if (!c->temp || stat(c->temp, &ours))
 		return; /* not made, or the tasks' by now */
-	if (!lstat(c->path, &there) && there.st_dev == ours.st_dev && there.st_ino == ours.st_ino)
+	beside(old, sizeof(old), c->temp, ".old");
+	beside(new, sizeof(new), c->temp, ".new");
+	if (!lstat(c->path, &there) && there.st_dev == ours.st_dev && there.st_ino == ours.st_ino &&
+	    rename(old, c->path))
 		unlink(c->path);
+	unlink(old);
+	unlink(new);
 	unlink(c->temp);
 }
 
@@ -120,11 +199,21 @@ void carried_undo(const struct journal *j)
 		rmdir(j->dirs.v[i]); /* if it is empty: else it is somebody else's as well */
 }
 
+/* What it took the place of first: whoever comes after a death here goes by the other. */
+static void forget_temp(const char *temp)
+{
+	char old[PATH_MAX];
+
+	beside(old, sizeof(old), temp, ".old");
+	unlink(old);
+	unlink(temp);
+}
+
 void carried_keep(const struct journal *j)
 {
 	vec_foreach (c, &j->carried)
 		if (c->temp)
-			unlink(c->temp);
+			forget_temp(c->temp);
 }
 
 void carried_give(const struct journal *j)

@@ -19,6 +19,17 @@ bool carried_can(const char *path, bool *ret_shm);
 void carried_refuse_shared(const struct tree *t, const char *path, uint64_t dev, uint64_t ino,
 			   struct refusals *refused);
 
+/* Source, once the tasks are gone: what they had, and have elsewhere now, is marked (an extended
+ * attribute) as left behind. And: is that such a file, unchanged since, which nobody on this host
+ * has open or mapped? */
+void carried_leave(const char *path, uint64_t dev, uint64_t ino);
+bool carried_is_left(const char *path);
+/* The mark itself, which does not travel. */
+bool carried_is_mark(const char *xattr);
+/* Destination: temp, whole by now, takes the place of what was left behind at path, which is kept
+ * for an undo. */
+int carried_replace(const char *temp, const char *path, struct cr_err *err) must_check;
+
 /* Destination: away with all that was made. */
 void carried_undo(const struct journal *j);
 /* Destination: one that is not needed after all. */

@@ -4,6 +4,7 @@
  * (same kernel, device and inode) nothing needs to agree; a copy has to have the same size and
  * time, in the preflight and again at the switch-over: what a task writes to a file meanwhile would
  * be lost. */
+#include "resource/carried.h"
 #include "resource/file_kind.h"
 
 #include <fcntl.h>
@@ -168,7 +169,10 @@ static void check(const struct file_check *k, const struct file *f)
 		return;
 	const char *why = copy_differs(f, &st, buf, sizeof(buf));
 	if (why)
-		file_check_refuse(k, "%.180s: %s", f->path, why);
+		file_check_refuse(k, "%.180s: %s%s", f->path, why,
+				  carried_is_left(f->path) ? "; it was left behind when such tasks "
+							     "went away: --copy-files=replace"
+							   : "");
 }
 
 static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)

@@ -292,7 +292,7 @@ static int read_xattrs(struct pass *p, struct arena *a, struct msg_file *m, stru
 		ssize_t len = fgetxattr(p->fd, name, p->buf, BLOCK);
 		uint8_t *value = len < 0 ? NULL : arena_memdup(a, p->buf, (size_t)len + 1);
 
-		if (len < 0)
+		if (len < 0 || carried_is_mark(name))
 			continue; /* gone meanwhile */
 		if (!value)
 			return cr_err_oom(err);
@@ -459,4 +459,11 @@ int source_carry_last(struct source *s, struct tree *t, struct cr_err *err)
 			r = journal_add_carried(&s->journal, NULL, f->path, f->dev, f->ino, err);
 	}
 	return r;
+}
+
+void source_carry_left(struct source *s)
+{
+	vec_foreach (f, &s->files)
+		if (f->wanted && f->sent && f->in_tree && !f->shm)
+			carried_leave(f->path, (uint64_t)f->seen.st_dev, (uint64_t)f->seen.st_ino);
 }

@@ -29,4 +29,6 @@ int source_carry_look(struct source *s, struct tree *t, struct cr_err *err) must
 int source_carry_ahead(struct source *s, struct cr_err *err) must_check;
 /* At the stop: look, and send what changed. */
 int source_carry_last(struct source *s, struct tree *t, struct cr_err *err) must_check;
+/* After the decision, the tasks being gone. */
+void source_carry_left(struct source *s);
 void source_carry_done(struct source *s);

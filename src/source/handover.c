@@ -310,6 +310,7 @@ static void kill_source(struct source *s)
 	vec_foreach (seg, &s->journal.shms)
 		sysv_shm_remove(seg->id, seg->cpid);
 	carried_give(&s->journal);
+	source_carry_left(s);
 	/* the last references: what is in repair mode closes without a word */
 	net_lock_free(s->net_lock);
 	s->net_lock = NULL;

@@ -141,7 +141,8 @@ struct msg_opts {
 	enum msg_tcp tcp;
 	uint32_t n_move; /* addresses that move along, "ADDR/LEN%DEV" */
 	char move[MSG_MOVES_MAX][DEVADDR_TEXT];
-	bool copy_files; /* regular files that the destination does not have come along */
+	bool copy_files;   /* regular files that the destination does not have come along … */
+	bool copy_replace; /* … also where it has what was left behind when they last went away */
 };
 void msg_opts_default(struct msg_opts *o);
 

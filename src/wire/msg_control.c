@@ -43,7 +43,8 @@ static int get_token(const ProtobufCBinaryData *pb, struct mig_token *t, struct 
 /* clang-format off */
 #define OPTS_NUMBERS(X) \
 	X(downtime_limit_us) X(max_rounds) X(max_bandwidth) X(streams) X(leave_running) \
-	X(rehearse) X(no_hw_breakpoints) X(postcopy_timeout_ms) X(copy_files) X(no_bpf)
+	X(rehearse) X(no_hw_breakpoints) X(postcopy_timeout_ms) X(copy_files) X(copy_replace) \
+	X(no_bpf)
 /* clang-format on */
 
 static Wire__Opts *put_opts(struct arena *a, const struct msg_opts *in)

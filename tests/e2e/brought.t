@@ -109,6 +109,41 @@ other_there() {
 }
 case_of "a file that is there, and is another one, is not replaced" other_there
 
+# What alpha keeps of them is in the way of coming back, until it is said that it may be replaced.
+there_and_back() {
+	start_private && runs_on && move_workload beta --copy-files || return 1
+	migrate beta alpha --pid "$wl_pid" --copy-files
+	[ "$mig_status" = 4 ] && grep -q '"event":"refused".*--copy-files=replace' "$work/events" || { say_migration; return 1; }
+	runs_on && move_workload alpha --copy-files=replace || return 1
+	[ -z "$(on alpha find /tmp /dev/shm -name '.cr-*' </dev/null)" ] && runs_on && finish_workload
+}
+case_of "there and back: with =replace what was left behind makes way" there_and_back
+
+# As it is in the way of coming back, so does it stay if that fails, and if somebody has it open or has changed it.
+replace_undone() {
+	local before
+	start_private && runs_on && move_workload beta --copy-files || return 1
+	before=$(on alpha sh -c "cd $place && md5sum data && stat -c '%i %y' data" </dev/null)
+	CR_FAULT=dest-prepared:kill "$testbed" agent alpha restart
+	migrate beta alpha --pid "$wl_pid" --copy-files=replace
+	"$testbed" agent alpha restart
+	[ "$mig_status" != 0 ] && moved_to beta && until_true 10 no_traces_of_replacing || return 1
+	is "$(on alpha sh -c "cd $place && md5sum data && stat -c '%i %y' data" </dev/null)" "$before" "what was there is there again"
+	migrate beta alpha --pid "$wl_pid" --copy-files=replace --rehearse || { say_migration; return 1; }
+	is "$(on alpha sh -c "cd $place && md5sum data && stat -c '%i %y' data" </dev/null)" "$before" "and after a rehearsal"
+	on alpha sh -c "setsid sleep 1000 <$place/data >/dev/null 2>&1 & echo \$! >$wl_dir/other"
+	migrate beta alpha --pid "$wl_pid" --copy-files=replace
+	on alpha kill "$(<"$wl_dir/other")" </dev/null
+	[ "$mig_status" = 4 ] && grep -q "\"event\":\"refused\".*$place/data" "$work/events" || { say_migration; return 1; }
+	on alpha sh -c "echo mine >>$place/data" </dev/null
+	migrate beta alpha --pid "$wl_pid" --copy-files=replace
+	[ "$mig_status" = 4 ] && grep -q "\"event\":\"refused\".*$place/data" "$work/events" && runs_on && finish_workload
+}
+no_traces_of_replacing() {
+	[ -z "$(on alpha find /tmp /dev/shm -name '.cr-*' </dev/null)" ]
+}
+case_of "with =replace: undone, in use, changed since" replace_undone
+
 # The program is on a file system that both hosts share.
 shm_alone() {
 	start_workload alpha brought && runs_on && move_workload beta || return 1

@@ -49,7 +49,8 @@ static const struct msg_opts some_opts = {.downtime_limit_us = 5000,
 					  .tcp = MSG_TCP_CLOSE,
 					  .n_move = 2,
 					  .move = {"192.0.2.7/24%eth0", "2001:db8::1/64%bond0"},
-					  .copy_files = true};
+					  .copy_files = true,
+					  .copy_replace = true};
 
 static struct msg_note some_notes[] = {{"alpha", 4242, "fd 7 (redis-server)", "io_uring instance"},
 				       {"beta", 0, "the host", "no userfaultfd"}};
@@ -239,7 +240,7 @@ static inline void same_opts(const struct msg_opts *a, const struct msg_opts *b)
 	SAME(compress), SAME(verify), SAME(launch), SAME(leave_running);
 	SAME(rehearse), SAME(no_hw_breakpoints), SAME(mode), SAME(no_convergence);
 	SAME(postcopy_timeout_ms), SAME(no_bpf);
-	SAME(tcp), SAME(n_move), SAME(copy_files);
+	SAME(tcp), SAME(n_move), SAME(copy_files), SAME(copy_replace);
 	for (uint32_t i = 0; i < a->n_move; i++)
 		assert_string_equal(a->move[i], b->move[i]);
 }
