@@ -113,7 +113,7 @@ case_of "a file that is there, and is another one, is not replaced" other_there
 there_and_back() {
 	start_private && runs_on && move_workload beta --copy-files || return 1
 	migrate beta alpha --pid "$wl_pid" --copy-files
-	[ "$mig_status" = 4 ] && grep -q '"event":"refused".*--copy-files=replace' "$work/events" || { say_migration; return 1; }
+	{ [ "$mig_status" = 4 ] && grep -q '"event":"refused".*--copy-files=replace' "$work/events"; } || { say_migration; return 1; }
 	runs_on && move_workload alpha --copy-files=replace || return 1
 	[ -z "$(on alpha find /tmp /dev/shm -name '.cr-*' </dev/null)" ] && runs_on && finish_workload
 }
@@ -127,14 +127,14 @@ replace_undone() {
 	CR_FAULT=dest-prepared:kill "$testbed" agent alpha restart
 	migrate beta alpha --pid "$wl_pid" --copy-files=replace
 	"$testbed" agent alpha restart
-	[ "$mig_status" != 0 ] && moved_to beta && until_true 10 no_traces_of_replacing || return 1
+	{ [ "$mig_status" != 0 ] && moved_to beta && until_true 10 no_traces_of_replacing; } || return 1
 	is "$(on alpha sh -c "cd $place && md5sum data && stat -c '%i %y' data" </dev/null)" "$before" "what was there is there again"
 	migrate beta alpha --pid "$wl_pid" --copy-files=replace --rehearse || { say_migration; return 1; }
 	is "$(on alpha sh -c "cd $place && md5sum data && stat -c '%i %y' data" </dev/null)" "$before" "and after a rehearsal"
 	on alpha sh -c "setsid sleep 1000 <$place/data >/dev/null 2>&1 & echo \$! >$wl_dir/other"
 	migrate beta alpha --pid "$wl_pid" --copy-files=replace
 	on alpha kill "$(<"$wl_dir/other")" </dev/null
-	[ "$mig_status" = 4 ] && grep -q "\"event\":\"refused\".*$place/data" "$work/events" || { say_migration; return 1; }
+	{ [ "$mig_status" = 4 ] && grep -q "\"event\":\"refused\".*$place/data" "$work/events"; } || { say_migration; return 1; }
 	on alpha sh -c "echo mine >>$place/data" </dev/null
 	migrate beta alpha --pid "$wl_pid" --copy-files=replace
 	[ "$mig_status" = 4 ] && grep -q "\"event\":\"refused\".*$place/data" "$work/events" && runs_on && finish_workload
