@@ -9,10 +9,36 @@
 #include "migrate/agent.h"
 #include "migrate/report_json.h"
 
+#define BAR "########################################"
+enum { BAR_WIDTH = sizeof(BAR) - 1 };
+
 struct status_view {
 	bool json;
 	bool headed; /* the table's first line is out */
 };
+
+/* How long tasks waited for pages: a line for each power of two of microseconds. */
+static void print_histogram(const uint64_t h[MSG_HISTOGRAM])
+{
+	unsigned int first = 0, end = MSG_HISTOGRAM;
+	uint64_t most = 0;
+
+	while (first < end && !h[first])
+		first++;
+	while (end > first && !h[end - 1])
+		end--;
+	for (unsigned int i = first; i < end; i++)
+		most = h[i] > most ? h[i] : most;
+	const uint64_t unit = most / BAR_WIDTH + 1;
+	for (unsigned int i = first; i < end; i++) {
+		/* what there is shows, however little it is */
+		int bar = (int)(h[i] / unit + (h[i] % unit > 0));
+		bool last = i == MSG_HISTOGRAM - 1;
+
+		printf("  %s %10llu us %10llu  %.*s\n", last ? "above" : "below",
+		       1ull << (last ? i - 1 : i), (unsigned long long)h[i], bar, BAR);
+	}
+}
 
 static void print_status(struct status_view *v, const char *host, const struct msg_status *s)
 {
@@ -51,6 +77,8 @@ static void print_status(struct status_view *v, const char *host, const struct m
 		    (unsigned long long)s->postcopy.p99_us, (unsigned long long)s->postcopy.max_us,
 		    (unsigned long long)s->postcopy.pushed, (unsigned long long)s->postcopy.lost,
 		    (unsigned long long)s->postcopy.reconnects);
+	if (s->postcopying && s->histogram)
+		print_histogram(s->histogram);
 }
 
 static int ask(struct status_view *v, const struct hosts *hosts, const char *host,

@@ -30,6 +30,27 @@ static bool play_listing(struct fake *f, struct link *l, const struct msg *m)
 	    l, (struct msg){.type = MSG_RESOLVED, .resolved.text = "2 processes run here"});
 }
 
+static bool play_fetching(struct fake *f, struct link *l, const struct msg *m)
+{
+	static const pid_t pids[] = {4242};
+	static const uint64_t histogram[MSG_HISTOGRAM] = {[6] = 80, [7] = 3, [9] = 1};
+	struct msg_status s = {.id = {{0xab}},
+			       .role = "destination",
+			       .state = "fetching pages",
+			       .pids = pids,
+			       .n_pids = 1,
+			       .peer = "",
+			       .since_sec = 1700000000,
+			       .postcopying = true,
+			       .pages_left = 5,
+			       .postcopy = {.pages_lazy = 100, .faults = 84},
+			       .histogram = histogram};
+
+	(void)f;
+	return m->type == MSG_STATUS &&
+	       fake_send(l, (struct msg){.type = MSG_STATUS_LIST, .status_list = {&s, 1}});
+}
+
 static bool play_idle(struct fake *f, struct link *l, const struct msg *m)
 {
 	(void)f;
@@ -220,6 +241,21 @@ static void test_status(void **state)
 	HAS(r.err, "gamma: agents over TLS");
 }
 
+static void test_status_histogram(void **state)
+{
+	(void)state;
+	struct run r;
+
+	cast(play_fetching, play_idle);
+	RUN(&r, "status", "alpha");
+	assert_int_equal(r.code, 0);
+	HAS(r.text, "fetching pages: 5 of 100 left; 84 waited for");
+	HAS(r.text, "\n  below         64 us         80  ###########################\n"
+		    "  below        128 us          3  #\n"
+		    "  below        256 us          0  \n"
+		    "  below        512 us          1  #\n");
+}
+
 static void test_resolve(void **state)
 {
 	(void)state;
@@ -244,9 +280,9 @@ static void test_resolve(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    STAGED(test_options_arrive), STAGED(test_bad_usage), STAGED(test_help),
-	    STAGED(test_unix_endpoints), STAGED(test_terminal),  STAGED(test_status),
-	    STAGED(test_resolve),
+	    STAGED(test_options_arrive),   STAGED(test_bad_usage), STAGED(test_help),
+	    STAGED(test_unix_endpoints),   STAGED(test_terminal),  STAGED(test_status),
+	    STAGED(test_status_histogram), STAGED(test_resolve),
 	};
 
 	signal(SIGPIPE, SIG_IGN);
