@@ -61,6 +61,7 @@ static void keep(struct lazy *l)
 	if (!l->shared->committed)
 		_exit(0);
 	log_warn("the supervisor of the fetcher ended, its keeper takes over");
+	prctl(PR_SET_NAME, "cr-agent"); /* another one is the keeper now */
 	end_fetcher_of_other(l);
 	l->fetcher = l->keeper = 0;
 	l->keeper_pidfd = -1;

@@ -13,8 +13,19 @@ postcopied() {
 	jq -r ".postcopy$1" <<<"$mig_done"
 }
 
+# What fetches all of its memory within milliseconds gets it over a slow link: SLOW, a rate of tc-tbf(8).
+# The rest then comes fast (end_slow).
+slow_link() {
+	[ -z "${SLOW:-}" ] || on alpha tc qdisc replace dev eth0 root tbf rate "$SLOW" burst 16k latency 50ms
+}
+
+fast_link() {
+	on alpha tc qdisc del dev eth0 root 2>/dev/null
+}
+
 # A move that takes long enough for something to happen: pages are pushed slowly. In the background.
 begin_slow() {
+	slow_link || return 1
 	migrate alpha beta --pid "$wl_pid" --mode "${MODE:-postcopy}" --max-bandwidth "${RATE:-10M}" \
 		--postcopy-timeout "${PATIENCE:-30s}" &
 	mover=$!
@@ -33,6 +44,7 @@ fetching() {
 
 end_slow() {
 	local st=0
+	fast_link
 	wait "$mover" || st=$?
 	mig_done=$(tail -n 1 "$work/events")
 	return $st
@@ -62,7 +74,8 @@ supervisor() {
 	on beta ps -o ppid= -p "$(named cr-fetcher)" | tr -d ' '
 }
 
-# strike WHO…: kills them, all at once.
+# strike WHO…: kills them, all at once; fails if one of them was not there any more. Whoever takes over
+# may be faster than kill(1) with the second.
 strike() {
 	local -a pids=()
 	local who
@@ -73,7 +86,9 @@ strike() {
 		supervisor) pids+=("$(supervisor)") ;;
 		esac
 	done
-	on beta kill -KILL "${pids[@]}" 2>/dev/null # who has ended meanwhile has nothing to fetch
+	on beta kill -0 "${pids[@]}" 2>/dev/null || return 1
+	on beta kill -KILL "${pids[@]}" 2>/dev/null
+	return 0
 }
 
 three_again() {
@@ -92,21 +107,25 @@ struck_case() {
 	for ((; times > 0; times--)); do
 		until_true 10 three_or_over || { diag "not three processes: $(on beta ps -e -o pid,ppid,comm | grep cr-)"; return 1; }
 		fetching || break
-		struck=$((struck + 1))
 		# shellcheck disable=SC2086
-		strike $who
+		strike $who || break
+		struck=$((struck + 1))
 		progresses || return 1
 		random_pause 300
 	done
 	after_slow || return 1
-	# those that touch all of their memory at once may have it before anybody is struck
-	((struck > 0)) || [ "$1" != dirty ] || { diag "all had arrived before anybody was struck"; return 1; }
+	((times == 0)) || { diag "all had arrived after $struck strikes"; return 1; }
 }
-for name in "dirty --mib 64 --rate 2" "churn --seed 5" forktree; do
+SLOW=8mbit RATE=1G
+for name in "dirty --mib 64 --rate 2" "churn --seed 5"; do
 	# shellcheck disable=SC2086
 	ok "the fetcher is killed five times: $name" struck_case fetcher 5 $name
 	kill_workload
 done
+SLOW=30mbit # fifty processes that want their memory
+ok "the fetcher is killed three times: forktree" struck_case fetcher 3 forktree
+kill_workload
+SLOW=8mbit
 ok "others took over" grep -q 'another one takes over' "$state/beta/agent.log"
 ok "the keeper is killed three times" struck_case keeper 3 dirty --mib 64 --rate 2
 kill_workload
@@ -121,6 +140,8 @@ done
 ok "fetcher and keeper are killed at once, three times" struck_case "fetcher keeper" 3 dirty --mib 64 --rate 2 --threads 4
 kill_workload
 ok "the keeper took over" grep -q 'its keeper takes over' "$state/beta/agent.log"
+
+SLOW='' RATE=10M
 
 # --- the link, the agents, the rest ---------------------------------------------------------------------
 
@@ -193,9 +214,12 @@ settled_everywhere() {
 ok "the source's worker is killed" source_worker_case dirty --mib 64 --rate 20
 kill_workload
 
+kill_cli() {
+	kill -KILL "$(pgrep -f "^$build/cr-migrate --hosts $hosts_file --json" | head -n 1)" 2>/dev/null
+}
+
 cli_case() {
-	start_workload alpha "$@" && runs_on && begin_slow || return 1
-	kill -KILL "$(pgrep -f "^$build/cr-migrate --hosts $hosts_file --json" | head -n 1)"
+	start_workload alpha "$@" && runs_on && begin_slow && kill_cli || return 1
 	end_slow
 	wl_host=beta
 	until_true 60 settled_everywhere || { say_logs; return 1; }
@@ -203,6 +227,56 @@ cli_case() {
 }
 ok "cr-migrate is killed" cli_case dirty --mib 64 --rate 20
 kill_workload
+
+# Ten times whatever it may be, at moments that nobody has chosen.
+restart() {
+	random_pause 100
+	"$testbed" "$1" "$2" restart
+}
+
+break_something() {
+	case $1 in
+	0) strike fetcher ;;
+	1) strike keeper ;;
+	2) strike supervisor ;;
+	3) strike supervisor fetcher ;;
+	4) "$testbed" page-server beta kill && restart page-server beta ;;
+	5) "$testbed" page-server alpha kill && restart page-server alpha ;;
+	6) "$testbed" agent beta kill && restart agent beta ;;
+	7) "$testbed" agent alpha kill && restart agent alpha ;;
+	8) "$testbed" link beta down && random_pause 400 && "$testbed" link beta up ;;
+	esac
+}
+
+any_case() {
+	local n said=() without=$((RANDOM % 10))
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	for ((n = 0; n < 10; n++)); do
+		random_pause 300
+		until_true 10 three_or_over || break
+		fetching || break
+		said+=($((RANDOM % 9)))
+		break_something "${said[-1]}" || break
+		((n != without)) || kill_cli
+	done
+	end_slow
+	wl_host=beta
+	((n == 10)) || { diag "only $n times (${said[*]}): all had arrived"; return 1; }
+	until_true 60 settled_everywhere || { diag "${said[*]}"; say_logs; return 1; }
+	if ! moved_to beta || ! finish_workload || ! grep -q 'pages fetched, 0 lost' "$state/beta/agent.log"; then
+		diag "${said[*]}"
+		say_logs
+		return 1
+	fi
+}
+for name in "dirty --mib 64 --rate 2" "churn --seed $((RANDOM % 1000))"; do
+	SLOW=5mbit RATE=1G
+	: >"$state/beta/agent.log"
+	# shellcheck disable=SC2086
+	ok "ten times something is killed, or cut, at random, and once cr-migrate: $name" any_case $name
+	kill_workload
+done
+SLOW='' RATE=10M
 
 # --- the source is lost ---------------------------------------------------------------------------------
 
