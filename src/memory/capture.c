@@ -12,6 +12,7 @@
 #include "kernel/build_id.h"
 #include "kernel/procfs.h"
 #include "kernel/sysv_shm.h"
+#include "resource/carried.h"
 #include "memory/shm_name.h"
 #include "model/layout.h"
 
@@ -173,6 +174,21 @@ static bool is_sysv(const struct proc_map *m)
 	return starts_with(m->name, "/SYSV");
 }
 
+/* A file that was removed: a temporary one, a library that was upgraded meanwhile, shared memory
+ * whose name is gone. The kernel's own mounts show memfds and such by names that end so as well. */
+static bool is_unlinked(const struct proc_map *m)
+{
+	return *m->name == '/' && m->ino && ends_with(m->name, DELETED) &&
+	       !starts_with(m->name, "/memfd:") && !is_sysv(m) &&
+	       !starts_with(m->name, "/dev/zero" DELETED) &&
+	       !starts_with(m->name, "/anon_hugepage") && !starts_with(m->name, "/[aio]");
+}
+
+static bool is_of_object(const struct proc_map *m, const struct vma *v)
+{
+	return v->kind == VMA_SHARED_OBJ || starts_with(m->name, "/memfd:") || is_unlinked(m);
+}
+
 static int refresh_sysv(struct shared_object *so, struct cr_err *err)
 {
 	struct sysv_shm s;
@@ -214,12 +230,45 @@ static int find_object(const struct tree *t, uint64_t dev, uint64_t ino)
 	return -1;
 }
 
+/* Of a file that was removed: as whoever has it open sees it, too (file_unlinked.c). */
+static int describe_unlinked(struct capture *c, const struct proc_map *m, int fd,
+			     struct shared_object *so, struct cr_err *err)
+{
+	struct stat st;
+	char *name = arena_strdup(c->tree->arena, m->name);
+
+	if (!name)
+		return cr_err_oom(err);
+	if (fstat(fd, &st))
+		return cr_err_sys(err, "%s", name);
+	name[strlen(name) - strlen(DELETED)] = 0;
+	*so = (struct shared_object){.kind = OBJ_UNLINKED,
+				     .name = name,
+				     .dev = st.st_dev,
+				     .ino = st.st_ino,
+				     .uid = st.st_uid,
+				     .gid = st.st_gid,
+				     .mode = st.st_mode & 07777};
+	if (m->shared && !c->exact)
+		carried_refuse_shared(c->tree, m->name, st.st_dev, st.st_ino, c->refused);
+	return 0;
+}
+
+/* The device as stat(2) tells it, which may be another than in maps. */
+static uint64_t device_of(pid_t pid, const struct proc_map *m)
+{
+	_cleanup_fd_ int fd = is_unlinked(m) ? open_map_file(pid, m) : -1;
+	struct stat st;
+
+	return fd >= 0 && !fstat(fd, &st) ? st.st_dev : m->dev;
+}
+
 static int add_object(struct capture *c, struct object_fds *o, pid_t pid, const struct proc_map *m,
 		      uint32_t *ret, struct cr_err *err)
 {
 	struct tree *t = c->tree;
 	uint64_t ino = m->ino | (is_sysv(m) ? SYSV_INO : 0);
-	int i = find_object(t, m->dev, ino);
+	int i = find_object(t, device_of(pid, m), ino);
 
 	if (i < 0) {
 		int fd = open_map_file(pid, m);
@@ -251,6 +300,12 @@ static int add_object(struct capture *c, struct object_fds *o, pid_t pid, const 
 			if (ends_with(name, DELETED))
 				name[strlen(name) - strlen(DELETED)] = 0;
 			t->objects[i].name = name;
+		}
+		if (is_unlinked(m)) {
+			int r = describe_unlinked(c, m, fd, &t->objects[i], err);
+
+			if (r)
+				return r;
 		}
 	}
 	*ret = (uint32_t)i;
@@ -329,10 +384,8 @@ static const char *classify(const struct proc_map *m, struct vma *v)
 		return "kernel AIO context: not supported; io_destroy it first";
 	} else if (starts_with(n, "anon_inode:") || *n == '[' || starts_with(n, "socket:")) {
 		return "a mapping of this kind is not supported";
-	} else if (ends_with(n, DELETED)) {
-		return "mapped file was deleted or replaced: not supported; restart the program "
-		       "that "
-		       "was upgraded";
+	} else if (is_unlinked(m)) {
+		v->kind = m->shared ? VMA_SHARED_OBJ : VMA_FILE_PRIVATE;
 	} else if (*n == '/') {
 		v->kind = m->shared ? VMA_FILE_SHARED : VMA_FILE_PRIVATE;
 	} else {
@@ -381,7 +434,7 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 	}
 	if (is_sysv(m))
 		v->ino |= SYSV_INO;
-	if (v->kind == VMA_SHARED_OBJ || starts_with(m->name, "/memfd:"))
+	if (is_of_object(m, v))
 		r = add_object(c, o, pid, m, &v->object, err);
 	if (!r && is_sysv(m) &&
 	    (v->offset ||
@@ -391,7 +444,7 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 		       "protections: not supported");
 		return 1;
 	}
-	if (v->kind == VMA_SHARED_OBJ || starts_with(m->name, "/memfd:"))
+	if (is_of_object(m, v))
 		return r;
 	if (v->kind == VMA_FILE_PRIVATE || v->kind == VMA_FILE_SHARED) {
 		r = add_mapped_file(c, m->name, m->dev, m->ino, &v->file, err);
@@ -639,6 +692,22 @@ static void check_sysv(const struct shared_object *so, struct refusals *refused)
 		refuse(refused, 0, label, "the key is taken at the destination");
 }
 
+static void check_unlinked(const struct shared_object *so, struct refusals *refused)
+{
+	char dir[PATH_MAX];
+	struct stat st;
+
+	snprintf(dir, sizeof(dir), "%s", so->name);
+	char *slash = strrchr(dir, '/');
+	if (slash)
+		slash[slash == dir] = 0;
+	if (stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, W_OK))
+		refuse(
+		    refused, 0, so->name,
+		    "was removed while it is in use: its directory is missing at the destination "
+		    "or cannot be written");
+}
+
 /* The one file that both hosts see, by the devices and inodes of one kernel. Two kernels have no
  * number in common for a device: there the inode of a shared file system has to do. */
 static bool is_the_file(const struct tree *t, const struct mapped_file *f, const struct stat *st)
@@ -696,6 +765,8 @@ void memory_check(const struct tree *t, struct refusals *refused)
 	for (size_t i = 0; i < t->n_objects; i++)
 		if (t->objects[i].kind == OBJ_SYSV_SHM)
 			check_sysv(&t->objects[i], refused);
+		else if (t->objects[i].kind == OBJ_UNLINKED)
+			check_unlinked(&t->objects[i], refused);
 	for (size_t i = 0; i < t->n_mapped_files; i++)
 		check_mapped_file(t, &t->mapped_files[i], refused);
 }

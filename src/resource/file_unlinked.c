@@ -3,8 +3,9 @@
  *
  * Nobody else can open them, so their contents move like shared memory: as an object, compared
  * whole in each round and at the stop, holes as holes. The destination makes a file without a name
- * in the same directory; descriptions are opened on that. What is mapped of such a file is refused
- * by the mapping. */
+ * in the same directory; descriptions are opened on that. What is mapped of such a file is
+ * the same object (memory/capture.c), and whether its directory is there is asked by
+ * memory_check(). */
 #include "resource/file_kind.h"
 
 #include <fcntl.h>
@@ -83,23 +84,6 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 	return files_watch(x, &w, err);
 }
 
-static void check(const struct file_check *k, const struct file *f)
-{
-	const char *path = k->t->objects[f->object].name;
-	char dir[PATH_MAX];
-	struct stat st;
-
-	snprintf(dir, sizeof(dir), "%s", path);
-	char *slash = strrchr(dir, '/');
-	if (slash)
-		slash[slash == dir] = '\0';
-	if (stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, W_OK))
-		file_check_refuse(k,
-				  "%.180s, which was removed: its directory is missing here or "
-				  "cannot be written",
-				  path);
-}
-
 static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	const struct file *f = &t->files[i];
@@ -141,7 +125,6 @@ const struct file_ops file_ops_unlinked = {
     .kind = FILE_UNLINKED,
     .match = match,
     .capture = capture,
-    .check = check,
     .build = build,
     .settle = settle,
     .prepare = prepare,

@@ -145,6 +145,7 @@ is "$(segments alpha) $(segments beta)" "0 0" "no System V segment is left behin
 moves inotify
 moves pidfd
 moves unlinked
+moves mapgone
 moves unlinked -- --streams 3 --max-bandwidth 30M
 moves unixsock
 moves messages

@@ -42,7 +42,7 @@ unixdgram unix datagram socket connected to @.*its peer is outside
 netlink netlink|socket
 packet packet|socket
 raw raw|socket
-deletedmap deleted|unlinked|removed
+deletedmap shared memory that process [0-9]*, which does not move
 deletedexe deleted|unlinked|removed
 pty terminal /dev/pts
 userfaultfd userfaultfd

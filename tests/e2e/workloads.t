@@ -75,6 +75,7 @@ alone messages --dense
 alone fifo
 alone messages --quiet-clients
 alone unlinked
+alone mapgone
 alone sysvshm
 alone seccomp
 alone locks

@@ -160,11 +160,12 @@ static int do_deleted(void)
 	return fd < 0 ? fd : unlink(wl_path(path, "file")) ? -1 : fd;
 }
 
+/* Somebody else has it as well. */
 static int do_deletedmap(void)
 {
 	const int fd = do_deleted();
 
-	if (fd < 0 || ftruncate(fd, WL_PAGE))
+	if (fd < 0 || ftruncate(fd, WL_PAGE) || keep_outside(fd) < 0)
 		return -1;
 	char *p = mmap(NULL, WL_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	close(fd);
