@@ -24,6 +24,9 @@ int verb_tree(int argc, char **argv);
 
 /* Says what went wrong, on stderr; returns ST_TROUBLE. */
 int trouble(const struct cr_err *err);
+/* For a verb that takes directories and no options, `how` telling so: do_it for each; the worst
+ * status. */
+int each_directory(int argc, char **argv, int (*how)(FILE *f), int (*do_it)(const char *path));
 
 /* An image that is complete as far as it goes, with its tree; one that is being received has
  * neither. Errors as image_open(), and INPUT if there is no tree. */

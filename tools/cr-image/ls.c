@@ -1,7 +1,6 @@
 /* ls: the records of an image, or the images of a directory. */
 #include <dirent.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -171,19 +170,12 @@ static int ls_directory(const char *path)
 	return status;
 }
 
+static int ls(const char *path)
+{
+	return has_manifest(AT_FDCWD, path) ? ls_image(path) : ls_directory(path);
+}
+
 int verb_ls(int argc, char **argv)
 {
-	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {0}};
-	int c, status = ST_OK;
-
-	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-		return usage(c == 'h' ? stdout : stderr);
-	if (optind == argc)
-		return usage(stderr);
-	for (int i = optind; i < argc; i++) {
-		int r = has_manifest(AT_FDCWD, argv[i]) ? ls_image(argv[i]) : ls_directory(argv[i]);
-
-		status = r ? r : status;
-	}
-	return status;
+	return each_directory(argc, argv, usage, ls);
 }

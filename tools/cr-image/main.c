@@ -1,3 +1,4 @@
+#include <getopt.h>
 #include <string.h>
 #include "base/version.h"
 #include "tools/cr-image/cr_image.h"
@@ -34,6 +35,23 @@ int trouble(const struct cr_err *err)
 {
 	fprintf(stderr, "cr-image: %s\n", err->msg);
 	return ST_TROUBLE;
+}
+
+int each_directory(int argc, char **argv, int (*how)(FILE *f), int (*do_it)(const char *path))
+{
+	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {0}};
+	int c, status = ST_OK;
+
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
+		return how(c == 'h' ? stdout : stderr);
+	if (optind == argc)
+		return how(stderr);
+	for (int i = optind; i < argc; i++) {
+		int r = do_it(argv[i]);
+
+		status = r > status ? r : status;
+	}
+	return status;
 }
 
 int view_open(struct view *v, const char *path, struct cr_err *err)

@@ -2,7 +2,6 @@
  * against each other. Goes on after what is wrong: all of it is said. */
 #include <dirent.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <string.h>
 #include "migrate/units.h"
 #include "model/layout.h"
@@ -224,17 +223,5 @@ static int verify(const char *path)
 
 int verb_verify(int argc, char **argv)
 {
-	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {0}};
-	int c, status = ST_OK;
-
-	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
-		return usage(c == 'h' ? stdout : stderr);
-	if (optind == argc)
-		return usage(stderr);
-	for (int i = optind; i < argc; i++) {
-		int r = verify(argv[i]);
-
-		status = r > status ? r : status;
-	}
-	return status;
+	return each_directory(argc, argv, usage, verify);
 }
