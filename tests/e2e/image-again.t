@@ -103,16 +103,19 @@ done
 
 # A child that is replaced, between rounds and between dumps, by another with the same pid.
 same_pid() {
-	local image=$images/samepid-$1
+	local image=$images/samepid-$1$2
 	start_workload alpha samepid --ms "$1" && runs_on || return 1
-	verb alpha pre-dump --pid "$wl_pid" --dir "$image" --max-bandwidth 4M --compress none && runs_on &&
+	# shellcheck disable=SC2086 # perhaps none
+	verb alpha pre-dump --pid "$wl_pid" --dir "$image" --max-bandwidth 4M --compress none $2 && runs_on &&
 		verb alpha dump --pid "$wl_pid" --dir "$image" --max-bandwidth 4M --compress none --max-rounds 6 &&
 		gone_from alpha && cr_image verify "$image" && restored beta "$image" && finish_workload
 }
 for ms in 150 700; do
-	ok "a pid that has another process every $ms ms: none has pages of one before" same_pid $ms
+	ok "a pid that has another process every $ms ms: none has pages of one before" same_pid $ms ""
 	kill_workload
 done
+ok "the same, tracked" same_pid 700 --track
+kill_workload
 
 # --- established TCP connections: they cannot wait in an image ------------------------------------------------
 

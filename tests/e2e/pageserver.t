@@ -156,6 +156,10 @@ all_hooks() {
 
 hooks_of_a_dump() {
 	start_workload alpha dirty --mib 16 && runs_on || return 1
+	# shellcheck disable=SC2016 # for the hook's shell
+	verb alpha pre-dump --pid "$wl_pid" --page-server beta:7712 --id hooks \
+		--hook 'post-dump=echo "$CR_HOOK_STAGE of $CR_IMAGE" >'"$work/stages" || return 1
+	[ "$(<"$work/stages")" = "post-dump of hooks" ] || { diag "$(<"$work/stages")"; return 1; }
 	all_hooks pre-dump network-lock network-unlock post-dump
 	verb alpha dump --pid "$wl_pid" --page-server beta:7712 --id hooks "${hooks[@]}" || return 1
 	all_hooks_said "pre-dump network-lock post-dump" && gone_from alpha || return 1
