@@ -111,9 +111,65 @@ static size_t place_among(struct capture *c, pid_t *sorted, size_t n, pid_t pid,
 	return n + 1;
 }
 
-static int check_processes(struct capture *c, struct cr_err *err)
+struct sharing {
+	int type;
+	const char *what, *how;
+	pid_t *sorted; /* processes of the tree, in the kernel's order */
+	size_t n;
+};
+
+/* Among the tree's: who has the same? 0: nobody. */
+static pid_t who_shares(const struct sharing *s, pid_t pid)
 {
-	size_t n = c->tree->n_procs, n_files = 0, n_fs = 0, n_vm = 0, i;
+	size_t lo = 0, hi = s->n;
+
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+		int r = kcmp_tasks(pid, s->sorted[mid], s->type);
+
+		if (r < 0)
+			return 0; /* gone, or a thread of the kernel */
+		if (r == 0)
+			return s->sorted[mid];
+		if (r == 1)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	return 0;
+}
+
+/* Nobody outside the tree may share with it either: that process would not move. */
+static int check_outside(struct files_ctx *x, const struct sharing *list, size_t n,
+			 struct cr_err *err)
+{
+	_cleanup_dir_ DIR *d = opendir("/proc");
+
+	if (!d)
+		return cr_err_sys(err, "/proc");
+	for (struct dirent *e; (e = readdir(d));) {
+		pid_t pid = atoi(e->d_name);
+
+		if (pid <= 0 || tree_find_process(x->c->tree, pid))
+			continue;
+		for (size_t i = 0; i < n; i++) {
+			pid_t other = who_shares(&list[i], pid);
+
+			if (other && !files_is_inside(x, pid))
+				refuse(x->c->refused, other, list[i].what,
+				       "shared with process %d, which is outside the tree%s: not "
+				       "supported",
+				       pid, list[i].how);
+		}
+	}
+	return 0;
+}
+
+static int check_processes(struct files_ctx *x, struct cr_err *err)
+{
+	static const char vfork_how[] = " (CLONE_VM, or a vfork that has not called execve yet)";
+	struct capture *c = x->c;
+	size_t n = c->tree->n_procs, i;
 	_cleanup_free_ pid_t *sorted = calloc(3 * n + 1, sizeof(*sorted));
 
 	if (!sorted)
@@ -122,19 +178,20 @@ static int check_processes(struct capture *c, struct cr_err *err)
 		;
 	if (i == n && c->exact)
 		return 0; /* no new process */
+	struct sharing list[] = {
+	    {KCMP_FILES, "descriptor table", "", sorted, 0},
+	    {KCMP_FS, "working directory and umask", "", sorted + n, 0},
+	    {KCMP_VM, "address space", vfork_how, sorted + 2 * n, 0},
+	};
 	for (i = 0; i < n; i++) {
 		const struct process *p = c->procs[i].p;
 
-		if (p->zombie)
-			continue;
-		n_files =
-		    place_among(c, sorted, n_files, p->pid, KCMP_FILES, "descriptor table", "");
-		n_fs = place_among(c, sorted + n, n_fs, p->pid, KCMP_FS,
-				   "working directory and umask", "");
-		n_vm = place_among(c, sorted + 2 * n, n_vm, p->pid, KCMP_VM, "address space",
-				   " (CLONE_VM, or a vfork that has not called execve yet)");
+		for (size_t k = 0; k < ARRAY_SIZE(list) && !p->zombie; k++)
+			list[k].n = place_among(c, list[k].sorted, list[k].n, p->pid, list[k].type,
+						list[k].what, list[k].how);
 	}
-	return 0;
+	/* in the preflight: later there are only processes that these have forked */
+	return c->prev ? 0 : check_outside(x, list, ARRAY_SIZE(list), err);
 }
 
 /* ---- cwd, root, umask ---- */
@@ -242,5 +299,5 @@ int files_capture_places(struct files_ctx *x, struct cr_err *err)
 		if (r < 0)
 			return r;
 	}
-	return check_processes(x->c, err);
+	return check_processes(x, err);
 }

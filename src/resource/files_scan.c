@@ -125,7 +125,7 @@ static uint64_t fdinfo_number(int fdinfo_dir, const char *name, const char *key)
 }
 
 /* In the tree, or forked by it since the tree was listed (ahead, that happens). */
-static bool is_inside(const struct files_ctx *x, pid_t pid)
+bool files_is_inside(const struct files_ctx *x, pid_t pid)
 {
 	struct proc_stat st;
 	struct cr_err err;
@@ -166,7 +166,7 @@ bool files_pipe_end_inside(struct files_ctx *x, const struct file *f, bool writi
 	for (struct dirent *e; d && (e = readdir(d));) {
 		pid_t pid = atoi(e->d_name);
 
-		if (pid > 0 && is_inside(x, pid) && holds_end(pid, f, writing))
+		if (pid > 0 && files_is_inside(x, pid) && holds_end(pid, f, writing))
 			return true;
 	}
 	return false;
@@ -216,7 +216,7 @@ static void scan_process(struct files_ctx *x, pid_t pid, uint64_t anon_dev, bool
 		else if (masters && S_ISCHR(st.st_mode) && st.st_rdev == makedev(5, 2)) /* pts(4) */
 			key.pty = 1 + (uint32_t)fdinfo_number(fdinfo, e->d_name, "tty-index");
 		const struct fd_watch *w = find_watch(x, &key);
-		if (w && !is_inside(x, pid))
+		if (w && !files_is_inside(x, pid))
 			say_held(x, w, pid);
 	}
 }

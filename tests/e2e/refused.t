@@ -78,6 +78,8 @@ deadline deadline
 sharedmm address space|memory|mm|vfork|CLONE_VM
 sharedfds descriptor|CLONE_FILES|fd table
 sharedfs CLONE_FS|working directory|cwd
+fdsoutside descriptor table.*shared with process [0-9]*, which is outside
+fsoutside working directory.*shared with process [0-9]*, which is outside
 threadfds descriptor|CLONE_FILES|fd table
 threadfs CLONE_FS|working directory|cwd
 threadcreds credential|uid

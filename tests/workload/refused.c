@@ -467,6 +467,34 @@ static int do_sharedfs(void)
 	return kid;
 }
 
+/* The one between ends: its child, which shares with us, is in no tree of ours then. */
+static int shared_outside(unsigned long flags)
+{
+	int status;
+	pid_t between = raw_clone(flags);
+
+	if (between == 0) {
+		if (raw_clone(flags))
+			_exit(0);
+		char path[256];
+
+		while (access(wl_path(path, "stop"), F_OK) && access(wl_path(path, "result"), F_OK))
+			usleep(20000);
+		_exit(0);
+	}
+	return waitpid(between, &status, 0) == between ? 0 : -1;
+}
+
+static int do_fdsoutside(void)
+{
+	return shared_outside(CLONE_FILES);
+}
+
+static int do_fsoutside(void)
+{
+	return shared_outside(CLONE_FS);
+}
+
 static int in_thread_result;
 static pthread_barrier_t in_thread_done;
 
@@ -586,6 +614,8 @@ static const struct {
     {"sharedmm", do_sharedmm},
     {"sharedfds", do_sharedfds},
     {"sharedfs", do_sharedfs},
+    {"fdsoutside", do_fdsoutside},
+    {"fsoutside", do_fsoutside},
     {"threadfds", do_threadfds},
     {"threadfs", do_threadfs},
     {"threadcreds", do_threadcreds},
