@@ -32,6 +32,18 @@ void arena_free(struct arena *a)
 	free(a);
 }
 
+void arena_join(struct arena *a, struct arena *b)
+{
+	struct chunk **end = &a->head; /* behind the one that is in use */
+
+	if (!b)
+		return;
+	while (*end)
+		end = &(*end)->next;
+	*end = b->head;
+	free(b);
+}
+
 void *arena_alloc(struct arena *a, size_t bytes)
 {
 	size_t need = (bytes + 15) & ~(size_t)15;

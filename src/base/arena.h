@@ -6,6 +6,8 @@ struct arena;
 
 struct arena *arena_new(void);    /* NULL when memory is out */
 void arena_free(struct arena *a); /* takes NULL */
+/* What was allocated from b lives as long as a; frees b. Takes NULL for b. */
+void arena_join(struct arena *a, struct arena *b);
 void *arena_alloc(struct arena *a, size_t bytes);
 char *arena_strdup(struct arena *a, const char *s); /* NULL stays NULL */
 void *arena_memdup(struct arena *a, const void *p, size_t bytes);

@@ -94,6 +94,13 @@ struct reference_socket { /* what the options of such a one read if nobody has s
 	struct sockopt_defaults *defaults;
 };
 
+struct sockopt_job { /* the options of a socket, which are read beside those of others */
+	struct fd_probe p;
+	uint32_t file;
+	const struct sockopt_defaults *d;
+	struct sockopt_found *found;
+};
+
 struct files_ctx {
 	struct capture *c;
 	VEC(struct fd_seen) seen; /* processes in tree order, descriptors ascending */
@@ -109,7 +116,8 @@ struct files_ctx {
 	struct multicast_host multicast;
 	unsigned int n_closed, n_closed_said; /* connections that the move closes */
 	VEC(struct fd_flight) flights;
-	bool much_waits;         /* ahead: there are messages that only a stop lets us look at */
+	bool much_waits; /* ahead: there are messages that only a stop lets us look at */
+	VEC(struct sockopt_job) options; /* to be read: sockopts_capture_later() */
 	VEC(uint32_t) undecided; /* connections that go on if their other end is in the tree */
 };
 
@@ -182,6 +190,13 @@ bool tree_moves_address(const struct tree *t, const void *sockaddr, size_t len);
  * capture had, they are not read again at the stop. */
 int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		     struct cr_err *err) must_check;
+/* The same of the file that is being captured, not at once, but for many sockets side by side.
+ * Keeps p->local, which the caller does not close any more. sockopts_read() ends it. */
+int sockopts_capture_later(struct files_ctx *x, const struct fd_probe *p,
+			   struct cr_err *err) must_check;
+int sockopts_read(struct files_ctx *x, struct cr_err *err) must_check;
+void sockopts_done(struct files_ctx *x);
+bool sockopts_keep(const struct files_ctx *x, int fd);
 /* Set them. Returns -errno and names the option in err. */
 int sockopts_apply(int fd, const struct file *f, struct cr_err *err) must_check;
 /* Of a connection, what has to wait until it is launched. */
@@ -294,6 +309,9 @@ struct file_ops {
 	int (*settle)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
 	int (*prepare)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
 	int (*launch)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
+	/* settle and launch of this one touch nothing else: those of many are called side by side,
+	 * before the others'. NULL: of none. */
+	bool (*apart)(const struct file *f);
 	/* Until called with on false: poll(2) finds something to read. What it changes, settle sets
 	 * right. False: failed. */
 	bool (*make_ready)(struct held *h, bool on);

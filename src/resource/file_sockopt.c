@@ -4,6 +4,7 @@
  * Only what differs from a socket freshly made here is recorded: what nobody set is the
  * destination's default there. */
 #include "resource/file_kind.h"
+#include "base/parallel.h"
 #include "resource/sock_filter.h"
 
 #include <arpa/inet.h>
@@ -327,6 +328,7 @@ struct sockopt_defaults {
 	struct {
 		uint8_t value[OPT_MAX_BYTES];
 		socklen_t len;
+		bool unknown; /* to all such sockets */
 	} of[ARRAY_SIZE(opts)];
 };
 
@@ -337,9 +339,12 @@ static struct sockopt_defaults *read_defaults(const struct fd_probe *p)
 
 	for (size_t i = 0; d && fd >= 0 && i < ARRAY_SIZE(opts); i++) {
 		d->of[i].len = OPT_MAX_BYTES;
-		if (!applies(&opts[i], p) ||
-		    getsockopt(fd, opts[i].level, opts[i].name, d->of[i].value, &d->of[i].len))
+		d->of[i].unknown = !applies(&opts[i], p);
+		if (d->of[i].unknown ||
+		    getsockopt(fd, opts[i].level, opts[i].name, d->of[i].value, &d->of[i].len)) {
+			d->of[i].unknown |= errno == ENOPROTOOPT || errno == EOPNOTSUPP;
 			d->of[i].len = 0;
+		}
 	}
 	return d;
 }
@@ -373,10 +378,11 @@ static socklen_t differs(size_t i, const struct fd_probe *p, const struct sockop
 	const struct opt *o = &opts[i];
 	socklen_t len = OPT_MAX_BYTES;
 
-	if (!applies(o, p) || getsockopt(p->local, o->level, o->name, value, &len) || !len)
+	if (d->of[i].unknown || (o->lock_bit && !(locks & o->lock_bit)) || !applies(o, p) ||
+	    getsockopt(p->local, o->level, o->name, value, &len) || !len)
 		return 0;
 	if (o->lock_bit)
-		return locks & o->lock_bit ? len : 0;
+		return len;
 	return d->of[i].len == len && !memcmp(d->of[i].value, value, len) ? 0 : len;
 }
 
@@ -416,32 +422,125 @@ static int read_filter(struct files_ctx *x, const struct fd_probe *p, struct fil
 	return 0;
 }
 
+/* Compact, as there may be ten thousand of them. */
+struct sockopt_found {
+	bool plain; /* without a filter */
+	size_t n, used;
+	struct {
+		uint16_t opt, len, at;
+	} of[ARRAY_SIZE(opts)];
+	uint8_t bytes[ARRAY_SIZE(opts) * OPT_MAX_BYTES];
+};
+
+static void find_options(const struct fd_probe *p, const struct sockopt_defaults *d,
+			 struct sockopt_found *ret)
+{
+	int locks = buf_lock(p->local);
+
+	ret->plain = sock_filter_is_plain(p->local);
+	ret->n = ret->used = 0;
+	for (size_t i = 0; i < ARRAY_SIZE(opts); i++) {
+		uint8_t *value = ret->bytes + ret->used;
+
+		memset(value, 0, OPT_MAX_BYTES);
+		socklen_t len = differs(i, p, d, locks, value);
+		if (len && opts[i].ifindex)
+			len = name_of(value); /* 0: it has gone: nothing comes or goes that way */
+		if (!len)
+			continue;
+		ret->of[ret->n].opt = (uint16_t)i;
+		ret->of[ret->n].len = (uint16_t)len;
+		ret->of[ret->n++].at = (uint16_t)ret->used;
+		ret->used += len;
+	}
+}
+
+static int take_found(struct files_ctx *x, const struct fd_probe *p,
+		      const struct sockopt_found *found, struct file *f, struct cr_err *err)
+{
+	struct arena *a = x->c->tree->arena;
+	const uint8_t *bytes = arena_memdup(a, found->bytes, found->used);
+
+	f->opts = arena_array(a, struct sockopt_rec, found->n + 1);
+	if (!f->opts || !bytes)
+		return cr_err_oom(err);
+	f->n_opts = found->n;
+	for (size_t i = 0; i < found->n; i++) {
+		const struct opt *o = &opts[found->of[i].opt];
+
+		f->opts[i] = (struct sockopt_rec){o->level, o->name, bytes + found->of[i].at,
+						  found->of[i].len};
+	}
+	return found->plain ? 0 : read_filter(x, p, f, err);
+}
+
 static int read_all(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		    struct cr_err *err)
 {
 	const struct sockopt_defaults *d = defaults_of(x, p);
-	int locks = buf_lock(p->local);
-	struct arena *a = x->c->tree->arena;
+	_cleanup_free_ struct sockopt_found *found = malloc(sizeof(*found));
 
-	f->opts = arena_array(a, struct sockopt_rec, ARRAY_SIZE(opts));
-	if (!f->opts || !d)
+	if (!d || !found)
 		return cr_err_oom(err);
-	f->n_opts = 0;
-	for (size_t i = 0; i < ARRAY_SIZE(opts); i++) {
-		uint8_t value[OPT_MAX_BYTES] = {0};
-		socklen_t len = differs(i, p, d, locks, value);
+	find_options(p, d, found);
+	return take_found(x, p, found, f, err);
+}
 
-		if (!len)
-			continue;
-		if (opts[i].ifindex && !(len = name_of(value)))
-			continue; /* it has gone: nothing comes or goes that way */
-		struct sockopt_rec *rec = &f->opts[f->n_opts++];
-		*rec = (struct sockopt_rec){opts[i].level, opts[i].name,
-					    arena_memdup(a, value, len), len};
-		if (!rec->value)
-			return cr_err_oom(err);
+/* ---- side by side ---- */
+
+int sockopts_capture_later(struct files_ctx *x, const struct fd_probe *p, struct cr_err *err)
+{
+	const struct sockopt_defaults *d = defaults_of(x, p);
+	struct sockopt_job *j = d ? vec_push(&x->options) : NULL;
+
+	if (!j)
+		return cr_err_oom(err);
+	*j = (struct sockopt_job){.p = *p, .file = (uint32_t)x->c->tree->n_files, .d = d};
+	return 0;
+}
+
+bool sockopts_keep(const struct files_ctx *x, int fd)
+{
+	return x->options.n && x->options.v[x->options.n - 1].p.local == fd;
+}
+
+void sockopts_done(struct files_ctx *x)
+{
+	vec_foreach (j, &x->options) {
+		close(j->p.local);
+		free(j->found);
 	}
-	return read_filter(x, p, f, err);
+	x->options.n = 0;
+}
+
+static int find_one(size_t i, unsigned int worker, void *arg, struct cr_err *err)
+{
+	struct sockopt_job *j = &((struct sockopt_job *)arg)[i];
+	_cleanup_free_ struct sockopt_found *found = malloc(sizeof(*found));
+
+	(void)worker;
+	if (!found)
+		return cr_err_oom(err);
+	find_options(&j->p, j->d, found);
+	/* what is not used of it is given back */
+	j->found = realloc(found, offsetof(struct sockopt_found, bytes) + found->used);
+	if (!j->found)
+		return cr_err_oom(err);
+	found = NULL;
+	return 0;
+}
+
+int sockopts_read(struct files_ctx *x, struct cr_err *err)
+{
+	int r = parallel_for(x->options.n, find_one, x->options.v, err);
+
+	for (size_t i = 0; i < x->options.n && !r; i++) {
+		const struct sockopt_job *j = &x->options.v[i];
+
+		r = take_found(x, &j->p, j->found, &x->c->tree->files[j->file], err);
+	}
+	sockopts_done(x);
+	return r;
 }
 
 /* A server sets its listeners up and leaves them so; two calls for each option are too many at the

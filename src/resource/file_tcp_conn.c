@@ -91,7 +91,7 @@ static const char *trouble(const struct fd_probe *p, const struct file *f)
 					   : "with an upper layer protocol (TCP_ULP)";
 	if (p->diag && p->diag->md5)
 		return "with signed segments (TCP_MD5SIG)";
-	return p->local < 0 ? NULL : sock_filter_trouble(p->local);
+	return NULL; /* filters are looked at with the options */
 }
 
 static void refuse_because(struct files_ctx *x, const struct fd_probe *p, const struct file *f,
@@ -145,7 +145,7 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 			return cr_err_oom(err);
 		*u = (uint32_t)x->c->tree->n_files;
 	}
-	return p->local < 0 ? 0 : sockopts_capture(x, p, f, err);
+	return p->local < 0 ? 0 : sockopts_capture_later(x, p, err);
 }
 
 /* ---- both ends in the tree ---- */
@@ -366,6 +366,12 @@ static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 	return 0;
 }
 
+/* What is told through a way in, is told one after the other. */
+static bool apart(const struct file *f)
+{
+	return f->tcp && !tcp_needs_telling(f->tcp);
+}
+
 const struct file_ops file_ops_tcp_conn = {
     .name = "TCP connection",
     .kind = FILE_TCP_CONN,
@@ -376,4 +382,5 @@ const struct file_ops file_ops_tcp_conn = {
     .build = build,
     .settle = settle,
     .launch = launch,
+    .apart = apart,
 };

@@ -29,6 +29,8 @@ static void ctx_done(struct files_ctx *x)
 	vec_done(&x->references);
 	vec_done(&x->watches);
 	vec_done(&x->undecided);
+	sockopts_done(x);
+	vec_done(&x->options);
 	vec_foreach (f, &x->flights)
 		close(f->fd);
 	vec_done(&x->flights);
@@ -512,8 +514,13 @@ int files_capture_description(struct files_ctx *x, uint32_t id, struct cr_err *e
 		errno = -r;
 		return cr_err_sys(err, "fd %d of %d", p.fd, p.pid);
 	}
-	return capture_probe(x, &p, err);
+	r = capture_probe(x, &p, err);
+	if (sockopts_keep(x, local))
+		take_fd(&local);
+	return r;
 }
+
+enum { OPTIONS_AT_ONCE = 1024 }; /* descriptors that are kept open for that */
 
 static int capture_descriptions(struct files_ctx *x, struct cr_err *err)
 {
@@ -534,6 +541,8 @@ static int capture_descriptions(struct files_ctx *x, struct cr_err *err)
 			continue;
 		}
 		int r = files_capture_description(x, i, err);
+		if (!r && x->options.n >= OPTIONS_AT_ONCE)
+			r = sockopts_read(x, err);
 		if (r < 0)
 			return r;
 	}
@@ -565,6 +574,10 @@ static int fill_tables(struct files_ctx *x, struct cr_err *err)
 
 static int capture_links(struct files_ctx *x, struct cr_err *err)
 {
+	int read = sockopts_read(x, err);
+
+	if (read)
+		return read;
 	for (const struct file_ops *const *ops = file_ops_all(); *ops; ops++) {
 		int r = (*ops)->link ? (*ops)->link(x, err) : 0;
 

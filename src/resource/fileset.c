@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include "base/parallel.h"
 #include "kernel/boot_id.h"
 
 enum {
@@ -363,24 +364,57 @@ static int check_same_tree(const struct fileset *fs, const struct tree *t, struc
 	return cr_err_set(err, CR_ERR_BUG, EINVAL, "open files were not built for this tree");
 }
 
+static bool stands_apart(const struct file *f)
+{
+	const struct file_ops *ops = file_ops_of(f->kind);
+
+	return ops && ops->apart && ops->apart(f);
+}
+
+struct step {
+	struct fileset *fs;
+	const struct tree *t;
+	int (*fn)(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err);
+};
+
+static int step_apart(size_t i, unsigned int worker, void *arg, struct cr_err *err)
+{
+	const struct step *s = arg;
+
+	(void)worker;
+	return stands_apart(&s->t->files[i]) ? s->fn(s->fs, s->t, (uint32_t)i, err) : 0;
+}
+
+/* fn of all, those that stand apart side by side. */
+static int step_all(const struct step *s, struct cr_err *err)
+{
+	int r = parallel_for(s->fs->n_held, step_apart, (void *)s, err);
+
+	for (uint32_t i = 0; i < s->fs->n_held && !r; i++)
+		if (!stands_apart(&s->t->files[i]))
+			r = s->fn(s->fs, s->t, i, err);
+	return r;
+}
+
+static int settle_one(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+	const struct file_ops *ops = file_ops_of(f->kind);
+	int r = ops->settle ? ops->settle(fs, t, i, err) : 0;
+
+	if (!r)
+		r = settle_flags(&fs->held[i], f, err);
+	if (!r)
+		r = settle_owner(&fs->held[i], f, err);
+	return r < 0 ? cr_err_ctx(err, "state of a %s", ops->name) : r;
+}
+
 int fileset_settle(struct fileset *fs, const struct tree *t, struct cr_err *err)
 {
+	const struct step s = {fs, t, settle_one};
 	int r = check_same_tree(fs, t, err);
 
-	for (uint32_t i = 0; i < fs->n_held && !r; i++) {
-		const struct file *f = &t->files[i];
-		const struct file_ops *ops = file_ops_of(f->kind);
-
-		if (ops->settle)
-			r = ops->settle(fs, t, i, err);
-		if (!r)
-			r = settle_flags(&fs->held[i], f, err);
-		if (!r)
-			r = settle_owner(&fs->held[i], f, err);
-		if (r < 0)
-			return cr_err_ctx(err, "state of a %s", ops->name);
-	}
-	return r;
+	return r ? r : step_all(&s, err);
 }
 
 int fileset_prepare(struct fileset *fs, const struct tree *t, struct cr_err *err)
@@ -414,17 +448,20 @@ int fileset_renames(const struct fileset *fs, const struct tree *t,
 	return r;
 }
 
+static int launch_one(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file_ops *ops = file_ops_of(t->files[i].kind);
+	int r = ops->launch ? ops->launch(fs, t, i, err) : 0;
+
+	fs->held[i].launched = !r;
+	fs->held[i].reserved_stays = false;
+	return r;
+}
+
 int fileset_launch(struct fileset *fs, const struct tree *t, struct cr_err *err)
 {
+	const struct step s = {fs, t, launch_one};
 	int r = check_same_tree(fs, t, err);
 
-	for (uint32_t i = 0; i < fs->n_held && !r; i++) {
-		const struct file_ops *ops = file_ops_of(t->files[i].kind);
-
-		if (ops->launch)
-			r = ops->launch(fs, t, i, err);
-		fs->held[i].launched = !r;
-		fs->held[i].reserved_stays = false;
-	}
-	return r;
+	return r ? r : step_all(&s, err);
 }

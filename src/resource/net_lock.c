@@ -17,25 +17,31 @@
 #include <sys/syscall.h>
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/parallel.h"
 #include "resource/sock_filter.h"
 #include "resource/tcp_repair.h"
 #include "resource/udp_queue.h"
 #include "resource/unix_private.h"
 
 struct locked {
-	int fd; /* ours */
+	int fd; /* ours; -1: not yet */
 	enum file_kind kind;
 	int reuseaddr;
 	struct tcp_heard heard;
 };
 
 struct net_lock {
+	int program; /* -1: each gets a filter of its own */
 	VEC(struct locked) list;
 };
 
 struct net_lock *net_lock_new(void)
 {
-	return calloc(1, sizeof(struct net_lock));
+	struct net_lock *l = calloc(1, sizeof(*l));
+
+	if (l)
+		l->program = -1;
+	return l;
 }
 
 void net_lock_free(struct net_lock *l)
@@ -43,7 +49,8 @@ void net_lock_free(struct net_lock *l)
 	if (!l)
 		return;
 	vec_foreach (k, &l->list)
-		close(k->fd);
+		close_fdp(&k->fd);
+	close_fdp(&l->program);
 	vec_done(&l->list);
 	free(l);
 }
@@ -58,58 +65,90 @@ static int get_int(int fd, int level, int name)
 
 /* ---- take ---- */
 
-static int lock_one(struct net_lock *l, int pidfd, int number, enum file_kind kind,
-		    struct cr_err *err)
+static bool is_locked_kind(enum file_kind kind, bool all)
 {
-	_cleanup_fd_ int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
-
-	if (fd < 0)
-		return cr_err_sys(err, "pidfd_getfd of fd %d", number);
-	struct locked *k = vec_push(&l->list);
-	if (!k)
-		return cr_err_oom(err);
-	*k = (struct locked){.kind = kind, .reuseaddr = get_int(fd, SOL_SOCKET, SO_REUSEADDR)};
-	k->fd = take_fd(&fd);
-	if (kind == FILE_UNIX_LISTEN) /* nothing comes: the tasks are stopped */
-		return 0;
-	return sock_lock(k->fd, kind == FILE_TCP_LISTEN ? SOCK_LOCK_NEW : SOCK_LOCK_ALL, err);
-}
-
-static bool is_locked_kind(const struct tree *t, uint32_t file, bool all)
-{
-	enum file_kind kind = t->files[file].kind;
-
-	if (kind == FILE_UNIX_LISTEN)
-		return unix_has_waiting(t, file);
 	return kind == FILE_TCP_CONN || kind == FILE_UDP || (all && kind == FILE_TCP_LISTEN);
 }
 
-/* Each description once, by the first process that has it. *where: of each file, its place in
- * l->list. */
-static int lock_all(struct net_lock *l, const struct tree *t, bool all, uint32_t *where,
-		    struct cr_err *err)
+struct to_lock {
+	int number, pidfd;
+	uint32_t file;
+};
+
+struct taking {
+	struct net_lock *l;
+	struct tree *t;
+	VEC(struct to_lock) list; /* as l->list */
+	VEC(int) pidfds;
+	struct arena *arenas[PARALLEL_THREADS_MAX];
+};
+
+static void taking_done(struct taking *k)
 {
-	for (size_t i = 0; i < t->n_procs; i++) {
-		const struct process *p = &t->procs[i];
-		_cleanup_fd_ int pidfd = -1;
+	vec_foreach (pidfd, &k->pidfds)
+		close(*pidfd);
+	vec_done(&k->pidfds);
+	vec_done(&k->list);
+	/* what was dumped is the tree's */
+	for (size_t i = 0; i < PARALLEL_THREADS_MAX; i++)
+		arena_join(k->t->arena, k->arenas[i]);
+}
 
-		for (size_t k = 0; k < p->n_fds; k++) {
-			uint32_t file = p->fds[k].file;
-			enum file_kind kind = t->files[file].kind;
+static int add(struct taking *k, const struct fd_entry *e, struct cr_err *err)
+{
+	struct to_lock *what = vec_push(&k->list);
+	struct locked *slot = what ? vec_push(&k->l->list) : NULL;
 
-			if (where[file] != UINT32_MAX || !is_locked_kind(t, file, all))
+	if (!slot)
+		return cr_err_oom(err);
+	*slot = (struct locked){.fd = -1, .kind = k->t->files[e->file].kind};
+	*what = (struct to_lock){e->fd, k->pidfds.v[k->pidfds.n - 1], e->file};
+	return 0;
+}
+
+/* Each description once, by the first process that has it. */
+static int list_all(struct taking *k, bool all, struct cr_err *err)
+{
+	_cleanup_free_ bool *seen = calloc(k->t->n_files + 1, sizeof(*seen));
+	int r = seen ? 0 : cr_err_oom(err);
+
+	for (size_t i = 0; i < k->t->n_procs && !r; i++) {
+		const struct process *p = &k->t->procs[i];
+		int *pidfd = p->zombie ? NULL : vec_push(&k->pidfds);
+
+		if (p->zombie)
+			continue;
+		if (!pidfd)
+			return cr_err_oom(err);
+		*pidfd = (int)syscall(SYS_pidfd_open, p->pid, 0);
+		if (*pidfd < 0)
+			return cr_err_sys(err, "pidfd_open of %d", p->pid);
+		for (size_t n = 0; n < p->n_fds && !r; n++) {
+			const struct fd_entry *e = &p->fds[n];
+
+			if (!is_locked_kind(k->t->files[e->file].kind, all) || seen[e->file])
 				continue;
-			if (pidfd < 0)
-				pidfd = (int)syscall(SYS_pidfd_open, p->pid, 0);
-			if (pidfd < 0)
-				return cr_err_sys(err, "pidfd_open of %d", p->pid);
-			where[file] = (uint32_t)l->list.n;
-			int r = lock_one(l, pidfd, p->fds[k].fd, kind, err);
-			if (r)
-				return cr_err_ctx(err, "fd %d of %d", p->fds[k].fd, p->pid);
+			seen[e->file] = true;
+			r = add(k, e, err);
 		}
 	}
-	return 0;
+	return r;
+}
+
+static int lock_one(size_t i, unsigned int worker, void *arg, struct cr_err *err)
+{
+	struct taking *k = arg;
+	const struct to_lock *what = &k->list.v[i];
+	struct locked *slot = &k->l->list.v[i];
+
+	(void)worker;
+	slot->fd = (int)syscall(SYS_pidfd_getfd, what->pidfd, what->number, 0);
+	if (slot->fd < 0)
+		return cr_err_sys(err, "pidfd_getfd of fd %d", what->number);
+	slot->reuseaddr = get_int(slot->fd, SOL_SOCKET, SO_REUSEADDR);
+	int r = slot->kind == FILE_TCP_LISTEN ? sock_lock(slot->fd, SOCK_LOCK_NEW, err)
+					      : sock_lock_by(slot->fd, k->l->program, err);
+	return r ? cr_err_ctx(err, "fd %d", what->number) : 0;
 }
 
 static uint64_t tasks_clock(int64_t offset_ns)
@@ -117,35 +156,49 @@ static uint64_t tasks_clock(int64_t offset_ns)
 	return clock_ns(CLOCK_MONOTONIC) + (uint64_t)offset_ns;
 }
 
-static int dump_one(struct locked *k, struct tree *t, struct file *f, struct cr_err *err)
+static int dump_tcp(struct taking *k, struct arena *a, struct locked *slot, struct file *f,
+		    struct cr_err *err)
 {
 	char text[128];
 
-	f->tcp = arena_array(t->arena, struct tcp_conn, 1);
+	f->tcp = arena_array(a, struct tcp_conn, 1);
 	if (!f->tcp)
 		return cr_err_oom(err);
-	int r = tcp_heard(k->fd, &k->heard, err);
-	if (!r)
-		r = tcp_dump(k->fd, t->arena, tasks_clock(t->task_monotonic_offset_ns), f->tcp,
-			     err);
+	int r = tcp_dump(slot->fd, a, tasks_clock(k->t->task_monotonic_offset_ns), f->tcp,
+			 &slot->heard, err);
 	return r ? cr_err_ctx(err, "TCP connection to %s",
 			      sockaddr_text(f->peeraddr, f->peeraddr_len, text, sizeof(text)))
 		 : 0;
 }
 
+static int dump_one(size_t i, unsigned int worker, void *arg, struct cr_err *err)
+{
+	struct taking *k = arg;
+	struct file *f = &k->t->files[k->list.v[i].file];
+	struct locked *slot = &k->l->list.v[i];
+	struct arena **a = &k->arenas[worker];
+
+	if (!*a)
+		*a = arena_new();
+	if (!*a)
+		return cr_err_oom(err);
+	if (slot->kind == FILE_TCP_CONN)
+		return dump_tcp(k, *a, slot, f, err);
+	return slot->kind == FILE_UDP ? udp_dump(slot->fd, *a, f, err) : 0;
+}
+
 int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *err)
 {
-	_cleanup_free_ uint32_t *where = malloc((t->n_files + 1) * sizeof(*where));
+	struct taking k = {.l = l, .t = t};
+	int r = list_all(&k, all, err);
 
-	if (!where)
-		return cr_err_oom(err);
-	memset(where, 0xff, t->n_files * sizeof(*where));
-	int r = lock_all(l, t, all, where, err);
-	for (uint32_t i = 0; i < t->n_files && !r; i++)
-		if (t->files[i].kind == FILE_TCP_CONN && where[i] != UINT32_MAX)
-			r = dump_one(&l->list.v[where[i]], t, &t->files[i], err);
-		else if (t->files[i].kind == FILE_UDP && where[i] != UINT32_MAX)
-			r = udp_dump(l->list.v[where[i]].fd, t->arena, &t->files[i], err);
+	if (k.list.n >= PARALLEL_MIN)
+		l->program = sock_lock_program();
+	if (!r) /* all of them, before any is dumped */
+		r = parallel_for(k.list.n, lock_one, &k, err);
+	if (!r)
+		r = parallel_for(k.list.n, dump_one, &k, err);
+	taking_done(&k);
 	return r;
 }
 
@@ -193,6 +246,7 @@ static int take_waiting(int fd, struct arena *a, int64_t clock_offset_ns, struct
 			struct cr_err *err)
 {
 	struct sockaddr_storage us = {0}, peer = {0};
+	struct tcp_heard heard;
 	socklen_t len = sizeof(us), peer_len = sizeof(peer);
 
 	*f = (struct file){.kind = FILE_TCP_CONN, .object = UINT32_MAX, .peer = UINT32_MAX};
@@ -204,7 +258,7 @@ static int take_waiting(int fd, struct arena *a, int64_t clock_offset_ns, struct
 		   getpeername(fd, (struct sockaddr *)&peer, &peer_len)))
 		return -ENOTCONN; /* reset by its peer: nothing to take along */
 	if (!r)
-		r = tcp_dump(fd, a, tasks_clock(clock_offset_ns), f->tcp, err);
+		r = tcp_dump(fd, a, tasks_clock(clock_offset_ns), f->tcp, &heard, err);
 	if (r)
 		return r;
 	f->sock_family = us.ss_family;

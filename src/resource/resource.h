@@ -320,7 +320,8 @@ int net_lock_accept(struct net_lock *l, const struct tree *t, struct waiting *re
 int net_lock_undo(struct net_lock *l, struct cr_err *err) must_check;
 /* Closes our references: that of a task that has ended is then silent. Takes NULL. */
 void net_lock_free(struct net_lock *l);
-/* The same for a process that got lost with a lock taken: the sockets of pid. */
+/* The same for a process that got lost with a lock taken: the sockets of pid, which was
+ * held: that comes before any lock. */
 int net_unlock_process(pid_t pid, struct cr_err *err) must_check;
 /* net_lock_accept() in the place of a process that got lost: from the sockets of pid, added to *w.
  * clock_offset_ns: the tasks' CLOCK_MONOTONIC less ours. */

@@ -1,5 +1,6 @@
 #include "resource/sock_filter.h"
 
+#include <bpf/bpf.h>
 #include <linux/filter.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -95,6 +96,15 @@ static bool is_plain(int fd)
 	return !getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &n) && !n;
 }
 
+bool sock_filter_is_plain(int fd)
+{
+	int locked = 0;
+	socklen_t len = sizeof(locked);
+
+	return is_plain(fd) && !getsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &locked, &len) &&
+	       !locked;
+}
+
 /* With the program's own behind it. */
 static int lock_before(int fd, const struct sock_filter *lock, size_t n, struct cr_err *err)
 {
@@ -132,12 +142,49 @@ int sock_lock(int fd, enum sock_lock how, struct cr_err *err)
 	return r;
 }
 
+int sock_lock_program(void)
+{
+	const struct bpf_insn drop[] = {
+	    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0},
+	    {.code = BPF_JMP | BPF_EXIT},
+	};
+
+	return bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, "cr_lock", "Apache-2.0", drop,
+			     ARRAY_SIZE(drop), NULL);
+}
+
+int sock_lock_by(int fd, int program, struct cr_err *err)
+{
+	if (program >= 0 && is_plain(fd) &&
+	    !setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof(program)))
+		return 0;
+	return sock_lock(fd, SOCK_LOCK_ALL, err);
+}
+
+bool sock_filter_is_ebpf(int fd)
+{
+	socklen_t n = 0;
+
+	return getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &n) && errno == EACCES;
+}
+
+static int detach(int fd, struct cr_err *err)
+{
+	const int zero = 0;
+
+	return setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &zero, sizeof(zero))
+		   ? cr_err_sys(err, "SO_DETACH_FILTER")
+		   : 0;
+}
+
 bool sock_is_locked(int fd)
 {
 	struct cr_err ignored = {0};
 
 	if (is_plain(fd))
 		return false;
+	if (sock_filter_is_ebpf(fd))
+		return true;
 	_cleanup_free_ struct code *c = malloc(sizeof(*c));
 	return c && !read_code(fd, c, &ignored) && lock_length(c);
 }
@@ -148,6 +195,8 @@ int sock_unlock(int fd, struct cr_err *err)
 
 	if (is_plain(fd))
 		return 0;
+	if (sock_filter_is_ebpf(fd))
+		return detach(fd, err);
 	_cleanup_free_ struct code *c = malloc(sizeof(*c));
 	if (!c)
 		return cr_err_oom(err);
@@ -156,10 +205,7 @@ int sock_unlock(int fd, struct cr_err *err)
 	size_t from = own_begin(c);
 	if (from < c->n)
 		return attach(fd, c->v + from, c->n - from, err);
-	const int zero = 0;
-	return setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &zero, sizeof(zero))
-		   ? cr_err_sys(err, "SO_DETACH_FILTER")
-		   : 0;
+	return detach(fd, err);
 }
 
 /* ---- to a tree and back ---- */

@@ -25,14 +25,18 @@ static int get_info(int fd, struct tcp_info *ti, struct cr_err *err)
 	return getsockopt(fd, IPPROTO_TCP, TCP_INFO, ti, &len) ? cr_err_sys(err, "TCP_INFO") : 0;
 }
 
+static struct tcp_heard heard(const struct tcp_info *ti)
+{
+	return (struct tcp_heard){ti->tcpi_bytes_received, ti->tcpi_bytes_acked, ti->tcpi_state};
+}
+
 int tcp_heard(int fd, struct tcp_heard *ret, struct cr_err *err)
 {
 	struct tcp_info ti;
 	int r = get_info(fd, &ti, err);
 
 	if (!r)
-		*ret =
-		    (struct tcp_heard){ti.tcpi_bytes_received, ti.tcpi_bytes_acked, ti.tcpi_state};
+		*ret = heard(&ti);
 	return r;
 }
 
@@ -197,13 +201,15 @@ static void dump_rest(int fd, uint64_t now_ns, struct tcp_conn *c)
 	c->rcv_wup = w.rcv_wup;
 }
 
-static int dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *c, struct cr_err *err)
+static int dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *c,
+		struct tcp_heard *ret_heard, struct cr_err *err)
 {
 	struct tcp_info ti;
 	int r = get_info(fd, &ti, err);
 
 	if (r)
 		return r;
+	*ret_heard = heard(&ti);
 	c->state = ti.tcpi_state;
 	c->options = ti.tcpi_options;
 	c->snd_wscale = ti.tcpi_snd_wscale;
@@ -222,12 +228,13 @@ static int dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *c, st
 	return r;
 }
 
-int tcp_dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *ret, struct cr_err *err)
+int tcp_dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *ret,
+	     struct tcp_heard *ret_heard, struct cr_err *err)
 {
 	*ret = (struct tcp_conn){.sndbuf = (uint32_t)tcp_get_int(fd, SOL_SOCKET, SO_SNDBUF),
 				 .rcvbuf = (uint32_t)tcp_get_int(fd, SOL_SOCKET, SO_RCVBUF),
 				 .buf_lock = (uint32_t)tcp_get_int(fd, SOL_SOCKET, SO_BUF_LOCK)};
-	return dump(fd, a, now_ns, ret, err);
+	return dump(fd, a, now_ns, ret, ret_heard, err);
 }
 
 int tcp_release(int fd, int reuseaddr, struct cr_err *err)

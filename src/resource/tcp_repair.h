@@ -13,10 +13,6 @@ struct netinject;
 /* Is it taken out of TCP's hands? Not for sockets that are no TCP sockets. */
 bool tcp_is_in_repair(int fd);
 
-/* Everything about a locked connection, allocated from a; it neither sends nor answers from then
- * on. now_ns: CLOCK_MONOTONIC of the tasks. */
-int tcp_dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *ret,
-	     struct cr_err *err) must_check;
 /* How much the network has told a connection so far: equal before and after means that nothing came
  * in between. */
 struct tcp_heard {
@@ -24,6 +20,10 @@ struct tcp_heard {
 	uint32_t state;
 };
 int tcp_heard(int fd, struct tcp_heard *ret, struct cr_err *err) must_check;
+/* Everything about a locked connection, allocated from a; it neither sends nor answers from then
+ * on. now_ns: CLOCK_MONOTONIC of the tasks. */
+int tcp_dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *ret,
+	     struct tcp_heard *ret_heard, struct cr_err *err) must_check;
 /* It goes on as if nothing had been, and unlocked. reuseaddr: SO_REUSEADDR as it was. */
 int tcp_release(int fd, int reuseaddr, struct cr_err *err) must_check;
 

@@ -24,7 +24,8 @@ for use in B S K; do
 	case_of "IPv4: full load, use $use" moved $v4_address 0.0.0.0 "$service" --use $use --conns 4
 	case_of "IPv6: full load, use $use" moved "$v6_address" :: "$service6" --use $use --conns 4
 done
-case_of "200 connections" moved $v4_address 10.77.0.100 "$service" --conns 200 --rate 2000
+# so many that they are seen to side by side
+case_of "400 connections" moved $v4_address 10.77.0.100 "$service" --conns 400 --rate 2000
 
 # --- states -----------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ case_of "there, back and there again" there_and_back
 
 # The source goes on with its connections when the move is undone.
 undone() {
-	start_server --listen :: && start_peer $v4_address --conns 5 && start_peer "$v6_address" --use B --conns 2 &&
+	start_server --listen :: && start_peer $v4_address --conns "${conns:-5}" && start_peer "$v6_address" --use B --conns 2 &&
 		peers_run_on || return 1
 	at_server
 	wl_host=alpha
@@ -161,13 +162,15 @@ case_of "rehearsed: the source's connections go on" undone rehearse
 case_of "rehearsed: connections that wait to be accepted go on waiting" waiting_undone rehearse
 case_of "the source's agent dies with listeners locked" waiting_undone fails_at alpha source-locked
 case_of "the source's agent dies with the sockets locked" undone fails_at alpha source-locked
+conns=400 case_of "the source's agent dies with hundreds of sockets locked" undone fails_at alpha source-locked
+conns=400 case_of "rehearsed: hundreds of connections go on" undone rehearse
 case_of "the source's agent dies before the decision" undone fails_at alpha source-prepared
 case_of "the destination's agent dies before it is prepared" undone fails_at beta dest-held
 case_of "the destination's agent dies prepared, and nobody knows" undone fails_at beta dest-prepared
 
 # Decided: somebody else brings it to its end.
 decided() {
-	start_server --listen :: && start_peer $v4_address --conns 5 && start_peer "$v6_address" --use B --conns 2 &&
+	start_server --listen :: && start_peer $v4_address --conns "${conns:-5}" && start_peer "$v6_address" --use B --conns 2 &&
 		peers_run_on || return 1
 	at_server
 	CR_FAULT=$2:kill "$testbed" agent "$1" restart
@@ -179,6 +182,7 @@ decided() {
 }
 case_of "the source's agent dies with the decision" decided alpha source-commit
 case_of "the destination's agent dies with the decision" decided beta dest-commit
+conns=400 case_of "the destination's agent dies before hundreds of connections run" decided beta dest-launched
 case_of "the destination's agent dies before the tasks run" decided beta dest-launched
 
 # --- what is not moved ------------------------------------------------------------------------------
