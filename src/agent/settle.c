@@ -11,7 +11,7 @@
 #include "kernel/cgroup.h"
 #include "kernel/netdev.h"
 #include "kernel/procfs.h"
-#include "kernel/sysv_shm.h"
+#include "kernel/sysv_ipc.h"
 #include "resource/carried.h"
 #include "resource/resource.h"
 #include "wire/tree_codec.h"
@@ -109,7 +109,7 @@ bool settle_peer_forgot(int r, const struct cr_err *err)
 static void remove_segments(const struct journal *j)
 {
 	vec_foreach (s, &j->shms)
-		sysv_shm_remove(s->id, s->cpid);
+		sysv_ipc_remove(s->kind, s->id, s->cpid);
 }
 
 /* ---- destination ---- */

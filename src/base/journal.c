@@ -76,7 +76,7 @@ static void print(FILE *f, const struct journal *j)
 	vec_foreach (m, &j->renames)
 		fprintf(f, "rename %s\t%s\n", m->from, m->to);
 	vec_foreach (s, &j->shms)
-		fprintf(f, "shm %d %d\n", s->id, s->cpid);
+		fprintf(f, "shm %d %d %d\n", s->id, s->cpid, s->kind);
 	vec_foreach (d, &j->dirs)
 		fprintf(f, "dir %s\n", *d);
 	vec_foreach (c, &j->carried)
@@ -164,7 +164,7 @@ static bool parse_line(struct journal *j, const char *key, char *value)
 	} else if (!strcmp(key, "shm")) {
 		struct journal_shm *s = vec_push(&j->shms);
 
-		if (!s || sscanf(value, "%d %d", &s->id, &s->cpid) != 2)
+		if (!s || sscanf(value, "%d %d %d", &s->id, &s->cpid, &s->kind) < 2)
 			return false;
 	} else if (!strcmp(key, "dir")) {
 		struct cr_err ignored = {0};

@@ -28,9 +28,11 @@ struct journal_rename { /* to be done before the tasks run; both owned */
 	char *from, *to;
 };
 
-struct journal_shm { /* a System V shared memory segment */
+struct journal_shm { /* a System V object */
 	int id;
-	pid_t cpid; /* who made it: one of that id that somebody else made is another */
+	pid_t cpid; /* shared memory: who made it: one of that id that somebody else made is another
+		     */
+	int kind;   /* 0: shared memory; else as kernel/sysv_ipc.h has it */
 };
 
 struct journal {

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "dest/dest.h"
 #include "dest/uffd_shell.h"
+#include "kernel/sysv_ipc.h"
 #include "kernel/vdso.h"
 #include "memory/capture.h"
 
@@ -23,6 +24,7 @@ void dest_check(const struct tree *t, struct refusals *notes)
 
 	shells_check(t, notes);
 	memory_check(t, notes);
+	sysv_ipc_check(t, notes);
 	files_check(t, notes);
 	attrs_check(t, notes);
 	net_check(t, notes);
@@ -87,7 +89,7 @@ struct work { /* what is to be done with a process, against what is built */
 	struct shell *sh;
 	/* fresh: nothing is mapped; mm_fields: prctl(2) PR_SET_MM_MAP is due */
 	bool fresh, layout, mm_fields, files, threads, attrs, root, late, launch, lacks, seccomp,
-	    tty, locks;
+	    tty, locks, sets;
 };
 
 static bool any_thread(const struct process *p,
@@ -154,6 +156,7 @@ static void plan(struct dest *d, struct work *w, const struct tree *t, const str
 	w->lacks = final && may_lack(d);
 	w->seccomp = final && attrs_seccomp_needed(p);
 	w->locks = final && p->n_locks;
+	w->sets = final && t->n_sets;
 	w->tty = final && p->ctty && p->sid == p->pid;
 }
 
@@ -176,7 +179,7 @@ static int may_lack_pages(struct dest *d, const struct work *w, bool final, stru
 static bool needs_executor(const struct work *w)
 {
 	return w->fresh || w->layout || w->files || w->attrs || w->threads || w->root || w->late ||
-	       w->launch || w->lacks || w->seccomp || w->tty || w->locks;
+	       w->launch || w->lacks || w->seccomp || w->tty || w->locks || w->sets;
 }
 
 /* Its pages come for the first time: placed through a userfaultfd, without faults. Not beyond the
@@ -371,6 +374,41 @@ static int enter_shell(void *arg, pid_t pid, struct rtask **rt, int *slot)
 	return 0;
 }
 
+static int enter_for_sets(void *arg, pid_t pid, struct rtask **rt, int *slot)
+{
+	struct shell *sh = shells_find(arg, pid);
+
+	if (!sh || sh->parked || sh->zombie)
+		return -ESRCH;
+	*rt = shell_leader(sh);
+	*slot = -1;
+	rtask_scratch_reset(*rt);
+	return 0;
+}
+
+/* Of the last tree: before, nobody needs them here. */
+static int make_sets(struct dest *d, const struct tree *t, struct cr_err *err)
+{
+	const struct fileset_tasks tasks = {.enter = enter_for_sets, .arg = d->shells};
+	int r = 0;
+
+	for (size_t i = 0; i < t->n_sets && !r; i++) {
+		r = sysv_ipc_make(&t->sets[i], err);
+		struct journal_shm *s = r ? NULL : vec_push(&d->journal.shms);
+		if (!r && !s) {
+			sysv_ipc_remove((int)t->sets[i].kind, t->sets[i].id, 0);
+			return cr_err_oom(err);
+		}
+		if (s)
+			*s = (struct journal_shm){t->sets[i].id, getpid(), (int)t->sets[i].kind};
+	}
+	if (!r && t->n_sets)
+		r = dest_journal(d, JOURNAL_PREPARING, err);
+	for (size_t i = 0; i < t->n_sets && !r; i++)
+		r = sysv_ipc_fill(&t->sets[i], &tasks, err);
+	return r;
+}
+
 /* Awake, and as the tree says as far as memory goes. */
 static int build_memories(struct work *w, size_t n, struct dest *d, const struct tree *t,
 			  struct cr_err *err)
@@ -409,6 +447,8 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 					    &w[i].sh->pidfd_slot, err);
 	if (!r && files_changed)
 		r = fileset_queue_clients(d->files, t, err);
+	if (!r && final)
+		r = make_sets(d, t, err);
 	for (size_t i = 0; i < n && !r; i++)
 		r = build_tasks(d, &w[i], err);
 	for (size_t i = 0; i < n && !r; i++)

@@ -9,7 +9,7 @@
 #include "base/fault.h"
 #include "base/heap.h"
 #include "base/log.h"
-#include "kernel/sysv_shm.h"
+#include "kernel/sysv_ipc.h"
 #include "memory/digest.h"
 #include "resource/carried.h"
 #include "wire/tree_codec.h"
@@ -112,7 +112,7 @@ void dest_undo(struct dest *d)
 	fileset_undo(d->files);
 	dest_close_ways(d);
 	vec_foreach (s, &d->journal.shms)
-		sysv_shm_remove(s->id, s->cpid);
+		sysv_ipc_remove(s->kind, s->id, s->cpid);
 	carrying_free(d->carrying);
 	d->carrying = NULL;
 	carried_undo(&d->journal);

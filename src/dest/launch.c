@@ -158,12 +158,12 @@ int dest_journal_segments(struct dest *d, const struct tree *t, struct cr_err *e
 		bool known = t->objects[i].kind != OBJ_SYSV_SHM;
 
 		vec_foreach (s, &d->journal.shms)
-			known |= s->id == t->objects[i].ipc_id;
+			known |= !s->kind && s->id == t->objects[i].ipc_id;
 		struct journal_shm *s = known ? NULL : vec_push(&d->journal.shms);
 		if (!known && !s)
 			return cr_err_oom(err);
 		if (s)
-			*s = (struct journal_shm){t->objects[i].ipc_id, getpid()};
+			*s = (struct journal_shm){t->objects[i].ipc_id, getpid(), 0};
 	}
 	return d->journal.shms.n == had ? 0 : dest_journal(d, JOURNAL_PREPARING, err);
 }

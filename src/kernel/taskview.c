@@ -28,7 +28,7 @@ struct record {
 	uint64_t altstack_sp, altstack_size, altstack_flags;
 	uint64_t clear_tid_va, robust_list_va, timer_slack_ns, pdeathsig, atomic_flags;
 	uint64_t rseq_va, rseq_len, rseq_sig;
-	uint64_t pending, seccomp;
+	uint64_t pending, seccomp, undo;
 	uint64_t task, first_child; /* addresses; a list that is empty points to its own head */
 	char comm[16];
 };
@@ -52,6 +52,7 @@ static const struct source_field {
     {"rseq_sig", offsetof(struct record, rseq_sig)},
     {"pending", offsetof(struct record, pending), "sigpending", "signal"},
     {"seccomp", offsetof(struct record, seccomp), "seccomp", "mode"},
+    {"sysvsem", offsetof(struct record, undo), "sysv_sem", "undo_list"},
     {"children", offsetof(struct record, first_child), "list_head", "next"},
 };
 
@@ -266,6 +267,7 @@ static struct task_facts facts_of(const struct taskview *tv, const struct record
 	    .has_children = r->first_child != r->task + (uint64_t)tv->children_at,
 	    .no_new_privs = r->atomic_flags & PFA_NO_NEW_PRIVS_BIT,
 	    .seccomp_mode = (uint32_t)r->seccomp,
+	    .sem_undo = r->undo,
 	};
 
 	memcpy(f.comm, r->comm, sizeof(f.comm));

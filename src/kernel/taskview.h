@@ -23,6 +23,7 @@ struct task_facts { /* of one thread */
 	uint64_t pending;      /* signals for this thread alone; bit 0 is signal 1 */
 	uint32_t seccomp_mode; /* SECCOMP_MODE_* */
 	bool no_new_privs;
+	bool sem_undo;     /* has, or had, something to undo of System V semaphores, semop(2) */
 	bool has_children; /* that were started by this thread, not by another of its process */
 };
 

@@ -415,6 +415,31 @@ struct tty {
 	size_t n_lines;
 };
 
+/* ---- System V semaphores and message queues ---- */
+
+enum sysv_kind { SYSV_SHM, SYSV_SEM, SYSV_MSG };
+
+struct sysv_message {
+	int64_t type;
+	const uint8_t *data;
+	size_t len;
+};
+
+struct sysv_set {            /* semget(2), msgget(2) */
+	enum sysv_kind kind; /* SEM or MSG */
+	int32_t id, key;
+	uint32_t uid, gid, mode;
+	/* SEM: of each its value, and who did something with it last */
+	uint32_t *values;
+	int32_t *pids;
+	size_t n;
+	/* MSG */
+	struct sysv_message *messages;
+	size_t n_messages;
+	uint64_t max_bytes;
+	int32_t sender, receiver; /* the last ones */
+};
+
 /* ---- the whole ---- */
 
 struct tree {
@@ -432,6 +457,8 @@ struct tree {
 	size_t n_seccomp;
 	struct tty *ttys;
 	size_t n_ttys;
+	struct sysv_set *sets;
+	size_t n_sets;
 	struct devaddr *moved; /* addresses that move along */
 	size_t n_moved;
 	uint64_t xfeatures; /* union of the xsave components that the tasks use or may use */

@@ -32,13 +32,15 @@ enum tcp_mode {
 	TCP_MODE_REFUSE,      /* refused by name */
 };
 
+struct taskview;
 struct capture {
 	struct tree *tree;        /* being filled; allocate from tree->arena */
 	const struct tree *prev;  /* the previous capture, or NULL */
 	struct refusals *refused; /* what cannot move; never NULL */
 	bool exact;               /* the tasks are stopped: everything must be as of now */
 	enum tcp_mode tcp;
-	bool to_image;       /* what is known after the decision alone cannot come along */
+	const struct taskview *view; /* NULL: no BPF */
+	bool to_image;               /* what is known after the decision alone cannot come along */
 	uint64_t flags_cost; /* so far, of reading what madvise(2) has set; see memory/capture.c */
 	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
 };
@@ -272,9 +274,15 @@ int ttys_put_back(const struct tree *t, struct cr_err *err) must_check;
 /* At the source, before the decision: has an event come since the final capture? -EAGAIN. */
 int inotify_verify(const struct tree *t, struct cr_err *err) must_check;
 
-/* System V semaphore sets and message queues that the tree uses are refused
- * (resource/sysv_ipc.c). */
+/* System V semaphore sets and message queues (resource/sysv_ipc.c): those that the tree uses. */
 int sysv_ipc_capture(struct capture *c, struct cr_err *err) must_check;
+/* Destination preflight. */
+void sysv_ipc_check(const struct tree *t, struct refusals *refused);
+/* At the final stop: made; then, once it is journalled, filled, by the processes that used it. */
+struct fileset_tasks;
+int sysv_ipc_make(const struct sysv_set *s, struct cr_err *err) must_check;
+int sysv_ipc_fill(const struct sysv_set *s, const struct fileset_tasks *tasks,
+		  struct cr_err *err) must_check;
 
 /* ---- file locks (resource/locks.c) ---- */
 

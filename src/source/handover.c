@@ -11,7 +11,7 @@
 #include "memory/digest.h"
 #include "resource/carried.h"
 #include "base/fault.h"
-#include "kernel/sysv_shm.h"
+#include "kernel/sysv_ipc.h"
 #include "source/serve.h"
 
 enum {
@@ -47,7 +47,14 @@ static int note_segments(struct source *s, const struct tree *t, struct cr_err *
 		if (so->kind == OBJ_SYSV_SHM && !seg)
 			return cr_err_oom(err);
 		if (seg)
-			*seg = (struct journal_shm){so->ipc_id, so->ipc_cpid};
+			*seg = (struct journal_shm){so->ipc_id, so->ipc_cpid, 0};
+	}
+	for (size_t i = 0; i < t->n_sets; i++) {
+		struct journal_shm *set = vec_push(&s->journal.shms);
+
+		if (!set)
+			return cr_err_oom(err);
+		*set = (struct journal_shm){t->sets[i].id, 0, (int)t->sets[i].kind};
 	}
 	return 0;
 }
@@ -308,7 +315,7 @@ static void kill_source(struct source *s)
 	seizure_forget(s->seizure);
 	s->seizure = NULL;
 	vec_foreach (seg, &s->journal.shms)
-		sysv_shm_remove(seg->id, seg->cpid);
+		sysv_ipc_remove(seg->kind, seg->id, seg->cpid);
 	carried_give(&s->journal);
 	source_carry_left(s);
 	/* the last references: what is in repair mode closes without a word */

@@ -267,6 +267,7 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 			    .refused = &s->notes,
 			    .exact = exact,
 			    .to_image = s->image,
+			    .view = source_view(s),
 			    .procs = cp,
 			    .tcp = source_tcp_mode(s)};
 	int r = describe_host(t, before, err);
@@ -285,12 +286,12 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 	if (!r)
 		r = files_capture(&c, err);
 	if (!r)
-		r = sysv_ipc_capture(&c, err);
-	if (!r)
 		r = memory_capture_objects(&c, &s->object_fds, err);
 	for (size_t i = 0; i < t->n_procs && !r; i++)
 		if (!t->procs[i].zombie)
 			look_at_threads(s, &t->procs[i], &cp[i], &facts[i]);
+	if (!r)
+		r = sysv_ipc_capture(&c, err);
 	if (!r)
 		r = attrs_capture(&c, err);
 	for (size_t i = 0; i < t->n_procs && !r && !exact; i++)

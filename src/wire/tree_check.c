@@ -411,6 +411,12 @@ static int check_tables(const struct tree *t, struct cr_err *err)
 			  !(f->flags & ~(uint32_t)FILTER_LOG),
 		      "seccomp filter %zu: %zu bytes, flags %#x", i, f->insns_len, f->flags);
 	}
+	for (size_t i = 0; i < t->n_sets; i++) {
+		int r = tree_check_set(&t->sets[i], i, err);
+
+		if (r < 0)
+			return r;
+	}
 	for (size_t i = 0; i < t->n_files; i++) {
 		int r = tree_check_file(t, &t->files[i], i, err);
 

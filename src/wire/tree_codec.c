@@ -261,6 +261,7 @@ static Tree__Tree *put_tree(struct arena *a, const struct tree *in)
 	PUT_TABLE(objects, put_object);
 	PUT_TABLE(seccomp, put_seccomp);
 	PUT_TABLE(ttys, put_tty);
+	PUT_TABLE(sets, tree_put_set);
 	if (!put_moved(a, in, pb))
 		return NULL;
 	pb->complete = true;
@@ -292,6 +293,7 @@ static int get_tree(struct arena *a, const Tree__Tree *pb, struct tree *out, str
 	GET_TABLE(objects, get_object);
 	GET_TABLE(seccomp, get_seccomp);
 	GET_TABLE(ttys, get_tty);
+	GET_TABLE(sets, tree_get_set);
 	return get_moved(pb, out, err);
 }
 

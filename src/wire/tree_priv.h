@@ -32,6 +32,12 @@ int tree_check_unix(const struct tree *t, const struct file *f, size_t i,
 int tree_check_messages(const struct file *f, size_t i, size_t n_files,
 			struct cr_err *err) must_check;
 
+/* tree_sysv.c */
+Tree__SysvSet *tree_put_set(struct arena *a, const struct sysv_set *in);
+int tree_get_set(struct arena *a, const Tree__SysvSet *pb, struct sysv_set *out,
+		 struct cr_err *err) must_check;
+int tree_check_set(const struct sysv_set *s, size_t i, struct cr_err *err) must_check;
+
 /* What tree_codec.h promises of a tree, whoever made it. Fills *err with PEER, -EPROTO. */
 int tree_check(const struct tree *t, struct cr_err *err) must_check;
 /* Of f, which is number i of t's. */

@@ -138,6 +138,7 @@ moves seccomp
 moves seccomp -- --launch sigreturn
 moves seccomp -- --no-hw-breakpoints
 moves sysvshm
+moves sysvipc
 segments() {
 	on "$1" ipcs -m | grep -c "^0x"
 }

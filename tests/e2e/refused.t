@@ -58,8 +58,8 @@ secretmem secretmem|memfd_secret|secret
 opath O_PATH
 lease lease|lock
 sysvpart System V shared memory
-sysvsem System V semaphore set
-sysvmsg System V message queue
+sysvsem System V semaphores.*SEM_UNDO
+sysvmsg System V message queue.*process [0-9]*, which is outside the tree
 aio aio
 hugetlb huge
 droppable droppable
@@ -106,6 +106,23 @@ different_case() {
 }
 ok "refused: a file that is missing at the destination" different_case 'rm -f /tmp/data'
 ok "refused: a file of another size at the destination" different_case 'echo elsewhere >/tmp/data'
+
+# The destination has a semaphore set or a queue of that id.
+taken_case() {
+	local id
+	start_workload alpha sysvipc && runs_on || return 1
+	id=$(on alpha awk 'END { print $2 }' "/proc/sysvipc/$1" </dev/null)
+	on beta sh -c "echo $id >/proc/sys/kernel/$1_next_id; ipcmk $2" </dev/null >"$work/made" || return 1
+	migrate alpha beta --pid "$wl_pid"
+	on beta ipcrm "$3" "$id" </dev/null
+	{ [ "$mig_status" = 4 ] && grep '"event":"refused"' "$work/events" | grep -q "$4 $id.*taken at the destination"; } || {
+		say_migration
+		return 1
+	}
+	runs_on && finish_workload
+}
+ok "refused: an id of a semaphore set that is taken" taken_case sem '-S 1' -s 'System V semaphore set'
+ok "refused: an id of a message queue that is taken" taken_case msg -Q -q 'System V message queue'
 
 # Both sides have something to say: one list tells all.
 both_case() {

@@ -77,6 +77,7 @@ alone messages --quiet-clients
 alone unlinked
 alone mapgone
 alone sysvshm
+alone sysvipc
 alone seccomp
 alone locks
 alone inotify

@@ -24,9 +24,11 @@
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 432)                                                                        \
-	X(struct tree, 360)                                                                        \
+	X(struct tree, 376)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
 	X(struct tty, 144)                                                                         \
+	X(struct sysv_set, 80)                                                                     \
+	X(struct sysv_message, 24)                                                                 \
 	X(struct unix_message, 64)                                                                 \
 	X(struct datagram, 56)                                                                     \
 	X(struct membership, 56)                                                                   \
@@ -448,6 +450,37 @@ static inline void fill_seccomp(struct filler *f)
 	}
 }
 
+static inline void fill_sets(struct filler *f)
+{
+	struct arena *a = f->t->arena;
+
+	f->t->n_sets = 2;
+	f->t->sets = arena_array(a, struct sysv_set, 2);
+	for (uint32_t i = 0; i < 2; i++) {
+		struct sysv_set *s = &f->t->sets[i];
+
+		*s = (struct sysv_set){.kind = i ? SYSV_MSG : SYSV_SEM,
+				       .id = (int32_t)(70 + i),
+				       .key = fill_s32(f),
+				       .uid = fill_u32(f),
+				       .gid = fill_u32(f),
+				       .mode = 0640 + i,
+				       .max_bytes = fill_u64(f),
+				       .sender = 4242,
+				       .receiver = 300,
+				       .n = i ? 0 : 2,
+				       .n_messages = i};
+		s->values = arena_array(a, uint32_t, 2);
+		s->pids = arena_array(a, int32_t, 2);
+		s->values[0] = 32767;
+		s->values[1] = 7;
+		s->pids[1] = 4242;
+		s->messages = arena_array(a, struct sysv_message, 1);
+		s->messages[0].type = 1234567890123;
+		FILL_BYTES(f, s->messages[0].data, s->messages[0].len, 17);
+	}
+}
+
 static inline void fill_ttys(struct filler *f)
 {
 	struct tty *y = arena_array(f->t->arena, struct tty, 1);
@@ -522,6 +555,7 @@ static inline struct tree *fill_tree(void)
 	fill_tables(&f);
 	fill_seccomp(&f);
 	fill_ttys(&f);
+	fill_sets(&f);
 	t->n_moved = 2;
 	t->moved = arena_array(t->arena, struct devaddr, 2);
 	t->moved[0] = (struct devaddr){2, {192, 0, 2, 7}, 24, "eth0"};
@@ -678,6 +712,21 @@ static inline void same_message(const struct unix_message *a, const struct unix_
 	assert_memory_equal(a->files, b->files, a->n_files * sizeof(*a->files));
 }
 
+static inline void same_sysv_message(const struct sysv_message *a, const struct sysv_message *b)
+{
+	SAME(type);
+	SAME_BYTES(data, len);
+}
+
+static inline void same_set(const struct sysv_set *a, const struct sysv_set *b)
+{
+	SAME(kind), SAME(id), SAME(key), SAME(uid), SAME(gid), SAME(mode), SAME(n);
+	SAME(max_bytes), SAME(sender), SAME(receiver);
+	assert_memory_equal(a->values, b->values, a->n * sizeof(*a->values));
+	assert_memory_equal(a->pids, b->pids, a->n * sizeof(*a->pids));
+	SAME_EACH(messages, n_messages, same_sysv_message);
+}
+
 static inline void same_group(const struct membership *a, const struct membership *b)
 {
 	SAME(family), SAME(include), SAME(n_sources);
@@ -747,6 +796,7 @@ static inline void same_tree(const struct tree *a, const struct tree *b)
 	SAME_EACH(objects, n_objects, same_object);
 	SAME_EACH(seccomp, n_seccomp, same_filter);
 	SAME_EACH(ttys, n_ttys, same_tty);
+	SAME_EACH(sets, n_sets, same_set);
 	SAME(n_moved);
 	for (size_t i = 0; i < a->n_moved; i++) {
 		char x[DEVADDR_TEXT], y[DEVADDR_TEXT];

@@ -279,20 +279,43 @@ static int do_sysvpart(void)
 
 static int do_sysvsem(void)
 {
+	struct sembuf op = {1, 1, SEM_UNDO};
+
 	ipc_id = semget(IPC_PRIVATE, 3, IPC_CREAT | 0600);
 
-	return semctl(ipc_id, 1, SETVAL, 5);
+	return semop(ipc_id, &op, 1);
 }
 
+/* Somebody outside the tree has received from it. */
 static int do_sysvmsg(void)
 {
-	const struct {
+	struct {
 		long type;
 		char text[4];
 	} m = {1, "abc"};
+	int status;
 
 	ipc_id = msgget(IPC_PRIVATE, IPC_CREAT | 0600);
-	return msgsnd(ipc_id, &m, sizeof(m.text), 0);
+	if (msgsnd(ipc_id, &m, sizeof(m.text), 0))
+		return -1;
+	pid_t child = fork();
+	if (child == 0) {
+		char path[256];
+
+		if (fork())
+			_exit(0);
+		if (msgrcv(ipc_id, &m, sizeof(m.text), 0, 0) < 0)
+			_exit(1);
+		while (access(wl_path(path, "stop"), F_OK) && access(wl_path(path, "result"), F_OK))
+			usleep(20000);
+		_exit(0);
+	}
+	if (waitpid(child, &status, 0) != child)
+		return -1;
+	for (struct msqid_ds ds = {.msg_qnum = 1}; ds.msg_qnum;)
+		if (msgctl(ipc_id, IPC_STAT, &ds))
+			return -1;
+	return 0;
 }
 
 static int do_aio(void)
