@@ -111,6 +111,7 @@ ok "refused: a file of another size at the destination" different_case 'echo els
 taken_case() {
 	local id
 	start_workload alpha sysvipc && runs_on || return 1
+	# shellcheck disable=SC2016
 	id=$(on alpha awk 'END { print $2 }' "/proc/sysvipc/$1" </dev/null)
 	on beta sh -c "echo $id >/proc/sys/kernel/$1_next_id; ipcmk $2" </dev/null >"$work/made" || return 1
 	migrate alpha beta --pid "$wl_pid"
