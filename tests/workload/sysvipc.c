@@ -117,7 +117,7 @@ static void turn(void)
 static void check_quiet(void)
 {
 	static const unsigned short want[QUIET] = {3, 0, 32767, 1, 0};
-	unsigned short values[QUIET];
+	unsigned short values[QUIET] = {0};
 	struct semid_ds ds;
 	struct msqid_ds mds;
 
