@@ -391,13 +391,13 @@ static int find_orphan(struct dir_sink *sink, const struct mig_id *id, struct im
 		return cr_err_sys(err, "look into %s", sink->path);
 	}
 	while ((e = readdir(d))) {
+		_cleanup_(image_freep) struct image *im = NULL;
 		struct cr_err ignored = {0};
 
 		if (image_name_ok(e->d_name) &&
-		    !image_open_manifest(ret, sink->fd, e->d_name, &ignored)) {
-			if (is_of(*ret, id))
-				return 0;
-			image_free(*ret);
+		    !image_open_manifest(&im, sink->fd, e->d_name, &ignored) && is_of(im, id)) {
+			*ret = take_ptr(im);
+			return 0;
 		}
 	}
 	return cr_err_set(err, CR_ERR_PEER, ENOENT, "no such migration here");
