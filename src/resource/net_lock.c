@@ -65,8 +65,12 @@ static int get_int(int fd, int level, int name)
 
 /* ---- take ---- */
 
-static bool is_locked_kind(enum file_kind kind, bool all)
+static bool is_locked_kind(const struct tree *t, uint32_t file, bool all)
 {
+	enum file_kind kind = t->files[file].kind;
+
+	if (kind == FILE_UNIX_LISTEN)
+		return unix_has_waiting(t, file);
 	return kind == FILE_TCP_CONN || kind == FILE_UDP || (all && kind == FILE_TCP_LISTEN);
 }
 
@@ -126,7 +130,7 @@ static int list_all(struct taking *k, bool all, struct cr_err *err)
 		for (size_t n = 0; n < p->n_fds && !r; n++) {
 			const struct fd_entry *e = &p->fds[n];
 
-			if (!is_locked_kind(k->t->files[e->file].kind, all) || seen[e->file])
+			if (seen[e->file] || !is_locked_kind(k->t, e->file, all))
 				continue;
 			seen[e->file] = true;
 			r = add(k, e, err);
@@ -145,6 +149,8 @@ static int lock_one(size_t i, unsigned int worker, void *arg, struct cr_err *err
 	slot->fd = (int)syscall(SYS_pidfd_getfd, what->pidfd, what->number, 0);
 	if (slot->fd < 0)
 		return cr_err_sys(err, "pidfd_getfd of fd %d", what->number);
+	if (slot->kind == FILE_UNIX_LISTEN) /* nothing comes: the tasks are stopped */
+		return 0;
 	slot->reuseaddr = get_int(slot->fd, SOL_SOCKET, SO_REUSEADDR);
 	int r = slot->kind == FILE_TCP_LISTEN ? sock_lock(slot->fd, SOCK_LOCK_NEW, err)
 					      : sock_lock_by(slot->fd, k->l->program, err);
