@@ -20,6 +20,7 @@ enum { PFA_NO_NEW_PRIVS_BIT = 1 /* bit 0 of atomic_flags, include/linux/sched.h 
 struct taskview {
 	int prog;
 	int32_t children_at; /* the list's head in struct task_struct */
+	int32_t undo_at;     /* that in struct sem_undo_list */
 };
 
 /* What the program writes for each thread. */
@@ -28,7 +29,8 @@ struct record {
 	uint64_t altstack_sp, altstack_size, altstack_flags;
 	uint64_t clear_tid_va, robust_list_va, timer_slack_ns, pdeathsig, atomic_flags;
 	uint64_t rseq_va, rseq_len, rseq_sig;
-	uint64_t pending, seccomp, undo;
+	uint64_t pending, seccomp;
+	uint64_t undo, first_undo;  /* as with children */
 	uint64_t task, first_child; /* addresses; a list that is empty points to its own head */
 	char comm[16];
 };
@@ -52,7 +54,6 @@ static const struct source_field {
     {"rseq_sig", offsetof(struct record, rseq_sig)},
     {"pending", offsetof(struct record, pending), "sigpending", "signal"},
     {"seccomp", offsetof(struct record, seccomp), "seccomp", "mode"},
-    {"sysvsem", offsetof(struct record, undo), "sysv_sem", "undo_list"},
     {"children", offsetof(struct record, first_child), "list_head", "next"},
 };
 
@@ -166,6 +167,28 @@ static int emit_tid(struct program *p, const struct btf *btf, int level, struct 
 	return 0;
 }
 
+/* What System V semaphores are to be set back by at the end of the process. */
+static int emit_undo(struct program *p, const struct btf *btf, struct cr_err *err)
+{
+	int32_t sem, list, head, next;
+	size_t size;
+	int r = find_member(btf, "task_struct", "sysvsem", &sem, &size, err);
+
+	if (!r)
+		r = find_member(btf, "sysv_sem", "undo_list", &list, &size, err);
+	if (!r)
+		r = find_member(btf, "sem_undo_list", "list_proc", &head, &size, err);
+	if (!r)
+		r = find_member(btf, "list_head", "next", &next, &size, err);
+	if (r)
+		return r;
+	emit_load(p, BPF_REG_3, BPF_REG_6, sem + list, 8);
+	emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_3, RECORD_AT(undo), 0);
+	emit_load(p, BPF_REG_2, BPF_REG_3, head + next, 8); /* of NULL: 0 */
+	emit_store(p, RECORD_AT(first_undo));
+	return 0;
+}
+
 static int emit_all(struct program *p, const struct btf *btf, int level, struct cr_err *err)
 {
 	int r = 0;
@@ -179,6 +202,8 @@ static int emit_all(struct program *p, const struct btf *btf, int level, struct 
 	emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_6, RECORD_AT(task), 0);
 	for (size_t i = 0; i < ARRAY_SIZE(fields) && !r; i++)
 		r = emit_field(p, btf, &fields[i], err);
+	if (!r)
+		r = emit_undo(p, btf, err);
 	if (!r)
 		r = emit_comm(p, btf, err);
 	if (!r)
@@ -267,7 +292,8 @@ static struct task_facts facts_of(const struct taskview *tv, const struct record
 	    .has_children = r->first_child != r->task + (uint64_t)tv->children_at,
 	    .no_new_privs = r->atomic_flags & PFA_NO_NEW_PRIVS_BIT,
 	    .seccomp_mode = (uint32_t)r->seccomp,
-	    .sem_undo = r->undo,
+	    /* threads share one that is empty: CLONE_SYSVSEM, clone(2) */
+	    .sem_undo = r->undo && r->first_undo != r->undo + (uint64_t)tv->undo_at,
 	};
 
 	memcpy(f.comm, r->comm, sizeof(f.comm));
@@ -423,6 +449,8 @@ int taskview_new(struct taskview **ret, struct cr_err *err)
 	    btf ? load_for_us(btf, &tv->prog, err) : cr_err_sys(err, "reading the kernel's BTF");
 	if (!r)
 		r = find_member(btf, "task_struct", "children", &tv->children_at, &size, err);
+	if (!r)
+		r = find_member(btf, "sem_undo_list", "list_proc", &tv->undo_at, &size, err);
 	btf__free(btf);
 	if (!r)
 		r = check(tv, err);

@@ -183,7 +183,9 @@ static void check_undo(struct capture *c)
 
 		if (c->procs[i].p->zombie)
 			continue;
-		bool told = c->view && !taskview_read(c->view, pid, &l, &ignored) && l.list.n;
+		/* ahead it may have ended meanwhile */
+		bool told = c->view && !taskview_read(c->view, pid, &l, &ignored) &&
+			    (l.list.n || !c->exact);
 		vec_foreach (f, &l.list)
 			undo |= f->sem_undo;
 		task_facts_done(&l);
