@@ -180,15 +180,12 @@ static int peek_part(int fd, struct arena *a, struct unix_peeked *q, uint8_t *bu
 	return r;
 }
 
-static int peek_stream(int fd, struct arena *a, struct unix_peeked *q, struct cr_err *err)
+static int peek_stream(int fd, struct arena *a, struct unix_peeked *q, int waiting,
+		       struct cr_err *err)
 {
-	int waiting = 0, r = 0;
+	int r = 0;
 	uint8_t urgent;
 
-	if (ioctl(fd, SIOCINQ, &waiting))
-		return cr_err_sys(err, "SIOCINQ");
-	if (!waiting)
-		return 0;
 	q->urgent = recv(fd, &urgent, 1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT) == 1;
 	uint8_t *buf = arena_alloc(a, (size_t)waiting);
 	if (!buf)
@@ -258,14 +255,19 @@ static int set_int(int fd, int name, int value, int *ret_before, struct cr_err *
 
 int unix_peek(int fd, int type, struct arena *a, struct unix_peeked *ret, struct cr_err *err)
 {
-	int offset = -1, passcred = 0;
+	int offset = -1, passcred = 0, waiting = 0;
+
+	if (type == SOCK_STREAM && ioctl(fd, SIOCINQ, &waiting))
+		return cr_err_sys(err, "SIOCINQ");
+	if (type == SOCK_STREAM && !waiting)
+		return 0;
 	int r = set_int(fd, SO_PEEK_OFF, 0, &offset, err);
 
 	if (r)
 		return r;
 	r = set_int(fd, SO_PASSCRED, 1, &passcred, err);
 	if (!r)
-		r = type == SOCK_STREAM ? peek_stream(fd, a, ret, err)
+		r = type == SOCK_STREAM ? peek_stream(fd, a, ret, waiting, err)
 					: peek_packets(fd, a, ret, err);
 	struct cr_err e = {0};
 	int back = set_int(fd, SO_PASSCRED, passcred, NULL, &e);
