@@ -265,8 +265,8 @@ static void note_end(pid_t root, int *status, bool *ended)
 		*ended = true;
 }
 
-int lazy_source_supervise(struct lazy_source *ls, struct lazy *l, pid_t root, int *status,
-			  struct cr_err *err)
+int lazy_source_supervise(struct lazy_source *ls, struct lazy *l, const char *cgroup, pid_t root,
+			  int *status, struct cr_err *err)
 {
 	bool ended = false;
 	int r = 0;
@@ -274,10 +274,12 @@ int lazy_source_supervise(struct lazy_source *ls, struct lazy *l, pid_t root, in
 	close_fdp(&ls->urgent);
 	close_fdp(&ls->bulk);
 	while (!r) {
-		struct pollfd p = {.fd = lazy_fd(l), .events = POLLIN};
+		bool again = lazy_tie_more(l, cgroup);
+		struct pollfd p[2] = {{.fd = lazy_fd(l), .events = POLLIN},
+				      {.fd = lazy_notice_fd(l), .events = POLLIN}};
 		struct cr_err why = {0};
 
-		if (poll(&p, 1, LOOK_MS) > 0) {
+		if (poll(p, 2, again ? LAZY_LOOK_MS : LOOK_MS) > 0 && p[0].revents) {
 			r = lazy_fetcher_ended(l, err);
 			ls->given_us = r ? ls->given_us : 0;
 		}

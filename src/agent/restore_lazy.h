@@ -34,6 +34,6 @@ int lazy_source_read(void *ls, pid_t pid, uint32_t target, uint64_t va, uint32_t
 /* Connections for the fetcher. */
 int lazy_source_feed(struct lazy_source *ls, struct lazy *l, struct cr_err *err) must_check;
 /* Until nothing is missing. root: of the tree, a child of ours whose end is noted in *status
- * (waitpid(2)); 0: no child of ours. */
-int lazy_source_supervise(struct lazy_source *ls, struct lazy *l, pid_t root, int *status,
-			  struct cr_err *err) must_check;
+ * (waitpid(2)); 0: no child of ours. cgroup: the tasks'. */
+int lazy_source_supervise(struct lazy_source *ls, struct lazy *l, const char *cgroup, pid_t root,
+			  int *status, struct cr_err *err) must_check;

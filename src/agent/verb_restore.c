@@ -294,8 +294,8 @@ static int fetch_rest(struct restore *rs, struct cr_err *err)
 
 	tell_caller(rs);
 	dest_release(&rs->d);
-	int r = lazy_source_supervise(&rs->source, rs->d.lazy, rs->detach ? 0 : rs->hooks.pid,
-				      &rs->root_status, err);
+	int r = lazy_source_supervise(&rs->source, rs->d.lazy, rs->d.journal.cgroup,
+				      rs->detach ? 0 : rs->hooks.pid, &rs->root_status, err);
 	if (!r && st->lost)
 		log_error("restored process %d: %llu of %llu pages could not be had: SIGBUS for "
 			  "who touches them",

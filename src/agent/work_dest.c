@@ -161,11 +161,13 @@ static void fetch_pages(const struct fetching *fe)
 	int r = 0;
 
 	while (!r) {
-		struct pollfd p[3] = {{.fd = fe->listener, .events = POLLIN},
+		bool again = lazy_tie_more(l, d->journal.cgroup);
+		struct pollfd p[4] = {{.fd = fe->listener, .events = POLLIN},
 				      {.fd = lazy_fd(l), .events = POLLIN},
-				      {.fd = lazy_keeper_fd(l), .events = POLLIN}};
+				      {.fd = lazy_keeper_fd(l), .events = POLLIN},
+				      {.fd = lazy_notice_fd(l), .events = POLLIN}};
 
-		if (poll(p, 3, -1) < 0)
+		if (poll(p, 4, again ? LAZY_LOOK_MS : -1) <= 0)
 			continue;
 		if (p[1].revents)
 			r = lazy_fetcher_ended(l, &err);

@@ -322,6 +322,13 @@ static int say_complete(struct fetch *f)
 	return r ? r : flush(f);
 }
 
+/* From here on the tasks need nobody. */
+static void finished(struct fetch *f)
+{
+	f->sh->phase = LAZY_FINISHED;
+	lazy_untie(f->sh);
+}
+
 /* With the lock. 1: the end. */
 static int conclude(struct fetch *f)
 {
@@ -339,7 +346,7 @@ static int conclude(struct fetch *f)
 		put_poison_all(f);
 		pthread_mutex_lock(&f->lock);
 		tasks_count_left(f);
-		f->sh->phase = LAZY_FINISHED;
+		finished(f);
 		f->st->ended_us = now_us();
 		return 1;
 	}
@@ -349,7 +356,7 @@ static int conclude(struct fetch *f)
 	tasks_count_left(f);
 	if (f->st->left)
 		return 0;
-	f->sh->phase = LAZY_FINISHED;
+	finished(f);
 	if (!f->st->ended_us)
 		f->st->ended_us = now;
 	if (f->bye || f->alone_since_us)

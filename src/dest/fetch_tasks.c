@@ -1,5 +1,6 @@
 /* What the tasks do while pages are missing: they fault, fork, move and discard memory, and end. */
 #include <string.h>
+#include <sys/socket.h>
 #include "base/clock.h"
 #include "base/log.h"
 #include "dest/fetch.h"
@@ -133,6 +134,16 @@ static void on_move(struct fetch *f, struct lazy_space *sp, uint64_t from, uint6
 	forget_waiters(f, sp, from, from + len);
 }
 
+/* The supervisor ties the child's life to ours. */
+static void tell_of_fork(struct fetch *f)
+{
+	const struct fetch_hand nobody = {.fd = -1};
+
+	/* no room: it has been told, and has not looked yet */
+	if (send(f->control, &nobody, sizeof(nobody), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		log_debug("fetching pages: %s", strerror(errno));
+}
+
 /* What is in sh->event, perhaps left by the fetcher before. */
 static int act(struct fetch *f)
 {
@@ -151,6 +162,7 @@ static int act(struct fetch *f)
 				return -ENOSPC;
 		}
 		tasks_count_left(f);
+		tell_of_fork(f);
 		break;
 	case UFFD_EVENT_REMAP:
 		on_move(f, sp, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);

@@ -184,6 +184,19 @@ int dest_journal_built(struct dest *d, struct cr_err *err)
 	return r ? r : dest_journal(d, JOURNAL_PREPARING, err);
 }
 
+static int tie_all(struct dest *d, struct cr_err *err)
+{
+	_cleanup_free_ pid_t *pids = calloc(d->tree->n_procs + 1, sizeof(*pids));
+	size_t n = 0;
+
+	if (!pids)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < d->tree->n_procs; i++)
+		if (!d->tree->procs[i].zombie)
+			pids[n++] = d->tree->procs[i].pid;
+	return lazy_tie(d->lazy->shared, pids, n, err);
+}
+
 int dest_prepare(struct dest *d, struct cr_err *err)
 {
 	int r = 0;
@@ -202,6 +215,8 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 		r = lazy_start(d->lazy, d->tree, err);
 		if (!r && d->env->take_over)
 			r = lazy_keep(d->lazy, d->env->take_over, d->env->take_over_arg, err);
+		if (!r)
+			r = tie_all(d, err);
 	}
 	if (!r)
 		r = hold(d, err);

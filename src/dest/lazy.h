@@ -6,11 +6,12 @@
  *   lazy_run.c    its supervisor, the migration's process: starts it, and another if it dies
  *
  *   lazy_keep.c   the keeper, a process that takes the supervisor's place
+ *   lazy_tie.c    if all three are killed in one moment, the tasks end with them
  *
  * As long as pages are missing the userfaultfds are open in three processes with one table of
  * descriptors. Each may be killed, and any two of them together: the third starts the others anew.
  * Were all three killed in the same moment, the kernel would give the tasks zeros for what is
- * missing: whoever finds the journal then ends them. */
+ * missing: the tasks are killed by it first. */
 #pragma once
 #include <stdbool.h>
 #include "base/err.h"
@@ -41,6 +42,7 @@ struct lazy {
 	int (*take_over)(void *arg);
 	void *take_over_arg;
 	unsigned int restarts;
+	unsigned int looks; /* at the cgroup: somebody was forked */
 };
 
 /* stats_path: a file for the numbers, made here and removed by lazy_free(). */
@@ -97,6 +99,26 @@ static inline int lazy_keeper_fd(const struct lazy *l)
 }
 int lazy_keeper_ended(struct lazy *l, struct cr_err *err) must_check;
 void lazy_end_keeper(struct lazy *l);
+
+/* ---- lazy_tie.c ---- */
+
+enum { LAZY_LOOKS = 8, LAZY_LOOK_MS = 5 };
+
+int lazy_tie_begin(struct lazy_shared *sh, struct cr_err *err) must_check;
+/* These get SIGKILL if all who fetch are gone while something is missing. */
+int lazy_tie(struct lazy_shared *sh, const pid_t *pids, size_t n, struct cr_err *err) must_check;
+/* Nothing is missing any more. May be called by any of the three. */
+void lazy_untie(struct lazy_shared *sh);
+/* The last that is done with it. Ends the tasks if something is missing. */
+void lazy_tie_end(struct lazy_shared *sh);
+/* By the supervisor, when lazy_notice_fd() is readable, and again LAZY_LOOK_MS later for as long as
+ * it returns true: children of the tasks, which come up in their cgroup soon after the fetcher has
+ * heard of the fork. */
+bool lazy_tie_more(struct lazy *l, const char *cgroup);
+static inline int lazy_notice_fd(const struct lazy *l)
+{
+	return l->shared->control;
+}
 
 /* ---- fetch.c ---- */
 

@@ -3,7 +3,8 @@
  * The last close of a userfaultfd gives zeros to all who wait for a page. So three processes share
  * the table of descriptors in which they are: the fetcher, the supervisor, and this one. If the
  * supervisor ends once the tasks may run, the keeper takes its place, with another keeper behind
- * it: only the end of all three at the same moment is the end of it. */
+ * it: only the end of all three at the same moment is the end of it, and of the tasks
+ * (lazy_tie.c). */
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
@@ -69,6 +70,7 @@ static void keep(struct lazy *l)
 		log_error("no keeper behind this one: %s", err.msg);
 	int st = l->take_over(l->take_over_arg);
 	lazy_end_keeper(l);
+	lazy_tie_end(l->shared);
 	_exit(st);
 }
 

@@ -78,6 +78,8 @@ void lazy_free(struct lazy *l)
 		return;
 	lazy_end_keeper(l); /* first: it would take this for its cue */
 	end_fetcher(l);
+	if (l->shared)
+		lazy_tie_end(l->shared);
 	vec_foreach (p, &l->procs) {
 		close_fdp(&p->uffd);
 		sentmap_done(&p->left);
@@ -143,6 +145,7 @@ static int spawn(struct lazy *l, bool takes_over, struct cr_err *err)
 		return r;
 	}
 	l->fetcher = pid;
+	l->looks = LAZY_LOOKS; /* the one before may not have told of all */
 	l->shared->control = pair[0];
 	l->shared->fetcher_control = pair[1];
 	l->shared->fetcher_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
@@ -156,6 +159,8 @@ int lazy_start(struct lazy *l, const struct tree *t, struct cr_err *err)
 	for (size_t i = 0; i < LAZY_SPACES && !r; i++)
 		l->stats->pages_lazy += lazy_count(l->shared, &l->shared->spaces[i]);
 	l->stats->left = l->stats->pages_lazy;
+	if (!r)
+		r = lazy_tie_begin(l->shared, err);
 	return r ? r : spawn(l, false, err);
 }
 

@@ -1,6 +1,5 @@
 #include "dest/lazy_state.h"
 
-#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 #include <sys/mman.h>
@@ -45,6 +44,9 @@ int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages, stru
 	s->bits = bits;
 	s->urgent_fd = s->supervisor_pidfd = s->fetcher_pidfd = -1;
 	s->control = s->fetcher_control = -1;
+	s->tie_hold = s->tie_read = -1;
+	for (size_t i = 0; i < LAZY_TIES; i++)
+		s->ties[i].fd = -1;
 	for (size_t i = 0; i < LAZY_BULK_MAX; i++)
 		s->bulk_fds[i] = -1;
 	*ret = s;
@@ -53,10 +55,8 @@ int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages, stru
 
 void lazy_close(int *fd)
 {
-	int was = *fd;
+	int was = __atomic_exchange_n(fd, -1, __ATOMIC_SEQ_CST);
 
-	*fd = -1;
-	atomic_signal_fence(memory_order_seq_cst);
 	if (was >= 0)
 		close(was);
 }

@@ -14,7 +14,7 @@
 #include "base/err.h"
 #include "wire/lazy_stream.h"
 
-enum { LAZY_SPACES = 1024, LAZY_BUCKETS = 256 };
+enum { LAZY_SPACES = 1024, LAZY_BUCKETS = 256, LAZY_TIES = 4096 };
 
 struct lazy_seg {
 	uint64_t start; /* here */
@@ -42,6 +42,11 @@ struct lazy_stats {
 	uint64_t buckets[LAZY_BUCKETS]; /* of fault latencies, see lazy_bucket() */
 };
 
+struct lazy_tie { /* see lazy_tie.c */
+	pid_t pid;
+	int fd; /* -1: none */
+};
+
 struct lazy_shared {
 	size_t bytes; /* of the whole mapping */
 	uint64_t stride, seg_cap, bits;
@@ -56,7 +61,9 @@ struct lazy_shared {
 	int supervisor_pidfd, fetcher_pidfd;
 	int control, fetcher_control; /* connections go to the fetcher, by number */
 	pid_t fetcher;                /* written before it runs */
-	uint32_t top;                 /* spaces from here on have never been used */
+	int tie_hold, tie_read;       /* of the pipe; -1 */
+	struct lazy_tie ties[LAZY_TIES];
+	uint32_t top; /* spaces from here on have never been used */
 	struct lazy_space spaces[LAZY_SPACES];
 };
 

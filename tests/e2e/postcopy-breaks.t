@@ -87,7 +87,7 @@ strike() {
 		esac
 	done
 	on beta kill -0 "${pids[@]}" 2>/dev/null || return 1
-	on beta kill -KILL "${pids[@]}" 2>/dev/null
+	on beta chrt -f 90 kill -KILL "${pids[@]}" 2>/dev/null
 	return 0
 }
 
@@ -141,6 +141,41 @@ ok "fetcher and keeper are killed at once, three times" struck_case "fetcher kee
 kill_workload
 ok "the keeper took over" grep -q 'its keeper takes over' "$state/beta/agent.log"
 
+
+# All who fetch at once: the tasks end with them, before they can read a zero that nobody has written.
+# At the source they are whole.
+gone_from_beta() {
+	gone_from beta >/dev/null
+}
+
+all_struck_case() {
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	wl_host=beta
+	until_true 20 progress_is_from beta || { diag "not there: $(progress)"; return 1; }
+	until_true 10 three_or_over
+	for _ in 1 2 3 4 5; do # who takes over may be faster than kill(1)
+		strike keeper fetcher supervisor || break
+		until_true 1 gone_from_beta && break
+		until_true 10 three_or_over
+	done
+	end_slow && { diag "it came to its end"; return 1; }
+	until_true 20 gone_from_beta || { diag "tasks run on at beta"; return 1; }
+	[ ! -e "$wl_dir/result" ] || { diag "$(result_text)"; return 1; }
+	wl_host=alpha
+	touch "$wl_dir/again"
+	until_true 30 resolved || { diag "$(cat "$work/resolved")"; return 1; }
+	until_true 20 progress_is_from alpha && runs_on && finish_workload
+}
+resolved() {
+	"$build/cr-migrate" resolve --hosts "$hosts_file" --abort alpha >"$work/resolved" 2>&1
+}
+PATIENCE=3s
+for name in "dirty --mib 64 --rate 200 --threads 2" "touch --mib 64 --pattern rewrite" "churn --seed 7" "forktree --procs 20"; do
+	# shellcheck disable=SC2086
+	ok "all who fetch are killed at once: $name" all_struck_case $name
+	kill_workload
+done
+PATIENCE=''
 SLOW='' RATE=10M
 
 # --- the link, the agents, the rest ---------------------------------------------------------------------
