@@ -16,7 +16,7 @@ postcopied() {
 # What fetches all of its memory within milliseconds gets it over a slow link: SLOW, a rate of tc-tbf(8).
 # The rest then comes fast (end_slow).
 slow_link() {
-	[ -z "${SLOW:-}" ] || on alpha tc qdisc replace dev eth0 root tbf rate "$SLOW" burst 16k latency 50ms
+	[ -z "$1" ] || on alpha tc qdisc replace dev eth0 root tbf rate "$1" burst 16k latency 50ms
 }
 
 fast_link() {
@@ -25,7 +25,7 @@ fast_link() {
 
 # A move that takes long enough for something to happen: pages are pushed slowly. In the background.
 begin_slow() {
-	slow_link || return 1
+	slow_link "${SLOW:-}" || return 1
 	migrate alpha beta --pid "$wl_pid" --mode "${MODE:-postcopy}" --max-bandwidth "${RATE:-10M}" \
 		--postcopy-timeout "${PATIENCE:-30s}" &
 	mover=$!
@@ -285,7 +285,7 @@ break_something() {
 
 any_case() {
 	local n said=() without=$((RANDOM % 10))
-	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	start_workload alpha "$@" && runs_on && begin_slow && slow_link 2mbit || return 1
 	for ((n = 0; n < 10; n++)); do
 		random_pause 300
 		until_true 10 three_or_over || break
@@ -305,7 +305,7 @@ any_case() {
 	fi
 }
 for name in "dirty --mib 64 --rate 2" "churn --seed $((RANDOM % 1000))"; do
-	SLOW=5mbit RATE=1G
+	SLOW=8mbit RATE=1G
 	: >"$state/beta/agent.log"
 	# shellcheck disable=SC2086
 	ok "ten times something is killed, or cut, at random, and once cr-migrate: $name" any_case $name
