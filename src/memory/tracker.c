@@ -227,8 +227,18 @@ static int on_guard(const struct page_extent *e, void *arg, struct cr_err *err)
 	return add_guard(arg, e->start, e->end, err);
 }
 
+static int look_for_guards(struct round *ro, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	const struct pagemap_query q = {
+	    .start = start, .end = end, .mask = PAGE_CAT_GUARD, .ret = PAGE_CAT_GUARD};
+
+	return pagemap_walk(ro->t->pagemap, &q, on_guard, ro, err);
+}
+
 /* Guards that a former round has protected do not show as written any more: they are looked up
- * where they were. New ones show in the scan. */
+ * where they were. New ones show in the scan. Their protection outlives the userfaultfd (KERNEL:
+ * change_pte_range passes guards over), so what an earlier tracker has protected is looked for
+ * everywhere in the first round. */
 static int look_at_guards(struct round *ro, struct cr_err *err)
 {
 	struct tracker *t = ro->t;
@@ -236,14 +246,15 @@ static int look_at_guards(struct round *ro, struct cr_err *err)
 	int r = 0;
 
 	memset(&t->guards, 0, sizeof(t->guards));
-	for (size_t i = 0; i < known.n && !r; i++) {
-		struct pagemap_query q = {.start = known.v[i].start,
-					  .end = known.v[i].end,
-					  .mask = PAGE_CAT_GUARD,
-					  .ret = PAGE_CAT_GUARD};
-
-		r = pagemap_walk(t->pagemap, &q, on_guard, ro, err);
+	if (!t->rounds) {
+		r = look_for_guards(ro, CR_PAGE_SIZE, PAGEMAP_TOP, err);
+		if (r == -EINVAL) { /* before 6.15 none can be seen */
+			cr_err_clear(err);
+			r = 0;
+		}
 	}
+	for (size_t i = 0; i < known.n && !r; i++)
+		r = look_for_guards(ro, known.v[i].start, known.v[i].end, err);
 	vec_done(&known);
 	return r;
 }

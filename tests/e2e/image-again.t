@@ -117,6 +117,22 @@ done
 ok "the same, tracked" same_pid 700 --track
 kill_workload
 
+# What is special about a page shows to a second tracking as to the first.
+tracked_before() {
+	local image=$images/before
+	start_workload alpha memory && runs_on || return 1
+	verb alpha pre-dump --pid "$wl_pid" --dir "$image" && runs_on && verb alpha dump --pid "$wl_pid" --dir "$image" &&
+		gone_from alpha && restored beta "$image" && finish_workload
+}
+ok "special memory, after a pre-dump: dumped, restored" tracked_before
+kill_workload
+rehearsed_before() {
+	start_workload alpha memory && runs_on && migrate alpha beta --pid "$wl_pid" --rehearse && runs_on &&
+		move_workload beta && finish_workload
+}
+ok "special memory, after a rehearsal: moved" rehearsed_before
+kill_workload
+
 # --- established TCP connections: they cannot wait in an image ------------------------------------------------
 
 tcp_refused() {
