@@ -135,6 +135,8 @@ int dest_journal_built(struct dest *d, struct cr_err *err) must_check;
 /* ---- netmove.c ---- */
 /* Ahead: a way in for what comes for the addresses of t. That there is none is no failure here. */
 void dest_open_ways(struct dest *d, const struct tree *t);
+/* The same, once others have moved addresses here. */
+void dest_open_switched_ways(struct dest *d);
 /* Preflight: what will be missing without one. */
 void dest_check_ways(const struct tree *t, struct refusals *notes);
 int dest_on_waiting(struct dest *d, const struct msg_waiting *w, struct cr_err *err) must_check;

@@ -261,6 +261,8 @@ int dest_launch(struct dest *d, struct cr_err *err)
 	fault_point("dest-commit");
 	if (!r)
 		r = net_take_addresses(d->tree, &d->announce_fd, err);
+	if (!r)
+		dest_open_switched_ways(d);
 	if (!r && d->files)
 		r = fileset_launch(d->files, d->tree, err);
 	if (!r && d->files) {

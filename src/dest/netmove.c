@@ -10,9 +10,21 @@ void dest_open_ways(struct dest *d, const struct tree *t)
 {
 	struct cr_err why = {0};
 
-	if (d->ways || !t->n_moved || d->from_image)
+	/* of what others move, it is not known yet where it will be */
+	if (d->ways || !t->n_moved || t->switched || d->from_image)
 		return;
 	if (net_ways_open(&d->ways, t->moved, t->n_moved, &why))
+		log_warn("%s", why.msg);
+	fileset_set_ways(d->files, d->ways);
+}
+
+void dest_open_switched_ways(struct dest *d)
+{
+	struct cr_err why = {0};
+
+	if (!d->tree->switched || !d->files)
+		return;
+	if (net_ways_open_for(&d->ways, d->tree, &why))
 		log_warn("%s", why.msg);
 	fileset_set_ways(d->files, d->ways);
 }

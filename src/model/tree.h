@@ -461,6 +461,7 @@ struct tree {
 	size_t n_sets;
 	struct devaddr *moved; /* addresses that move along */
 	size_t n_moved;
+	bool switched;      /* other addresses of connections are moved by somebody else */
 	uint64_t xfeatures; /* union of the xsave components that the tasks use or may use */
 	uint64_t xcr0;      /* the source CPU's enabled features */
 	uint8_t vdso_digest[16];

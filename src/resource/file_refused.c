@@ -2,6 +2,7 @@
 #include "resource/file_kind.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -86,6 +87,10 @@ static void name_socket(const struct fd_probe *p, char *buf, size_t size)
 		break;
 	case AF_INET:
 	case AF_INET6:
+		if (p->so_protocol == IPPROTO_MPTCP) {
+			snprintf(buf, size, "MPTCP socket");
+			break;
+		}
 		snprintf(buf, size, "%s %s socket, protocol %d",
 			 p->so_domain == AF_INET ? "IPv4" : "IPv6", type, p->so_protocol);
 		break;

@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include "resource/sock_filter.h"
 
 #ifndef IPV6_FREEBIND
 #define IPV6_FREEBIND 78
@@ -199,7 +200,7 @@ static int bind_free(int fd, const struct tree *t, const struct file *f, bool on
 	bool v4 = f->sock_family == AF_INET;
 	int level = v4 ? IPPROTO_IP : IPPROTO_IPV6, name = v4 ? IP_FREEBIND : IPV6_FREEBIND;
 
-	if (!tree_moves_address(t, f->sockaddr, f->sockaddr_len))
+	if (!t->switched && !tree_moves_address(t, f->sockaddr, f->sockaddr_len))
 		return 0;
 	return set_int(fd, level, name, on || sockopt_int(f, level, name, 0));
 }
@@ -281,7 +282,14 @@ static int listen_prepare(struct fileset *fs, const struct tree *t, uint32_t i, 
 	    (!reuse && set_int(fd, SOL_SOCKET, SO_REUSEADDR, 0)))
 		return cr_err_sys(err, "listening on %s",
 				  sockaddr_text(f->sockaddr, f->sockaddr_len, text, sizeof(text)));
-	return 0;
+	/* its address comes before the decision does: for connections that are not here yet it
+	 * would say that there are none */
+	return t->switched && f->kind == FILE_TCP_LISTEN ? sock_lock(fd, SOCK_LOCK_ALL, err) : 0;
+}
+
+static int listen_launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	return t->switched && !fs->held[i].launched ? sock_unlock(fs->held[i].fd, err) : 0;
 }
 
 /* ---- connections that are closed ---- */
@@ -408,6 +416,7 @@ const struct file_ops file_ops_tcp_listen = {
     .check = bind_check,
     .build = listen_build,
     .prepare = listen_prepare,
+    .launch = listen_launch,
     .drop = listen_drop,
 };
 

@@ -128,11 +128,13 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 	int r = addresses(x, p, f, err);
 	if (r < 0)
 		return r;
-	bool moves = r && tree_moves_address(x->c->tree, f->sockaddr, f->sockaddr_len);
+	bool moves = r && (tree_moves_address(x->c->tree, f->sockaddr, f->sockaddr_len) ||
+			   (x->c->tree->switched && !is_loopback(f)));
 	if (!r || (mode == TCP_MODE_AUTO && !moves && !is_loopback(f)))
 		return tcp_closed_capture(x, p, f, err);
-	why = moves || is_loopback(f) ? trouble(p, f)
-				      : "whose local address does not move (--move-address)";
+	why = moves || is_loopback(f)
+		  ? trouble(p, f)
+		  : "whose local address does not move (--move-address, --hook network-switch)";
 	if (why) {
 		refuse_because(x, p, f, why);
 		f->kind = 0;
@@ -286,7 +288,8 @@ static void check(const struct file_check *k, const struct file *f)
 	}
 	sockaddr_text(f->sockaddr, f->sockaddr_len, us, sizeof(us));
 	sockaddr_text(f->peeraddr, f->peeraddr_len, peer, sizeof(peer));
-	if (!tree_moves_address(k->t, f->sockaddr, f->sockaddr_len) && !address_is_here(f))
+	if (!k->t->switched && !tree_moves_address(k->t, f->sockaddr, f->sockaddr_len) &&
+	    !address_is_here(f))
 		file_check_refuse(k,
 				  "TCP connection from %s to %s: this host does not have that "
 				  "address; say --move-address, or --tcp close",
@@ -326,7 +329,8 @@ static struct netinject *way_in(const struct fileset *fs, const struct tree *t,
 /* A connection whose other end is here hears its end from there. */
 static bool can_tell(const struct fileset *fs, const struct tree *t, const struct file *f)
 {
-	return way_in(fs, t, f) || (net_is_inside(t, f) && !f->tcp->has_urgent);
+	/* of what others move, the way is known once they have */
+	return t->switched || way_in(fs, t, f) || (net_is_inside(t, f) && !f->tcp->has_urgent);
 }
 
 static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
@@ -345,6 +349,9 @@ static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 		    f->tcp->has_urgent
 			? "urgent data that waits cannot be handed on here"
 			: "the peer has shut its side down, which it cannot be told here");
+	/* what comes before the decision is not to be acknowledged: it may be against us */
+	if (!r && t->switched)
+		r = sock_lock(fs->held[i].fd, SOCK_LOCK_ALL, err);
 	if (!r)
 		return 0;
 	sockaddr_text(f->sockaddr, f->sockaddr_len, us, sizeof(us));
@@ -361,7 +368,10 @@ static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 	uint64_t now = clock_ns(CLOCK_MONOTONIC) + (uint64_t)fs->monotonic_off_ns;
 
 	(void)err;
-	if (!fs->held[i].launched && tcp_launch(fs->held[i].fd, f, now, way_in(fs, t, f), &why))
+	if (fs->held[i].launched)
+		return 0;
+	if ((t->switched && sock_unlock(fs->held[i].fd, &why)) ||
+	    tcp_launch(fs->held[i].fd, f, now, way_in(fs, t, f), &why))
 		log_warn("a TCP connection: %s", why.msg);
 	return 0;
 }

@@ -106,7 +106,7 @@ static int set_transparent(int fd, const struct tree *t, const struct file *f, b
 	int level = v4 ? IPPROTO_IP : IPPROTO_IPV6, name = v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT;
 	int value = on || sockopt_int(f, level, name, 0);
 
-	if (!tree_moves_address(t, f->sockaddr, f->sockaddr_len))
+	if (!t->switched && !tree_moves_address(t, f->sockaddr, f->sockaddr_len))
 		return 0;
 	return setsockopt(fd, level, name, &value, sizeof(value));
 }

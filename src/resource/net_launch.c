@@ -37,7 +37,7 @@ bool net_needs_launch(const struct tree *t)
 	for (size_t i = 0; i < t->n_files; i++)
 		if (t->files[i].kind == FILE_TCP_CONN || t->files[i].kind == FILE_UDP)
 			return true;
-	return t->n_moved > 0;
+	return t->n_moved > 0 || t->switched;
 }
 
 int net_take_addresses(const struct tree *t, int *announce_fd, struct cr_err *err)
@@ -77,6 +77,10 @@ static void finish_one(int pidfd, int number, const struct tree *t, const struct
 	_cleanup_fd_ int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
 	struct cr_err why = {0};
 
+	if (fd >= 0 && t->switched && f->kind != FILE_UDP && sock_unlock(fd, &why))
+		log_warn("socket, fd %d: %s", number, why.msg);
+	if (f->kind == FILE_TCP_LISTEN)
+		return;
 	if (fd >= 0 && f->kind == FILE_UDP) {
 		/* one that is not locked has been launched */
 		if (sock_is_locked(fd) && !sock_unlock(fd, &why))
@@ -106,7 +110,7 @@ int net_finish_launch(const struct tree *t, struct cr_err *err)
 
 	if (!done)
 		return cr_err_oom(err);
-	if (t->n_moved && net_ways_open(&ways, t->moved, t->n_moved, &why))
+	if (net_ways_open_for(&ways, t, &why))
 		log_warn("%s", why.msg);
 	for (size_t i = 0; i < t->n_procs; i++) {
 		const struct process *p = &t->procs[i];
@@ -121,7 +125,9 @@ int net_finish_launch(const struct tree *t, struct cr_err *err)
 
 			bool conn = t->files[file].kind == FILE_TCP_CONN && t->files[file].tcp;
 
-			if (done[file] || (!conn && t->files[file].kind != FILE_UDP))
+			bool locked = t->switched && t->files[file].kind == FILE_TCP_LISTEN;
+
+			if (done[file] || (!conn && !locked && t->files[file].kind != FILE_UDP))
 				continue;
 			done[file] = true;
 			finish_one(pidfd, p->fds[k].fd, t, &t->files[file], ways, now);

@@ -46,6 +46,8 @@ int source_list_addresses(struct source *s, struct tree *t, struct cr_err *err)
 			return r;
 		t->n_moved++;
 	}
+	t->switched = s->rq->hooks & 1u << MSG_HOOK_NETWORK_SWITCH &&
+		      source_tcp_mode(s) == TCP_MODE_ESTABLISHED;
 	return 0;
 }
 
@@ -97,7 +99,7 @@ static bool has_connections(const struct tree *t)
 		if (t->files[i].kind == FILE_TCP_CONN || t->files[i].kind == FILE_UDP ||
 		    (t->files[i].kind == FILE_UNIX_CONN && t->files[i].waits_at != UINT32_MAX))
 			return true;
-	return t->n_moved > 0;
+	return t->n_moved > 0 || t->switched;
 }
 
 int source_hold(struct source *s, struct cr_err *err)
@@ -124,8 +126,9 @@ int source_lock_network(struct source *s, struct tree *t, struct cr_err *err)
 	if (!s->net_lock)
 		return cr_err_oom(err);
 	/* first: what no socket takes any more has to be in there */
-	if (t->n_moved)
-		r = netcap_open(&s->packets, t->moved, t->n_moved, err);
+	r = net_list_addresses(t, false, &s->heard, &s->n_heard, err);
+	if (!r && s->n_heard)
+		r = netcap_open(&s->packets, s->heard, s->n_heard, err);
 	if (r)
 		return r;
 	r = net_lock_take(s->net_lock, t, t->n_moved || source_tcp_mode(s) == TCP_MODE_ESTABLISHED,
@@ -222,7 +225,7 @@ static int replay(struct source *s, struct cr_err *err)
 
 	if (n <= 0)
 		return n;
-	r = net_ways_open(&w, s->journal.moved.v, s->journal.moved.n, err);
+	r = net_ways_open(&w, s->heard, s->n_heard, err);
 	while (!r && n == 1) {
 		r = net_ways_put(w, &p, err);
 		n = r ? r : netcap_next(s->packets, &p, err);

@@ -61,6 +61,7 @@ void source_done(struct source *s)
 	link_free(s->peer);
 	net_lock_free(s->net_lock);
 	netcap_free(s->packets);
+	free(s->heard);
 	free(s->waiting);
 	tree_free(s->tree);
 	tree_free(s->checked);

@@ -100,6 +100,8 @@ struct source {
 	struct net_lock *net_lock; /* while the tasks' sockets are out of the network */
 	uint8_t *waiting;          /* connections that nobody had accepted; of waiting_encode() */
 	size_t waiting_len;
+	struct devaddr *heard; /* the addresses of packets */
+	size_t n_heard;
 	struct netcap *packets; /* what has come for them since; NULL: nothing is kept */
 	struct journal journal;
 	bool aborted;          /* the user said so, or cr-migrate went away */

@@ -240,7 +240,7 @@ static int get_moved(const Tree__Tree *pb, struct tree *out, struct cr_err *err)
 /* clang-format off */
 #define TREE_NUMBERS(X) \
 	X(xfeatures) X(xcr0) X(clock_monotonic_ns) X(clock_boottime_ns) \
-	X(task_monotonic_offset_ns) X(task_boottime_offset_ns)
+	X(task_monotonic_offset_ns) X(task_boottime_offset_ns) X(switched)
 /* clang-format on */
 
 static Tree__Tree *put_tree(struct arena *a, const struct tree *in)

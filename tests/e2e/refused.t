@@ -49,6 +49,10 @@ userfaultfd userfaultfd
 perf perf
 perfmap perf
 bpf bpf
+mptcp MPTCP socket
+ktls connection .*kTLS
+lockedfilter locked filter
+ebpffilter eBPF filter
 pidfd pidfd of a process outside the tree
 mqueue mqueue|message queue|file system
 fifo named pipe is also held by process

@@ -185,6 +185,66 @@ case_of "the destination's agent dies with the decision" decided beta dest-commi
 conns=400 case_of "the destination's agent dies before hundreds of connections run" decided beta dest-launched
 case_of "the destination's agent dies before the tasks run" decided beta dest-launched
 
+# --- addresses that somebody else moves -----------------------------------------------------------------
+
+# What --hook runs: on this machine, as whoever looks after addresses would. fail-switch: it fails when it is done.
+cat >"$work/switch" <<EOF
+#!/bin/bash
+[ "\$CR_UNDO" = 0 ] && from=alpha to=beta || from=beta to=alpha
+for a in ${service%\%*} ${service6%\%*}; do
+	"$testbed" exec \$from ip addr del \$a dev eth0
+	"$testbed" exec \$to ip addr add \$a dev eth0 nodad 2>/dev/null || "$testbed" exec \$to ip addr add \$a dev eth0
+done
+"$testbed" exec client ip neigh flush all
+echo "\$CR_UNDO" >>"$work/switched"
+[ "\$CR_UNDO" = 1 ] || [ ! -e "$work/fail-switch" ]
+EOF
+chmod 755 "$work/switch"
+
+switch_peers() {
+	start_server --listen :: && start_peer $v4_address --conns 5 && start_peer "$v6_address" --conns 5 &&
+		start_peer "$v6_address" --use B --conns 2 && start_peer $v4_address --use C --conns 2 && peers_run_on
+}
+switched() {
+	rm -f "$work/switched" "$work/fail-switch"
+	switch_peers && move_server beta --tcp established --hook "network-switch=$work/switch" &&
+		[ "$(<"$work/switched")" = 0 ] && has_address beta "$service" && finish_all
+}
+case_of "addresses that a hook moves" switched
+
+switched_waiting() {
+	waiting_peers $v4_address && move_server beta --tcp established --hook "network-switch=$work/switch" &&
+		until_true 20 echoes_came && peers_run_on && finish_all
+}
+case_of "addresses that a hook moves: connections that nobody has accepted" switched_waiting
+
+# It has moved them and fails: nothing that came to the destination meanwhile is lost.
+switched_back() {
+	rm -f "$work/switched"
+	touch "$work/fail-switch"
+	switch_peers || return 1
+	at_server
+	migrate alpha beta --pid "$wl_pid" --tcp established --hook "network-switch=$work/switch"
+	if [ "$mig_status" != 1 ] || [ "$(tr -d '\n' <"$work/switched")" != 01 ]; then
+		say_migration
+		return 1
+	fi
+	wl_host=alpha
+	has_address alpha "$service" && moved_to alpha && peers_run_on && finish_all
+}
+case_of "addresses that a hook moves, and moves back" switched_back
+switched_decided() {
+	rm -f "$work/fail-switch"
+	switch_peers || return 1
+	at_server
+	CR_FAULT=$2:kill "$testbed" agent "$1" restart
+	migrate alpha beta --pid "$wl_pid" --tcp established --hook "network-switch=$work/switch"
+	"$testbed" agent "$1" restart
+	wl_host=beta
+	moved_to beta && peers_run_on && start_peer $v4_address --conns 3 && finish_all
+}
+case_of "addresses that a hook moves: the destination's agent dies with the decision" switched_decided beta dest-commit
+
 # --- what is not moved ------------------------------------------------------------------------------
 
 refused() {

@@ -24,7 +24,7 @@
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 432)                                                                        \
-	X(struct tree, 376)                                                                        \
+	X(struct tree, 384)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
 	X(struct tty, 144)                                                                         \
 	X(struct sysv_set, 80)                                                                     \
@@ -557,6 +557,7 @@ static inline struct tree *fill_tree(void)
 	fill_ttys(&f);
 	fill_sets(&f);
 	t->n_moved = 2;
+	t->switched = true;
 	t->moved = arena_array(t->arena, struct devaddr, 2);
 	t->moved[0] = (struct devaddr){2, {192, 0, 2, 7}, 24, "eth0"};
 	t->moved[1] = (struct devaddr){10, {0x20, 1, 0xd, 0xb8, [15] = 1}, 64, "bond0.17"};
@@ -798,6 +799,7 @@ static inline void same_tree(const struct tree *a, const struct tree *b)
 	SAME_EACH(ttys, n_ttys, same_tty);
 	SAME_EACH(sets, n_sets, same_set);
 	SAME(n_moved);
+	SAME(switched);
 	for (size_t i = 0; i < a->n_moved; i++) {
 		char x[DEVADDR_TEXT], y[DEVADDR_TEXT];
 

@@ -216,6 +216,72 @@ static int do_bpf(void)
 	return syscall(SYS_bpf, BPF_MAP_CREATE, &a, sizeof(a));
 }
 
+/* ---- sockets ---- */
+
+/* A connection to ourselves over loopback. */
+static int connection(int protocol)
+{
+	struct sockaddr_in sa = {AF_INET, 0, {htonl(INADDR_LOOPBACK)}, {0}};
+	socklen_t len = sizeof(sa);
+	int l = socket(AF_INET, SOCK_STREAM, protocol), fd = socket(AF_INET, SOCK_STREAM, protocol);
+
+	if (l < 0 || bind(l, (void *)&sa, len) || listen(l, 1) ||
+	    getsockname(l, (void *)&sa, &len) || connect(fd, (void *)&sa, len) ||
+	    accept(l, NULL, NULL) < 0)
+		return -1;
+	return fd;
+}
+
+static int do_mptcp(void)
+{
+	return connection(IPPROTO_MPTCP);
+}
+
+static int do_ktls(void)
+{
+	int fd = connection(0);
+
+	return fd < 0 || setsockopt(fd, IPPROTO_TCP, 31 /* TCP_ULP */, "tls", 4) ? -1 : fd;
+}
+
+static int listener(void)
+{
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	return fd < 0 || listen(fd, 1) ? -1 : fd;
+}
+
+static int do_lockedfilter(void)
+{
+	struct sock_filter pass = {BPF_RET | BPF_K, 0, 0, UINT32_MAX};
+	const struct sock_fprog prog = {1, &pass};
+	const int one = 1;
+	int fd = listener();
+
+	return fd < 0 || setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog)) ||
+		       setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one))
+		   ? -1
+		   : fd;
+}
+
+static int do_ebpffilter(void)
+{
+	const struct bpf_insn pass[] = {
+	    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = INT32_MAX},
+	    {.code = BPF_JMP | BPF_EXIT},
+	};
+	union bpf_attr a = {.prog_type = BPF_PROG_TYPE_SOCKET_FILTER,
+			    .insns = (uintptr_t)pass,
+			    .insn_cnt = 2,
+			    .license = (uintptr_t) "GPL"};
+	int fd = listener(), prog = syscall(SYS_bpf, BPF_PROG_LOAD, &a, sizeof(a));
+
+	if (prog < 0 || setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)))
+		return -1;
+	close(prog);
+	return fd;
+}
+
 static int do_pidfd(void)
 {
 	return syscall(SYS_pidfd_open, 1, 0);
@@ -608,6 +674,10 @@ static const struct {
     {"perf", do_perf},
     {"perfmap", do_perfmap},
     {"bpf", do_bpf},
+    {"mptcp", do_mptcp},
+    {"ktls", do_ktls},
+    {"lockedfilter", do_lockedfilter},
+    {"ebpffilter", do_ebpffilter},
     {"pidfd", do_pidfd},
     {"mqueue", do_mqueue},
     {"fifo", do_fifo},
