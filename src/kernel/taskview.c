@@ -1,8 +1,5 @@
 #include "kernel/taskview.h"
 
-#include <bpf/bpf.h>
-#include <bpf/btf.h>
-#include <bpf/libbpf.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -11,6 +8,7 @@
 #include <sys/prctl.h>
 #include <sys/rseq.h>
 #include <sys/syscall.h>
+#include "kernel/bpf_iter.h"
 
 #ifndef SS_AUTODISARM
 #define SS_AUTODISARM (1u << 31)
@@ -57,149 +55,103 @@ static const struct source_field {
     {"children", offsetof(struct record, first_child), "list_head", "next"},
 };
 
-/* ---- where things are ---- */
-
-static int find_member(const struct btf *btf, const char *type, const char *name, int32_t *ret_off,
-		       size_t *ret_size, struct cr_err *err)
-{
-	int id = btf__find_by_name_kind(btf, type, BTF_KIND_STRUCT);
-	const struct btf_type *t = id > 0 ? btf__type_by_id(btf, (uint32_t)id) : NULL;
-
-	for (uint32_t i = 0; t && i < btf_vlen(t); i++) {
-		const struct btf_member *m = btf_members(t) + i;
-		uint32_t bits = btf_member_bit_offset(t, i);
-
-		if (strcmp(btf__name_by_offset(btf, m->name_off), name) || bits % 8 ||
-		    bits / 8 > INT16_MAX)
-			continue;
-		*ret_off = (int32_t)(bits / 8);
-		*ret_size = (size_t)btf__resolve_size(btf, m->type);
-		return 0;
-	}
-	return cr_err_set(err, CR_ERR_KERNEL, ENOTSUP, "this kernel's struct %s has no %s", type,
-			  name);
-}
-
 /* ---- the program ---- */
-
-struct program {
-	struct bpf_insn insn[160];
-	size_t n;
-};
 
 #define RECORD_AT(member)                                                                          \
 	((int16_t)((int)offsetof(struct record, member) - (int)sizeof(struct record)))
 
-static void emit(struct program *p, uint8_t code, unsigned int dst, unsigned int src, int off,
-		 int32_t imm)
+static void emit_store(struct bpf_code *p, int16_t record_at)
 {
-	p->insn[p->n++] = (struct bpf_insn){code, dst & 15, src & 15, (int16_t)off, imm};
+	bpf_emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_2, record_at, 0);
 }
 
-/* Register to = what lies at off from register from, zero-extended. */
-static void emit_load(struct program *p, unsigned int to, unsigned int from, int off, size_t bytes)
-{
-	uint8_t size = bytes == 8 ? BPF_DW : bytes == 4 ? BPF_W : bytes == 2 ? BPF_H : BPF_B;
-
-	emit(p, BPF_LDX | BPF_MEM | size, to, from, off, 0);
-}
-
-static void emit_store(struct program *p, int16_t record_at)
-{
-	emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_2, record_at, 0);
-}
-
-static int emit_field(struct program *p, const struct btf *btf, const struct source_field *f,
+static int emit_field(struct bpf_code *p, const struct btf *btf, const struct source_field *f,
 		      struct cr_err *err)
 {
 	int32_t off, inner = 0;
 	size_t size;
-	int r = find_member(btf, "task_struct", f->member, &off, &size, err);
+	int r = bpf_find_member(btf, "task_struct", f->member, &off, &size, err);
 
 	if (!r && f->inner)
-		r = find_member(btf, f->inner_type, f->inner, &inner, &size, err);
+		r = bpf_find_member(btf, f->inner_type, f->inner, &inner, &size, err);
 	if (r)
 		return r;
-	emit_load(p, BPF_REG_2, BPF_REG_6, off + inner, size);
+	bpf_emit_load(p, BPF_REG_2, BPF_REG_6, off + inner, size);
 	emit_store(p, (int16_t)((int)f->to - (int)sizeof(struct record)));
 	return 0;
 }
 
-static int emit_comm(struct program *p, const struct btf *btf, struct cr_err *err)
+static int emit_comm(struct bpf_code *p, const struct btf *btf, struct cr_err *err)
 {
 	int32_t off;
 	size_t size;
-	int r = find_member(btf, "task_struct", "comm", &off, &size, err);
+	int r = bpf_find_member(btf, "task_struct", "comm", &off, &size, err);
 
 	if (r)
 		return r;
 	if (size != sizeof(((struct record *)0)->comm))
 		return cr_err_set(err, CR_ERR_KERNEL, ENOTSUP, "names of %zu bytes", size);
 	for (int i = 0; i < (int)size; i++) { /* elements of an array are read one by one */
-		emit_load(p, BPF_REG_2, BPF_REG_6, off + i, 1);
-		emit(p, BPF_STX | BPF_MEM | BPF_B, BPF_REG_10, BPF_REG_2, RECORD_AT(comm) + i, 0);
+		bpf_emit_load(p, BPF_REG_2, BPF_REG_6, off + i, 1);
+		bpf_emit(p, BPF_STX | BPF_MEM | BPF_B, BPF_REG_10, BPF_REG_2, RECORD_AT(comm) + i,
+			 0);
 	}
 	return 0;
 }
 
 /* The thread's number in the pid namespace that is `level` below the first. */
-static int emit_tid(struct program *p, const struct btf *btf, int level, struct cr_err *err)
+static int emit_tid(struct bpf_code *p, const struct btf *btf, int level, struct cr_err *err)
 {
 	int32_t pid, numbers, nr, depth;
 	size_t size, nr_size;
 	int upid = btf__find_by_name_kind(btf, "upid", BTF_KIND_STRUCT);
-	int r = find_member(btf, "task_struct", "thread_pid", &pid, &size, err);
+	int r = bpf_find_member(btf, "task_struct", "thread_pid", &pid, &size, err);
 
 	if (!r)
-		r = find_member(btf, "pid", "numbers", &numbers, &size, err);
+		r = bpf_find_member(btf, "pid", "numbers", &numbers, &size, err);
 	if (!r)
-		r = find_member(btf, "upid", "nr", &nr, &nr_size, err);
+		r = bpf_find_member(btf, "upid", "nr", &nr, &nr_size, err);
 	if (!r)
-		r = find_member(btf, "pid", "level", &depth, &size, err);
+		r = bpf_find_member(btf, "pid", "level", &depth, &size, err);
 	if (r)
 		return r;
-	emit_load(p, BPF_REG_3, BPF_REG_6, pid, 8);
-	emit_load(p, BPF_REG_2, BPF_REG_3, depth, size);
+	bpf_emit_load(p, BPF_REG_3, BPF_REG_6, pid, 8);
+	bpf_emit_load(p, BPF_REG_2, BPF_REG_3, depth, size);
 	emit_store(p, RECORD_AT(level));
-	emit_load(p, BPF_REG_2, BPF_REG_3,
-		  numbers + nr + level * (int)btf__resolve_size(btf, (uint32_t)upid), nr_size);
+	bpf_emit_load(p, BPF_REG_2, BPF_REG_3,
+		      numbers + nr + level * (int)btf__resolve_size(btf, (uint32_t)upid), nr_size);
 	emit_store(p, RECORD_AT(tid));
 	return 0;
 }
 
 /* What System V semaphores are to be set back by at the end of the process. */
-static int emit_undo(struct program *p, const struct btf *btf, struct cr_err *err)
+static int emit_undo(struct bpf_code *p, const struct btf *btf, struct cr_err *err)
 {
 	int32_t sem, list, head, next;
 	size_t size;
-	int r = find_member(btf, "task_struct", "sysvsem", &sem, &size, err);
+	int r = bpf_find_member(btf, "task_struct", "sysvsem", &sem, &size, err);
 
 	if (!r)
-		r = find_member(btf, "sysv_sem", "undo_list", &list, &size, err);
+		r = bpf_find_member(btf, "sysv_sem", "undo_list", &list, &size, err);
 	if (!r)
-		r = find_member(btf, "sem_undo_list", "list_proc", &head, &size, err);
+		r = bpf_find_member(btf, "sem_undo_list", "list_proc", &head, &size, err);
 	if (!r)
-		r = find_member(btf, "list_head", "next", &next, &size, err);
+		r = bpf_find_member(btf, "list_head", "next", &next, &size, err);
 	if (r)
 		return r;
-	emit_load(p, BPF_REG_3, BPF_REG_6, sem + list, 8);
-	emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_3, RECORD_AT(undo), 0);
-	emit_load(p, BPF_REG_2, BPF_REG_3, head + next, 8); /* of NULL: 0 */
+	bpf_emit_load(p, BPF_REG_3, BPF_REG_6, sem + list, 8);
+	bpf_emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_3, RECORD_AT(undo), 0);
+	bpf_emit_load(p, BPF_REG_2, BPF_REG_3, head + next, 8); /* of NULL: 0 */
 	emit_store(p, RECORD_AT(first_undo));
 	return 0;
 }
 
-static int emit_all(struct program *p, const struct btf *btf, int level, struct cr_err *err)
+static int emit_all(struct bpf_code *p, const struct btf *btf, int level, struct cr_err *err)
 {
 	int r = 0;
 
-	/* struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; } */
-	emit_load(p, BPF_REG_7, BPF_REG_1, 0, 8);
-	emit_load(p, BPF_REG_6, BPF_REG_1, 8, 8);
-	emit(p, BPF_JMP | BPF_JNE | BPF_K, BPF_REG_6, 0, 2, 0); /* NULL: that was the last one */
-	emit(p, BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 0);
-	emit(p, BPF_JMP | BPF_EXIT, 0, 0, 0, 0);
-	emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_6, RECORD_AT(task), 0);
+	bpf_emit_begin(p, 1);
+	bpf_emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_6, RECORD_AT(task), 0);
 	for (size_t i = 0; i < ARRAY_SIZE(fields) && !r; i++)
 		r = emit_field(p, btf, &fields[i], err);
 	if (!r)
@@ -208,68 +160,30 @@ static int emit_all(struct program *p, const struct btf *btf, int level, struct 
 		r = emit_comm(p, btf, err);
 	if (!r)
 		r = emit_tid(p, btf, level, err);
-	/* bpf_seq_write(meta->seq, record, its size) */
-	emit_load(p, BPF_REG_1, BPF_REG_7, 0, 8);
-	emit(p, BPF_ALU64 | BPF_MOV | BPF_X, BPF_REG_2, BPF_REG_10, 0, 0);
-	emit(p, BPF_ALU64 | BPF_ADD | BPF_K, BPF_REG_2, 0, 0, -(int32_t)sizeof(struct record));
-	emit(p, BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_3, 0, 0, sizeof(struct record));
-	emit(p, BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_seq_write);
-	emit(p, BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 0);
-	emit(p, BPF_JMP | BPF_EXIT, 0, 0, 0, 0);
+	bpf_emit_write(p, sizeof(struct record));
 	return r;
 }
 
 static int load(const struct btf *btf, int level, int *ret, struct cr_err *err)
 {
-	struct program p = {.n = 0};
-	int id = btf__find_by_name_kind(btf, "bpf_iter_task", BTF_KIND_FUNC);
-
-	if (id < 0)
-		return cr_err_set(err, CR_ERR_KERNEL, ENOTSUP,
-				  "this kernel has no BPF task iterator");
-	struct bpf_prog_load_opts opts = {.sz = sizeof(opts),
-					  .expected_attach_type = BPF_TRACE_ITER,
-					  .attach_btf_id = (uint32_t)id};
+	struct bpf_code p = {.n = 0};
 	int r = emit_all(&p, btf, level, err);
-	if (r)
-		return r;
-	*ret =
-	    bpf_prog_load(BPF_PROG_TYPE_TRACING, "cr_taskview", "Dual BSD/GPL", p.insn, p.n, &opts);
-	return *ret < 0 ? cr_err_sys(err, "loading the BPF task iterator") : 0;
+
+	return r ? r : bpf_iter_load(btf, "task", &p, ret, err);
 }
 
 /* ---- reading ---- */
 
 static int read_records(int prog, pid_t pid, struct record **ret, size_t *ret_n, struct cr_err *err)
 {
-	/* The kernel gives up to eight pages at once, whole records. */
-	enum { STEP = 8 * 4096 };
-	union bpf_iter_link_info info = {.task = {.pid = (uint32_t)pid}};
-	const struct bpf_link_create_opts opts = {
-	    .sz = sizeof(opts), .iter_info = &info, .iter_info_len = sizeof(info)};
-	_cleanup_fd_ int link = bpf_link_create(prog, 0, BPF_TRACE_ITER, &opts);
-	_cleanup_fd_ int it = link < 0 ? -1 : bpf_iter_create(link);
-	_cleanup_free_ uint8_t *buf = NULL;
-	size_t n = 0;
+	const union bpf_iter_link_info of = {.task = {.pid = (uint32_t)pid}};
+	void *v = NULL;
+	size_t bytes = 0;
+	int r = bpf_iter_read(prog, &of, &v, &bytes, err);
 
-	for (;;) {
-		uint8_t *more = realloc(buf, n + STEP);
-
-		if (!more)
-			return cr_err_oom(err);
-		buf = more;
-		ssize_t got = it < 0 ? -1 : read(it, buf + n, STEP);
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got < 0)
-			return cr_err_sys(err, "looking at the threads of %d", pid);
-		n += (size_t)got;
-		if (!got)
-			break;
-	}
-	*ret = (struct record *)take_ptr(buf);
-	*ret_n = n / sizeof(struct record);
-	return 0;
+	*ret = v;
+	*ret_n = bytes / sizeof(struct record);
+	return r ? cr_err_ctx(err, "threads of %d", pid) : 0;
 }
 
 static struct task_facts facts_of(const struct taskview *tv, const struct record *r)
@@ -427,14 +341,6 @@ static int load_for_us(const struct btf *btf, int *ret, struct cr_err *err)
 	return v[0].level ? load(btf, (int)v[0].level, ret, err) : 0;
 }
 
-static int quiet(enum libbpf_print_level level, const char *fmt, va_list ap)
-{
-	(void)level;
-	(void)fmt;
-	(void)ap;
-	return 0;
-}
-
 int taskview_new(struct taskview **ret, struct cr_err *err)
 {
 	struct taskview *tv = calloc(1, sizeof(*tv));
@@ -442,15 +348,16 @@ int taskview_new(struct taskview **ret, struct cr_err *err)
 	if (!tv)
 		return cr_err_oom(err);
 	tv->prog = -1;
-	libbpf_set_print(quiet);
-	struct btf *btf = btf__load_vmlinux_btf();
+	struct btf *btf = NULL;
 	size_t size;
-	int r =
-	    btf ? load_for_us(btf, &tv->prog, err) : cr_err_sys(err, "reading the kernel's BTF");
+	int r = bpf_kernel_types(&btf, err);
+
 	if (!r)
-		r = find_member(btf, "task_struct", "children", &tv->children_at, &size, err);
+		r = load_for_us(btf, &tv->prog, err);
 	if (!r)
-		r = find_member(btf, "sem_undo_list", "list_proc", &tv->undo_at, &size, err);
+		r = bpf_find_member(btf, "task_struct", "children", &tv->children_at, &size, err);
+	if (!r)
+		r = bpf_find_member(btf, "sem_undo_list", "list_proc", &tv->undo_at, &size, err);
 	btf__free(btf);
 	if (!r)
 		r = check(tv, err);

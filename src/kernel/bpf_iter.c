@@ -1,0 +1,137 @@
+#include "kernel/bpf_iter.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- where things are ---- */
+
+static int quiet(enum libbpf_print_level level, const char *fmt, va_list ap)
+{
+	(void)level;
+	(void)fmt;
+	(void)ap;
+	return 0;
+}
+
+int bpf_kernel_types(struct btf **ret, struct cr_err *err)
+{
+	libbpf_set_print(quiet);
+	*ret = btf__load_vmlinux_btf();
+	return *ret ? 0 : cr_err_sys(err, "reading the kernel's BTF");
+}
+
+int bpf_find_member(const struct btf *btf, const char *type, const char *name, int32_t *ret_off,
+		    size_t *ret_size, struct cr_err *err)
+{
+	int id = btf__find_by_name_kind(btf, type, BTF_KIND_STRUCT);
+	const struct btf_type *t = id > 0 ? btf__type_by_id(btf, (uint32_t)id) : NULL;
+
+	for (uint32_t i = 0; t && i < btf_vlen(t); i++) {
+		const struct btf_member *m = btf_members(t) + i;
+		uint32_t bits = btf_member_bit_offset(t, i);
+
+		if (strcmp(btf__name_by_offset(btf, m->name_off), name) || bits % 8 ||
+		    bits / 8 > INT16_MAX)
+			continue;
+		*ret_off = (int32_t)(bits / 8);
+		*ret_size = (size_t)btf__resolve_size(btf, m->type);
+		return 0;
+	}
+	return cr_err_set(err, CR_ERR_KERNEL, ENOTSUP, "this kernel's struct %s has no %s", type,
+			  name);
+}
+
+/* ---- code ---- */
+
+void bpf_emit(struct bpf_code *p, uint8_t code, unsigned int dst, unsigned int src, int off,
+	      int32_t imm)
+{
+	p->insn[p->n++] = (struct bpf_insn){code, dst & 15, src & 15, (int16_t)off, imm};
+}
+
+void bpf_emit_load(struct bpf_code *p, unsigned int to, unsigned int from, int off, size_t bytes)
+{
+	uint8_t size = bytes == 8 ? BPF_DW : bytes == 4 ? BPF_W : bytes == 2 ? BPF_H : BPF_B;
+
+	bpf_emit(p, BPF_LDX | BPF_MEM | size, to, from, off, 0);
+}
+
+static void emit_return(struct bpf_code *p)
+{
+	bpf_emit(p, BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 0);
+	bpf_emit(p, BPF_JMP | BPF_EXIT, 0, 0, 0, 0);
+}
+
+/* struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }, and so on */
+void bpf_emit_begin(struct bpf_code *p, int nth)
+{
+	bpf_emit_load(p, BPF_REG_7, BPF_REG_1, 0, 8);
+	bpf_emit_load(p, BPF_REG_6, BPF_REG_1, 8 * nth, 8);
+	bpf_emit(p, BPF_JMP | BPF_JNE | BPF_K, BPF_REG_6, 0, 2, 0); /* NULL: that was the last */
+	emit_return(p);
+}
+
+/* bpf_seq_write(meta->seq, record, its size) */
+void bpf_emit_write(struct bpf_code *p, size_t bytes)
+{
+	bpf_emit_load(p, BPF_REG_1, BPF_REG_7, 0, 8);
+	bpf_emit(p, BPF_ALU64 | BPF_MOV | BPF_X, BPF_REG_2, BPF_REG_10, 0, 0);
+	bpf_emit(p, BPF_ALU64 | BPF_ADD | BPF_K, BPF_REG_2, 0, 0, -(int32_t)bytes);
+	bpf_emit(p, BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_3, 0, 0, (int32_t)bytes);
+	bpf_emit(p, BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_seq_write);
+	emit_return(p);
+}
+
+/* ---- running ---- */
+
+int bpf_iter_load(const struct btf *btf, const char *kind, const struct bpf_code *p, int *ret,
+		  struct cr_err *err)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "bpf_iter_%s", kind);
+	int id = btf__find_by_name_kind(btf, name, BTF_KIND_FUNC);
+	if (id < 0)
+		return cr_err_set(err, CR_ERR_KERNEL, ENOTSUP, "this kernel has no BPF iterator %s",
+				  kind);
+	struct bpf_prog_load_opts opts = {.sz = sizeof(opts),
+					  .expected_attach_type = BPF_TRACE_ITER,
+					  .attach_btf_id = (uint32_t)id};
+	snprintf(name, sizeof(name), "cr_%.11s", kind); /* BPF_OBJ_NAME_LEN is 16 */
+	*ret = bpf_prog_load(BPF_PROG_TYPE_TRACING, name, "Dual BSD/GPL", p->insn, p->n, &opts);
+	return *ret < 0 ? cr_err_sys(err, "loading the BPF iterator %s", kind) : 0;
+}
+
+int bpf_iter_read(int prog, const union bpf_iter_link_info *of, void **ret, size_t *ret_bytes,
+		  struct cr_err *err)
+{
+	/* The kernel gives up to eight pages at once, whole records. */
+	enum { STEP = 8 * 4096 };
+	union bpf_iter_link_info info = *of;
+	const struct bpf_link_create_opts opts = {
+	    .sz = sizeof(opts), .iter_info = &info, .iter_info_len = sizeof(info)};
+	_cleanup_fd_ int link = bpf_link_create(prog, 0, BPF_TRACE_ITER, &opts);
+	_cleanup_fd_ int it = link < 0 ? -1 : bpf_iter_create(link);
+	_cleanup_free_ uint8_t *buf = NULL;
+	size_t n = 0;
+
+	for (;;) {
+		uint8_t *more = realloc(buf, n + STEP);
+
+		if (!more)
+			return cr_err_oom(err);
+		buf = more;
+		ssize_t got = it < 0 ? -1 : read(it, buf + n, STEP);
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return cr_err_sys(err, "reading a BPF iterator");
+		n += (size_t)got;
+		if (!got)
+			break;
+	}
+	*ret = take_ptr(buf);
+	*ret_bytes = n;
+	return 0;
+}

@@ -1,0 +1,39 @@
+/* BPF iterators (Documentation/bpf/bpf_iterators.rst; 5.8), made without a compiler: a program
+ * writes a record for each object, and one read(2) gives them all. Where the members of the
+ * kernel's structures lie its BTF tells. Needs CAP_BPF and CAP_PERFMON and a kernel with
+ * CONFIG_DEBUG_INFO_BTF. */
+#pragma once
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "base/err.h"
+
+struct bpf_code {
+	struct bpf_insn insn[160];
+	size_t n;
+};
+
+/* The caller frees *ret with btf__free(). */
+int bpf_kernel_types(struct btf **ret, struct cr_err *err) must_check;
+/* Offset and size of a member in bytes. -ENOTSUP: there is none such. */
+int bpf_find_member(const struct btf *btf, const char *type, const char *name, int32_t *ret_off,
+		    size_t *ret_size, struct cr_err *err) must_check;
+
+void bpf_emit(struct bpf_code *p, uint8_t code, unsigned int dst, unsigned int src, int off,
+	      int32_t imm);
+/* Register `to` = what lies at `off` from register `from`, zero-extended. */
+void bpf_emit_load(struct bpf_code *p, unsigned int to, unsigned int from, int off, size_t bytes);
+/* The start of every program: register 7 is the iterator's `meta`, 6 the nth member behind it (1:
+ * the first), and it ends where that is NULL. */
+void bpf_emit_begin(struct bpf_code *p, int nth);
+/* The end: the record is what lies in the last `bytes` of the stack. */
+void bpf_emit_write(struct bpf_code *p, size_t bytes);
+
+/* kind: what comes after "bpf_iter_" in the kernel's name of it. */
+int bpf_iter_load(const struct btf *btf, const char *kind, const struct bpf_code *p, int *ret,
+		  struct cr_err *err) must_check;
+/* All that it writes; the caller frees *ret. */
+int bpf_iter_read(int prog, const union bpf_iter_link_info *of, void **ret, size_t *ret_bytes,
+		  struct cr_err *err) must_check;
