@@ -21,6 +21,7 @@ struct agent_config { /* filled once from the command line, then constant */
 	const char *page_server; /* path of its control socket */
 	const char *state_dir;
 	struct taskview *view; /* NULL: not to be had here */
+	struct vmaview *vmas;  /* likewise */
 };
 
 int verb_serve(int argc, char **argv);

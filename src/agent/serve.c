@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "kernel/taskview.h"
+#include "kernel/vmaview.h"
 
 enum {
 	RETRY_MS = 2000,   /* while a journal is undecided */
@@ -290,6 +291,9 @@ int verb_serve(int argc, char **argv)
 	}
 	if (taskview_new(&cfg.view, &err))
 		log_info("threads are asked one by one at the switch-over: %s", err.msg);
+	if (vmaview_new(&cfg.vmas, &err))
+		log_info("what madvise(2) sets meanwhile is looked for in small processes only: %s",
+			 err.msg);
 	log_info("%s: control %s, peers %s", cfg.host, cfg.control, cfg.peer_listen);
 	return run_loop(&d);
 }

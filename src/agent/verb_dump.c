@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/version.h"
 #include "kernel/taskview.h"
+#include "kernel/vmaview.h"
 #include "migrate/hooks.h"
 #include "migrate/report.h"
 #include "migrate/units.h"
@@ -267,6 +268,8 @@ static void be_engine(struct dump *d, int client, int life)
 	if (link_new(&l, client, client, &err))
 		_exit(1);
 	if (taskview_new(&d->cfg.view, &err)) /* every thread is asked then */
+		log_debug("%s", err.msg);
+	if (vmaview_new(&d->cfg.vmas, &err))
 		log_debug("%s", err.msg);
 	if (d->track) {
 		track_engine(&d->cfg, l, &d->rq, &d->tracked, life);

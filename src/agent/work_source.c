@@ -34,6 +34,7 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	    .host = cfg->host,
 	    .state_dir = cfg->state_dir,
 	    .view = cfg->view,
+	    .vmas = cfg->vmas,
 	    .life_fd = life_fd,
 	};
 	struct source s;

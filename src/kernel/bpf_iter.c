@@ -21,23 +21,35 @@ int bpf_kernel_types(struct btf **ret, struct cr_err *err)
 	return *ret ? 0 : cr_err_sys(err, "reading the kernel's BTF");
 }
 
+/* Also within structures and unions that have no name of their own. */
+static bool find_in(const struct btf *btf, const struct btf_type *t, const char *name,
+		    uint32_t bits_before, int32_t *ret_off, size_t *ret_size)
+{
+	for (uint32_t i = 0; t && btf_is_composite(t) && i < btf_vlen(t); i++) {
+		const struct btf_member *m = btf_members(t) + i;
+		const char *its_name = btf__name_by_offset(btf, m->name_off);
+		uint32_t bits = bits_before + btf_member_bit_offset(t, i);
+
+		if (!*its_name &&
+		    find_in(btf, btf__type_by_id(btf, m->type), name, bits, ret_off, ret_size))
+			return true;
+		if (strcmp(its_name, name) || bits % 8 || bits / 8 > INT16_MAX)
+			continue;
+		*ret_off = (int32_t)(bits / 8);
+		*ret_size = (size_t)btf__resolve_size(btf, m->type);
+		return true;
+	}
+	return false;
+}
+
 int bpf_find_member(const struct btf *btf, const char *type, const char *name, int32_t *ret_off,
 		    size_t *ret_size, struct cr_err *err)
 {
 	int id = btf__find_by_name_kind(btf, type, BTF_KIND_STRUCT);
 	const struct btf_type *t = id > 0 ? btf__type_by_id(btf, (uint32_t)id) : NULL;
 
-	for (uint32_t i = 0; t && i < btf_vlen(t); i++) {
-		const struct btf_member *m = btf_members(t) + i;
-		uint32_t bits = btf_member_bit_offset(t, i);
-
-		if (strcmp(btf__name_by_offset(btf, m->name_off), name) || bits % 8 ||
-		    bits / 8 > INT16_MAX)
-			continue;
-		*ret_off = (int32_t)(bits / 8);
-		*ret_size = (size_t)btf__resolve_size(btf, m->type);
+	if (find_in(btf, t, name, 0, ret_off, ret_size))
 		return 0;
-	}
 	return cr_err_set(err, CR_ERR_KERNEL, ENOTSUP, "this kernel's struct %s has no %s", type,
 			  name);
 }
@@ -103,11 +115,11 @@ int bpf_iter_load(const struct btf *btf, const char *kind, const struct bpf_code
 	return *ret < 0 ? cr_err_sys(err, "loading the BPF iterator %s", kind) : 0;
 }
 
-int bpf_iter_read(int prog, const union bpf_iter_link_info *of, void **ret, size_t *ret_bytes,
-		  struct cr_err *err)
+int bpf_iter_read(int prog, const union bpf_iter_link_info *of, bpf_goes_on_fn goes_on, void **ret,
+		  size_t *ret_bytes, struct cr_err *err)
 {
 	/* The kernel gives up to eight pages at once, whole records. */
-	enum { STEP = 8 * 4096 };
+	enum { STEP = 8 * 4096, MOST = 256 << 20 };
 	union bpf_iter_link_info info = *of;
 	const struct bpf_link_create_opts opts = {
 	    .sz = sizeof(opts), .iter_info = &info, .iter_info_len = sizeof(info)};
@@ -127,9 +139,12 @@ int bpf_iter_read(int prog, const union bpf_iter_link_info *of, void **ret, size
 			continue;
 		if (got < 0)
 			return cr_err_sys(err, "reading a BPF iterator");
-		n += (size_t)got;
-		if (!got)
+		if (!got || (n && goes_on && !goes_on(buf, n, buf + n)))
 			break;
+		n += (size_t)got;
+		if (n > MOST)
+			return cr_err_set(err, CR_ERR_KERNEL, EOVERFLOW,
+					  "a BPF iterator does not come to an end");
 	}
 	*ret = take_ptr(buf);
 	*ret_bytes = n;

@@ -6,6 +6,7 @@
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "base/err.h"
@@ -34,6 +35,8 @@ void bpf_emit_write(struct bpf_code *p, size_t bytes);
 /* kind: what comes after "bpf_iter_" in the kernel's name of it. */
 int bpf_iter_load(const struct btf *btf, const char *kind, const struct bpf_code *p, int *ret,
 		  struct cr_err *err) must_check;
-/* All that it writes; the caller frees *ret. */
-int bpf_iter_read(int prog, const union bpf_iter_link_info *of, void **ret, size_t *ret_bytes,
-		  struct cr_err *err) must_check;
+/* All that it writes; the caller frees *ret. goes_on, if given, is asked of all that one read(2)
+ * gave and what came before it; where it says no, that was the end, and this read is left out. */
+typedef bool (*bpf_goes_on_fn)(const void *before, size_t before_bytes, const void *more);
+int bpf_iter_read(int prog, const union bpf_iter_link_info *of, bpf_goes_on_fn goes_on, void **ret,
+		  size_t *ret_bytes, struct cr_err *err) must_check;

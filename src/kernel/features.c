@@ -23,6 +23,7 @@
 #include "kernel/features_probe.h"
 #include "kernel/pagemap.h"
 #include "kernel/taskview.h"
+#include "kernel/vmaview.h"
 #include "kernel/timens.h"
 #include "kernel/uffd.h"
 
@@ -275,6 +276,18 @@ static int probe_taskview(char *detail, size_t size)
 	return -r;
 }
 
+static int probe_vmaview(char *detail, size_t size)
+{
+	struct vmaview *vv = NULL;
+	struct cr_err err = {0};
+	int r = vmaview_new(&vv, &err);
+
+	vmaview_free(vv);
+	if (r)
+		snprintf(detail, size, "%.99s", err.msg);
+	return -r;
+}
+
 /* ---- the tables ---- */
 
 static const struct {
@@ -299,6 +312,10 @@ static const struct {
      "Tasks are parked by tracing system calls instead: slower to leave, otherwise the same."},
     {"bpf-task-iterator", probe_taskview, false,
      "Every thread is asked by itself at the switch-over: 0.05 ms more downtime for each."},
+    {"bpf-vma-iterator", probe_vmaview, false,
+     "An madvise or mlock of a whole mapping of a large process goes unnoticed if it comes during "
+     "the "
+     "copy and nothing else of its mappings changes."},
     {"ptrace-rseq", probe_rseq, false,
      "Restartable sequences cannot be read (Linux 5.13): threads lose their registration."},
     {"clone3-set-tid", probe_set_tid, true, "Tasks cannot be given their pids here."},

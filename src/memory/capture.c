@@ -12,6 +12,7 @@
 #include "kernel/build_id.h"
 #include "kernel/procfs.h"
 #include "kernel/sysv_shm.h"
+#include "kernel/vmaview.h"
 #include "resource/carried.h"
 #include "memory/shm_name.h"
 #include "model/layout.h"
@@ -462,8 +463,8 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 /* VmFlags are only in smaps, which walks the pages: read where the mappings have changed. The
  * digest is of this very reading: a task that runs may have changed them since maps was read, and
  * change them back. A torn reading of such a task is read again. */
-static int read_maps(const struct capture *c, struct process *p, struct proc_maps *maps,
-		     struct cr_err *err)
+static int read_maps(const struct capture *c, struct process *p, uint64_t flags,
+		     struct proc_maps *maps, struct cr_err *err)
 {
 	for (int i = 0;; i++) {
 		_cleanup_free_ char *smaps = NULL;
@@ -474,7 +475,8 @@ static int read_maps(const struct capture *c, struct process *p, struct proc_map
 			return (int)n;
 		int r = proc_smaps_parse(smaps, maps, &torn);
 		if (!r)
-			p->mm.layout_digest = XXH3_64bits(smaps, proc_smaps_to_maps(smaps));
+			p->mm.layout_digest =
+			    XXH3_64bits_withSeed(smaps, proc_smaps_to_maps(smaps), flags);
 		if (r == -EBADMSG && !c->exact && i < TORN_READS)
 			continue;
 		if (r == -EBADMSG && !c->exact) /* it gets another look, or the stop */
@@ -485,10 +487,11 @@ static int read_maps(const struct capture *c, struct process *p, struct proc_map
 	}
 }
 
-static int fill_vmas(struct capture *c, struct object_fds *o, struct process *p, struct cr_err *err)
+static int fill_vmas(struct capture *c, struct object_fds *o, struct process *p, uint64_t flags,
+		     struct cr_err *err)
 {
 	struct proc_maps maps = {0};
-	int r = read_maps(c, p, &maps, err);
+	int r = read_maps(c, p, flags, &maps, err);
 
 	if (r)
 		return r;
@@ -520,8 +523,9 @@ static int copy_vmas(struct capture *c, struct process *p, const struct mm *old,
 	return 0;
 }
 
-/* An madvise(2) or mlock(2) of a whole mapping changes no line of maps. smaps shows it, but walks
- * the page tables, 15 ms for a GiB: read where that is cheap. */
+/* An madvise(2) or mlock(2) of a whole mapping changes no line of maps. Where the kernel cannot be
+ * asked whether there was one: smaps shows it, but walks the page tables, 15 ms for a GiB. It is
+ * read where that is cheap. */
 static int refresh_flags(struct capture *c, struct process *p, uint64_t rss, struct cr_err *err)
 {
 	struct proc_maps maps = {0};
@@ -531,7 +535,7 @@ static int refresh_flags(struct capture *c, struct process *p, uint64_t rss, str
 	c->flags_cost += rss + p->mm.n_vmas * FLAGS_COST_VMA;
 	if (c->flags_cost > (c->exact ? FLAGS_COST_EXACT : FLAGS_COST_AHEAD))
 		return 0;
-	int r = read_maps(c, p, &maps, err);
+	int r = read_maps(c, p, 0, &maps, err);
 	if (r)
 		return r;
 	for (size_t i = 0; i < maps.list.n && p->mm.layout_digest == before; i++) {
@@ -603,6 +607,15 @@ static int fill_fields(struct capture *c, struct process *p, const struct proc_s
 	return r ? r : check_exec(p, before, err);
 }
 
+/* A number that changes with the flags of any mapping; 0 if that is not to be had. */
+static uint64_t look_at_flags(const struct capture *c, pid_t pid)
+{
+	struct cr_err ignored = {0};
+	uint64_t digest = 0;
+
+	return c->vmas && !vmaview_digest(c->vmas, pid, &digest, &ignored) ? digest : 0;
+}
+
 static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct cr_err *err)
 {
 	struct process *p = c->procs[i].p;
@@ -611,15 +624,20 @@ static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct 
 	struct proc_stat st;
 	_cleanup_free_ char *text = NULL;
 
+	/* before the mappings: what is set from here on shows in the next look */
+	uint64_t flags = look_at_flags(c, p->pid);
 	ssize_t n = proc_read(p->pid, "maps", &text, err);
 	if (n < 0)
 		return (int)n;
-	p->mm.layout_digest = XXH3_64bits(text, (size_t)n);
-	bool same = old && old->layout_digest == p->mm.layout_digest;
-	int r = same ? copy_vmas(c, p, old, err) : fill_vmas(c, o, p, err);
+	p->mm.layout_digest = XXH3_64bits_withSeed(text, (size_t)n, flags);
+	bool same = old && old->layout_digest && old->layout_digest == p->mm.layout_digest;
+	int r = same ? copy_vmas(c, p, old, err) : fill_vmas(c, o, p, flags, err);
+	/* what was read may be of a moment in between, and what it was before come back later */
+	if (!r && !same && !c->exact && flags && look_at_flags(c, p->pid) != flags)
+		p->mm.layout_digest = 0;
 	if (!r)
 		r = proc_stat_read(p->pid, p->pid, &st, err);
-	if (!r && same)
+	if (!r && same && !flags)
 		r = refresh_flags(c, p, st.rss, err);
 	if (!r)
 		r = fill_fields(c, p, &st, same ? old : NULL, old, err);

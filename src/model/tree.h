@@ -95,7 +95,7 @@ struct mm { /* one address space */
 	uint32_t exe_file; /* index into tree.mapped_files */
 	int dumpable;      /* PR_GET_DUMPABLE */
 	bool thp_disable;
-	uint64_t layout_digest; /* of the raw maps text: equal means nothing to do */
+	uint64_t layout_digest; /* of maps and flags: equal means nothing to do; 0: not known */
 };
 
 /* ---- threads ---- */

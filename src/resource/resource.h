@@ -41,8 +41,9 @@ struct capture {
 	enum tcp_mode tcp;
 	const struct taskview *view; /* NULL: no BPF */
 	bool to_image;               /* what is known after the decision alone cannot come along */
-	uint64_t flags_cost; /* so far, of reading what madvise(2) has set; see memory/capture.c */
-	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
+	const struct vmaview *vmas;  /* tells whether madvise(2) has set anything; may be NULL */
+	uint64_t flags_cost;         /* so far, of finding that out without; see memory/capture.c */
+	struct capture_proc *procs;  /* one per tree->procs[] entry, same index */
 };
 
 /* ---- attributes of processes and threads (resource/attrs*.c) ----

@@ -21,6 +21,11 @@ static const struct taskview *source_view(const struct source *s)
 	return s->rq->opts.no_bpf ? NULL : s->env->view;
 }
 
+static const struct vmaview *source_vmas(const struct source *s)
+{
+	return s->rq->opts.no_bpf ? NULL : s->env->vmas;
+}
+
 void source_request(const struct source *s, struct seize_request *rq)
 {
 	*rq = (struct seize_request){
@@ -268,6 +273,7 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 			    .exact = exact,
 			    .to_image = s->image,
 			    .view = source_view(s),
+			    .vmas = source_vmas(s),
 			    .procs = cp,
 			    .tcp = source_tcp_mode(s)};
 	int r = describe_host(t, before, err);
@@ -333,8 +339,9 @@ static bool process_differs(const struct process *a, const struct process *b)
 		if (a->threads[i].tid != b->threads[i].tid ||
 		    attrs_thread_differs(&a->threads[i], &b->threads[i]))
 			return true;
-	return a->mm.layout_digest != b->mm.layout_digest || a->mm.brk != b->mm.brk ||
-	       flags_differ(&a->mm, &b->mm) || attrs_process_differs(a, b);
+	return !b->mm.layout_digest || a->mm.layout_digest != b->mm.layout_digest ||
+	       a->mm.brk != b->mm.brk || flags_differ(&a->mm, &b->mm) ||
+	       attrs_process_differs(a, b);
 }
 
 bool source_structure_differs(const struct tree *a, const struct tree *b)

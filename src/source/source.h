@@ -37,6 +37,7 @@ struct source_env {                  /* of the agent */
 	const char *host;            /* what this host is called */
 	const char *state_dir;       /* journals */
 	const struct taskview *view; /* NULL: not to be had */
+	const struct vmaview *vmas;  /* likewise */
 	int life_fd; /* readable once the daemon is gone: then this migration is to end, undone */
 };
 

@@ -155,6 +155,12 @@ moves messages --dense
 moves messages --dense --quiet-clients -- --mode postcopy
 moves unixsock --uid 65534
 
+# Flags of mappings that change right before the stop; without BPF those of a small process.
+for i in 1 2 3; do
+	move_case "madvise and mlock up to the stop ($i)" -- advice --
+done
+move_case "the same, a small process without BPF" -- advice --mib 8 -- --no-bpf
+
 # Running in alpha again afterwards, then in beta once more.
 back_case() {
 	start_workload alpha "$@" && runs_on && move_workload beta && move_workload alpha && move_workload beta &&
