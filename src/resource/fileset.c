@@ -310,6 +310,24 @@ static void learn_kernel(struct fileset *fs, const struct tree *t)
 	fs->same_kernel = boot_id_matches(t->boot_id, &fs->same_kernel_known);
 }
 
+/* Whose shell goes with this tree: another process may have the pid later, in a shell without any
+ * of what was installed. */
+static void forget_ended(struct fileset *fs, const struct tree *t)
+{
+	for (size_t i = 0; i < fs->procs.n;) {
+		struct proc_installed *was = &fs->procs.v[i];
+		const struct process *p = tree_find_process(t, was->pid);
+
+		if (p && !p->zombie) {
+			i++;
+			continue;
+		}
+		vec_done(&was->fds);
+		free(was->cwd);
+		*was = fs->procs.v[--fs->procs.n];
+	}
+}
+
 int fileset_build(struct fileset *fs, const struct tree *t, const int *object_fds,
 		  struct cr_err *err)
 {
@@ -334,6 +352,7 @@ int fileset_build(struct fileset *fs, const struct tree *t, const int *object_fd
 	fs->held = next;
 	fs->n_held = t->n_files;
 	fs->object_fds = object_fds;
+	forget_ended(fs, t);
 	learn_kernel(fs, t);
 	for (uint32_t i = 0; i < t->n_files && !r; i++)
 		r = build_one(fs, t, i, err);

@@ -109,15 +109,23 @@ static int last_look(struct source *s, const struct tree *t, struct cr_err *err)
 	return r;
 }
 
-static bool layout_changed(const struct tree *old, const struct tree *t)
+static bool layout_changed(struct source *s, const struct tree *t)
 {
+	const struct tree *old = s->tree;
+
 	if (old->n_procs != t->n_procs || old->n_objects != t->n_objects)
 		return true;
-	for (size_t i = 0; i < t->n_procs; i++)
+	for (size_t i = 0; i < t->n_procs; i++) {
+		const struct source_proc *sp = source_find(s, t->procs[i].pid);
+
 		if (old->procs[i].pid != t->procs[i].pid ||
 		    old->procs[i].zombie != t->procs[i].zombie ||
 		    old->procs[i].mm.layout_digest != t->procs[i].mm.layout_digest)
 			return true;
+		/* another process under the same pid, with the same mappings */
+		if (!t->procs[i].zombie && sp && !sp->has_target)
+			return true;
+	}
 	for (size_t i = 0; i < t->n_objects; i++)
 		if (old->objects[i].size != t->objects[i].size)
 			return true;
@@ -133,7 +141,7 @@ static int send_rest(struct source *s, struct tree *t, struct cr_err *err)
 
 	/* pages need their mappings first: only if there are new ones does this cost a round trip
 	 */
-	if (!r && layout_changed(s->tree, t))
+	if (!r && layout_changed(s, t))
 		r = source_send_tree(s, MSG_STAGE_MEND, t, err);
 	if (!r)
 		r = source_send_memory(s, t, true, err);

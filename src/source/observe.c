@@ -86,6 +86,13 @@ static int know(struct source *s, const struct seized_proc *q, struct source_pro
 			/* once it is tracked, a capture sees an execve(2) that moves the vdso */
 			return q->zombie || sp->has_tracker ? 0 : find_vdso(sp, err);
 		}
+		/* the shell there has the pages of the one before, which the new one's tracker
+		 * takes for absent */
+		if (sp->has_shell && !s->image)
+			return cr_err_set(err, CR_ERR_UNSUPPORTED, ESTALE,
+					  "pid %d was used again by another process since the "
+					  "migration began; try again",
+					  q->pid);
 		proc_free(s, sp);
 		s->procs.v[i] = s->procs.v[--s->procs.n];
 		break;

@@ -128,6 +128,8 @@ static int take_targets(struct source *s, const struct tree *t, const struct msg
 		int r = sp && sp->has_tracker && !sp->has_target ? begin_in_image(s, sp, err) : 0;
 		if (r)
 			return r;
+		if (sp)
+			sp->has_shell = true;
 		if (sp && sp->has_tracker) {
 			sp->tracker.target = tg->target;
 			sp->has_target = true;

@@ -47,7 +47,8 @@ struct source_proc { /* a process as long as the migration knows it */
 	int pidfd;
 	bool armed; /* tracked since the stop that created its userfaultfd */
 	bool has_tracker;
-	bool has_target; /* the destination has a shell for it */
+	bool has_shell;  /* the destination has made one for it */
+	bool has_target; /* and its pages have a place there */
 	struct tracker tracker;
 	uint64_t brk; /* as the task itself last told */
 	struct parasite_entry entry;

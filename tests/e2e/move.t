@@ -161,6 +161,24 @@ for i in 1 2 3; do
 done
 move_case "the same, a small process without BPF" -- advice --mib 8 -- --no-bpf
 
+# A child that is replaced by another with its pid: moved right, or not at all and told why.
+samepid_case() {
+	start_workload alpha samepid --ms "$1" && runs_on || return 1
+	if ! migrate alpha beta --pid "$wl_pid"; then
+		jq -e '.error.message | test("was used again by another process")' <<<"$mig_done" >/dev/null || {
+			say_migration
+			return 1
+		}
+	else
+		wl_host=beta
+	fi
+	runs_on && finish_workload
+}
+for ms in 20 100 400; do
+	ok "a pid that has another process every $ms ms" samepid_case $ms
+	kill_workload
+done
+
 # Running in alpha again afterwards, then in beta once more.
 back_case() {
 	start_workload alpha "$@" && runs_on && move_workload beta && move_workload alpha && move_workload beta &&
