@@ -41,6 +41,8 @@ int tracker_arm(struct tracker *t, struct cr_err *err)
 
 void tracker_done(struct tracker *t)
 {
+	table_probes_free(t->probes); /* before what it reads is closed */
+	t->probes = NULL;
 	close_fdp(&t->uffd);
 	close_fdp(&t->pagemap);
 	close_fdp(&t->mem);
@@ -678,32 +680,31 @@ static int on_reported(const struct page_extent *e, void *arg, struct cr_err *er
 	return for_pieces(arg, e, examine_piece, err);
 }
 
-/* A page table that was freed whole is not reported: one page of each chunk tells. */
+/* A page table that was freed whole is not reported: one page of each chunk tells. What was sent
+ * since that was asked was there. */
 static int look_for_freed_tables(struct round *ro, struct cr_err *err)
 {
 	struct tracker *t = ro->t;
+	const struct table_probe *v = NULL;
+	size_t n = 0;
 	int r = 0;
 
-	for (size_t i = 0; i < t->sent.cap && !r; i++) {
-		struct sent_chunk *c = &t->sent.slots[i];
-		unsigned int k = 0;
-		uint64_t entry;
+	if (!t->probes)
+		r = table_probes_begin(&t->probes, t->pagemap, &t->sent, err);
+	if (!r)
+		r = table_probes_end(t->probes, &v, &n, err);
+	for (size_t i = 0; i < n && !r; i++) {
+		const struct sent_chunk *c = sentmap_chunk(&t->sent, v[i].va, false);
 
-		if (!c->used || c->scratch[0])
+		if (!c || c->scratch[0] || !pagemap_entry_empty(v[i].entry))
 			continue;
-		while (k < CHUNK_PAGES && !chunk_test(c->sent, k))
-			k++;
-		if (k == CHUNK_PAGES)
-			continue;
-		r = pagemap_entry(t->pagemap, c->start + k * CR_PAGE_SIZE, &entry, err);
-		if (!r && pagemap_entry_empty(entry)) {
-			struct page_extent e = {.start = c->start, .end = c->start + CHUNK_SIZE};
-
-			r = for_pieces(ro, &e, examine_piece, err);
-			if (!r)
-				r = look_at_pending(ro, err);
-		}
+		struct page_extent e = {.start = c->start, .end = c->start + CHUNK_SIZE};
+		r = for_pieces(ro, &e, examine_piece, err);
+		if (!r)
+			r = look_at_pending(ro, err);
 	}
+	table_probes_free(t->probes);
+	t->probes = NULL;
 	return r;
 }
 
@@ -776,7 +777,11 @@ static int final_round(struct round *ro, struct cr_err *err)
 
 	for (size_t i = 0; i < t->sent.cap; i++)
 		t->sent.slots[i].scratch[0] = 0;
-	int r = register_list_bare(t, &bare, err);
+	table_probes_free(t->probes); /* of a stop that was undone */
+	t->probes = NULL;
+	int r = table_probes_begin(&t->probes, t->pagemap, &t->sent, err);
+	if (!r)
+		r = register_list_bare(t, &bare, err);
 	if (!r)
 		r = send_bare(ro, &bare, err);
 	if (!r)

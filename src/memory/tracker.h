@@ -8,6 +8,7 @@
 #include "base/vec.h"
 #include "memory/ranges.h"
 #include "memory/reader.h"
+#include "memory/table_probe.h"
 #include "model/tree.h"
 
 struct tracker {
@@ -19,7 +20,8 @@ struct tracker {
 			   */
 	bool shares_cow;  /* pages may be shared with a relative: reading must not break that */
 	struct sentmap sent;
-	struct vma *vmas; /* as of the last round, names not kept */
+	struct table_probes *probes; /* asked for by the last round, until the last look */
+	struct vma *vmas;            /* as of the last round, names not kept */
 	size_t n_vmas;
 	struct addr_ranges guards; /* as the last scan saw them */
 	struct addr_ranges
