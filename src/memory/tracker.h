@@ -62,6 +62,7 @@ int tracker_round(struct tracker *t, const struct mm *mm, struct reader *r, bool
 /* An image has been saved with that layout, and has nothing beside it any more. */
 void tracker_pruned(struct tracker *t, const struct mm *mm);
 /* After the final round, before the last flush: pages whose page table was freed whole. Apart,
- * since it asks about every 2 MiB, and can be done while the destination works. */
+ * since the answers (memory/table_probe.h) may come after the scan, and the destination works
+ * meanwhile. */
 int tracker_last_look(struct tracker *t, const struct mm *mm, struct reader *r,
 		      struct cr_err *err) must_check;

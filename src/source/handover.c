@@ -524,6 +524,36 @@ static int conclude(struct source *s, struct cr_err *err)
 	return r;
 }
 
+/* All that the destination needs to know to make them whole. */
+static int rebuild_there(struct source *s, struct tree *t, struct cr_err *err)
+{
+	int r = source_release_locks(s, t, err);
+
+	if (!r)
+		r = source_drain_ttys(s, t, err);
+	if (!r) /* as late as can be: what comes in from here on has to be sent again */
+		r = source_lock_network(s, t, err);
+	if (!r)
+		r = source_tell_tree(s, MSG_STAGE_FINAL, t, err);
+	if (!r && !s->lazy) /* while the destination works on that */
+		r = last_look(s, t, err);
+	if (!r)
+		r = page_tx_flush(s->tx, NULL, err);
+	return r ? r : source_hear_tree(s, t, err);
+}
+
+/* With --leave-running there are two copies, as was asked for. */
+static int run_on(struct source *s, struct cr_err *err)
+{
+	struct cr_err undo = {0};
+
+	if (!source_unlock_network(s, &undo) && !seizure_unhold(s->seizure, &undo) &&
+	    !source_resume(s, &undo))
+		return 0;
+	*err = undo;
+	return cr_err_ctx(err, "letting the source run on");
+}
+
 int source_switch_over(struct source *s, struct cr_err *err)
 {
 	struct msg_phases *ph = &s->done.phases;
@@ -563,19 +593,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	ph->last_pages = now_us() - times.captured_us;
 	uint64_t t1 = now_us();
 	if (!r)
-		r = source_release_locks(s, t, err);
-	if (!r)
-		r = source_drain_ttys(s, t, err);
-	if (!r) /* as late as can be: what comes in from here on has to be sent again */
-		r = source_lock_network(s, t, err);
-	if (!r)
-		r = source_tell_tree(s, MSG_STAGE_FINAL, t, err);
-	if (!r && !s->lazy) /* while the destination works on that */
-		r = last_look(s, t, err);
-	if (!r)
-		r = page_tx_flush(s->tx, NULL, err);
-	if (!r)
-		r = source_hear_tree(s, t, err);
+		r = rebuild_there(s, t, err);
 	ph->rebuild = now_us() - t1;
 	t1 = now_us();
 	if (!r && s->rq->opts.verify == MSG_VERIFY_FULL)
@@ -623,13 +641,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	}
 	if (s->rq->opts.leave_running) {
 		unlock_network(s, locked);
-		struct cr_err undo = {0};
-
-		if (!source_unlock_network(s, &undo) && !seizure_unhold(s->seizure, &undo) &&
-		    !source_resume(s, &undo))
-			return 0;
-		*err = undo;
-		return cr_err_ctx(err, "letting the source run on");
+		return run_on(s, err);
 	}
 	return conclude(s, err);
 }
