@@ -14,7 +14,7 @@
 #define GAP_BYTES (64ull << 20)
 
 #ifndef PIDFD_SELF
-#define PIDFD_SELF (-10000) /* 6.14 */
+#define PIDFD_SELF (-10000)
 #endif
 
 enum { DISCARDS = 512 }; /* with one call; at most 1,024, IOV_MAX */
@@ -109,7 +109,8 @@ static size_t discard_some(struct shell *sh, const struct msg_range *v, size_t n
 }
 
 /* By process_madvise(2) of the shell for itself, many ranges with each call: pages written at
- * random are as many ranges. That may discard since 6.13, and knows PIDFD_SELF since 6.15. */
+ * random are as many ranges. That may discard since 6.13; a kernel
+ * without PIDFD_SELF says EBADF. */
 static int discard(struct shell *sh, const struct msg_range *v, size_t n, struct cr_err *err)
 {
 	for (size_t at = 0; at < n;) {
