@@ -18,7 +18,7 @@ crosses() {
 	for to in beta alpha; do
 		[ $st = 0 ] || break
 		move_workload "$to" "$@" || { st=1; break; }
-		mib=$(jq '[.rounds[].bytes_wire] | add / 1048576 | ceil' <<<"$mig_done")
+		mib=$(wire_mib)
 		diag "to $to: $mib MiB sent"
 		[ "$mib" -le "$most" ] || st=1
 	done
@@ -31,10 +31,10 @@ crosses() {
 start_testbed
 
 # 48 and 64 MiB of memory; beside it libc's pages, and 32 bytes for each page that is like another.
-crosses 3 -- -- --compress none
-crosses 3 -- --procs 1 --mib 64 -- --compress none --streams 1
-crosses 3 -- -- --compress none --streams 4
-crosses 3 -- -- --streams 3 --no-hw-breakpoints
+crosses 2 -- -- --compress none
+crosses 2 -- --procs 1 --mib 64 -- --compress none --streams 1
+crosses 2 -- -- --compress none --streams 4
+crosses 2 -- -- --streams 3 --no-hw-breakpoints
 # one content for each eight pages: written all the time, so that pages come again with others
 for i in 1 2 3; do
 	move_case "alike, and written meanwhile ($i)" -- alike --contents 512 --rate 100 -- --streams "$i"

@@ -15,10 +15,6 @@ pss() {
 	echo "$total"
 }
 
-wire_mib() {
-	jq '[.rounds[].bytes_wire] | add / 1048576 | floor' <<<"$mig_done"
-}
-
 # shares MIB -- NAME OPTS… -- ARGS…: moved there and back; at most MIB crosses each time, and hardly more memory is
 # taken than before.
 shares() {

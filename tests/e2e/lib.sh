@@ -258,6 +258,11 @@ moved_to() {
 	runs_on && gone_from "$(other "$1")"
 }
 
+# wire_mib: what the last migration sent, in whole MiB.
+wire_mib() {
+	jq '[.rounds[].bytes_wire] | add / 1048576 | floor' <<<"$mig_done"
+}
+
 # move_workload TO ARGS…: the one that was started, by its pid unless ARGS says --cgroup.
 move_workload() {
 	local to=$1
