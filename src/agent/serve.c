@@ -41,6 +41,8 @@ typedef int (*child_fn)(const struct daemon *d, int fd);
 
 static int run_control(const struct daemon *d, int fd)
 {
+	/* an engine's CPU time is shared out on its own: background_enter() */
+	setsid();
 	return conn_control(d->cfg, fd, d->life[0]);
 }
 

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/clock.h"
@@ -11,7 +10,6 @@
 #include "wire/tree_codec.h"
 
 enum {
-	FIRST_ROUND_NICE = 10,
 	/* a round that shrank what was left by less than this fraction shows that it will not get
 	   less */
 	SHRINK_NUM = 4,
@@ -607,17 +605,18 @@ static bool hybrid_enough(const struct source *s, uint32_t n, const struct round
 
 /* The first round is nearly all of the work, and nobody waits for it: it gets what CPU time the
  * tasks leave. Those that follow do not: the later they end, the more has been written. */
-static void be_nice(bool on, int usual)
+static int first_round(struct source *s, struct round_result *res, struct cr_err *err)
 {
-	/* without the privilege to go back it is left as it is */
-	if (setpriority(PRIO_PROCESS, 0, usual + (on ? FIRST_ROUND_NICE : 0)))
-		return;
+	background_enter(&s->background);
+	int r = one_round(s, res, err);
+
+	background_leave(&s->background);
+	return r;
 }
 
 int source_rounds(struct source *s, struct cr_err *err)
 {
 	struct round_result last = {0}, res = {0};
-	int usual = getpriority(PRIO_PROCESS, 0);
 
 	if (s->rq->opts.mode == MSG_MODE_POSTCOPY)
 		return source_drop_rounds(s, 1, err);
@@ -626,10 +625,8 @@ int source_rounds(struct source *s, struct cr_err *err)
 
 		if (!r && n > 1)
 			r = source_follow_structure(s, err);
-		be_nice(n == 1, usual);
 		if (!r)
-			r = one_round(s, &res, err);
-		be_nice(false, usual);
+			r = n == 1 ? first_round(s, &res, err) : one_round(s, &res, err);
 		if (r)
 			return cr_err_ctx(err, "round %u", n);
 		report_round(s, n, &res);

@@ -147,6 +147,7 @@ static int poll_abort(void *arg)
 	struct source *s = arg;
 	struct cr_err ignored = {0};
 
+	background_check(&s->background);
 	return !s->committed &&
 	       (source_check_abort(s, &ignored) || (stopped_undecided(s) && pages_stall(s)));
 }

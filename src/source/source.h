@@ -19,6 +19,7 @@
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
+#include "kernel/background.h"
 #include "base/err.h"
 #include "base/journal.h"
 #include "base/vec.h"
@@ -122,7 +123,8 @@ struct source {
 	/* of the page streams at the stop: what has been sent, when that last grew, when we looked
 	 */
 	uint64_t moved_bytes, moved_us, looked_us;
-	bool stalled; /* it did not grow for too long: given up */
+	bool stalled;                 /* it did not grow for too long: given up */
+	struct background background; /* during the first round */
 	uint64_t started_us;
 	uint32_t stops;
 	uint64_t longest_stop_us;
