@@ -57,11 +57,20 @@ static bool is_same_task(const struct journal_pid *p)
 	return !proc_starttime(p->pid, &start, &err) && start == p->starttime;
 }
 
-static void signal_tasks(const struct journal *j, int sig)
+static void kill_tasks(const struct journal *j)
+{
+	/* Children first: a stopped child whose parent's death leaves its group without anybody to
+	 * look after it gets SIGCONT from the kernel (setpgid(2)), and would run. */
+	for (size_t i = j->pids.n; i-- > 0;)
+		if (is_same_task(&j->pids.v[i]))
+			kill(j->pids.v[i].pid, SIGKILL);
+}
+
+static void continue_tasks(const struct journal *j)
 {
 	vec_foreach (p, &j->pids)
-		if (is_same_task(p))
-			kill(p->pid, sig);
+		if (!p->stopped && is_same_task(p))
+			kill(p->pid, SIGCONT);
 }
 
 bool journal_token(const struct journal *j, struct mig_token *ret)
@@ -318,7 +327,7 @@ int settle_commit(const struct agent_config *cfg, struct journal *j, char *text,
 		return cr_err_set(
 		    err, CR_ERR_INPUT, EINVAL,
 		    "the destination was never told to run the tasks: they stay here");
-	signal_tasks(j, SIGKILL);
+	kill_tasks(j);
 	remove_segments(j);
 	carried_give(j);
 	snprintf(text, n, "the source's tasks were ended%s",
@@ -339,7 +348,7 @@ static int run_on(const struct agent_config *cfg, struct journal *j, struct cr_e
 		if (j->state == JOURNAL_PREPARED || j->state == JOURNAL_COMMIT) {
 			mend_network(j);
 			mend_ttys(cfg, j);
-			signal_tasks(j, SIGCONT);
+			continue_tasks(j);
 		}
 		if (*j->peer)
 			return write_state(cfg, j, JOURNAL_ABORTED, err);

@@ -72,7 +72,8 @@ static void print(FILE *f, const struct journal *j)
 	if (j->lazy)
 		fputs("lazy 1\n", f);
 	vec_foreach (p, &j->pids)
-		fprintf(f, "pid %d %llu\n", p->pid, (unsigned long long)p->starttime);
+		fprintf(f, "pid %d %llu%s\n", p->pid, (unsigned long long)p->starttime,
+			p->stopped ? " stopped" : "");
 	vec_foreach (m, &j->renames)
 		fprintf(f, "rename %s\t%s\n", m->from, m->to);
 	vec_foreach (s, &j->shms)
@@ -161,6 +162,7 @@ static bool parse_line(struct journal *j, const char *key, char *value)
 		if (!p || sscanf(value, "%d %llu", &p->pid, &start) != 2)
 			return false;
 		p->starttime = start;
+		p->stopped = strstr(value, " stopped");
 	} else if (!strcmp(key, "shm")) {
 		struct journal_shm *s = vec_push(&j->shms);
 

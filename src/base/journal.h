@@ -22,6 +22,7 @@ enum journal_state {
 struct journal_pid {
 	pid_t pid;
 	uint64_t starttime; /* clock ticks since boot: tells a reused pid */
+	bool stopped;       /* source: by a signal, before the migration: it stays so */
 };
 
 struct journal_rename { /* to be done before the tasks run; both owned */

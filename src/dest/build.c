@@ -409,6 +409,20 @@ static int make_sets(struct dest *d, const struct tree *t, struct cr_err *err)
 	return r;
 }
 
+/* Those that are stopped, while their parents can still be told that they know. */
+static int stop_processes(struct dest *d, const struct work *w, size_t n, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < n && !r; i++)
+		if (w[i].p->stop_sig)
+			r = shell_stop(d->shells, w[i].sh, w[i].p, err);
+	for (size_t i = 0; i < n && !r; i++) /* for what is still to be done in them */
+		if (w[i].p->stop_sig && needs_executor(&w[i]))
+			r = shell_unpark(d->shells, w[i].sh, err);
+	return r;
+}
+
 /* Awake, and as the tree says as far as memory goes. */
 static int build_memories(struct work *w, size_t n, struct dest *d, const struct tree *t,
 			  struct cr_err *err)
@@ -461,6 +475,8 @@ static int for_work(struct work *w, size_t n, struct dest *d, const struct tree 
 			r = shell_drop_pidfd(w[i].sh, err);
 	if (!r && final)
 		r = fileset_settle(d->files, t, err);
+	if (!r && final)
+		r = stop_processes(d, w, n, err);
 	for (size_t i = 0; i < n && !r && final; i++) {
 		if (w[i].root)
 			r = fileset_late_queue(shell_leader(w[i].sh), w[i].p, err);

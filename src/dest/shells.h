@@ -105,6 +105,12 @@ void shell_hurry(struct shell *sh, int priority);
 int shell_park(struct shells *s, struct shell *sh, struct cr_err *err) must_check;
 int shell_unpark(struct shells *s, struct shell *sh, struct cr_err *err) must_check;
 
+/* p was stopped by a signal: sh is, and its parent in the tree knows of it as it did. sh is parked
+ * then, its parent is not. Once both have all their threads, and before what is pending for them is
+ * queued. */
+int shell_stop(struct shells *s, struct shell *sh, const struct process *p,
+	       struct cr_err *err) must_check;
+
 /* Controlling terminals (shell_tty.c). take: p leads a session. check: brings it to what p has,
  * which a shell that is there already may not have. foreground: in the leader, once all groups
  * exist. */

@@ -371,7 +371,7 @@ int shells_drain_signal(struct shells *s, int signo, struct cr_err *err)
 
 /* The exits of zombies have left SIGCHLD pending in their parents, who had not asked for it here.
  */
-static int drain_sigchld(struct shell *sh, struct cr_err *err)
+int shell_drain_sigchld(struct shell *sh, struct cr_err *err)
 {
 	return drain_signal(sh, SIGCHLD, err);
 }
@@ -391,7 +391,7 @@ static int end_process(struct shells *s, size_t index, struct cr_err *err)
 		rqueue(shell_leader(parent), "wait4", SYS_wait4, sh->pid, 0, __WALL, 0);
 		r = rtask_run(shell_leader(parent), err);
 		if (!r)
-			r = drain_sigchld(parent, err);
+			r = shell_drain_sigchld(parent, err);
 		if (r)
 			return r;
 	}
@@ -481,7 +481,7 @@ static int found_group(struct shells *s, struct shell *member, pid_t pgid, struc
 	int e = r ? 0 : rtask_run(shell_leader(member), err);
 	shell_free(s, leader);
 	if (!r && !e)
-		e = drain_sigchld(member, err);
+		e = shell_drain_sigchld(member, err);
 	return r ? r : e;
 }
 
@@ -533,7 +533,7 @@ int shells_settle_structure(struct shells *s, const struct tree *t, struct cr_er
 			continue;
 		r = make_zombie(sh, &t->procs[i], err);
 		if (!r && parent && !parent->ghost)
-			r = drain_sigchld(parent, err);
+			r = shell_drain_sigchld(parent, err);
 	}
 	while (s->ghosts.n) {
 		struct shell *ghost = s->ghosts.v[--s->ghosts.n];

@@ -197,9 +197,11 @@ int task_inject_syscall(pid_t tid, const struct user_regs_struct *base, uint64_t
 	for (int i = 0; i < 2 && !r; i++) { /* its entry, its exit */
 		int st;
 
-		r = task_resume(tid, PTRACE_SYSCALL, 0, err);
-		if (!r)
-			r = task_wait(tid, &st, err);
+		do { /* somebody's SIGCONT traps a task that is seized, blocked or not */
+			r = task_resume(tid, PTRACE_SYSCALL, 0, err);
+			if (!r)
+				r = task_wait(tid, &st, err);
+		} while (!r && task_is_event_stop(st));
 		if (!r && WSTOPSIG(st) != (SIGTRAP | 0x80))
 			r = cr_err_set(err, CR_ERR_KERNEL, EPROTO,
 				       "task %d stopped with status %#x inside an injected call",

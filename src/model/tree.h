@@ -190,11 +190,19 @@ struct fd_entry {
 	bool cloexec;
 };
 
+/* Those that stop a process by default, signal(7). */
+static inline bool is_stop_signal(int sig)
+{
+	return sig == 19 || (sig >= 20 && sig <= 22); /* SIGSTOP; SIGTSTP, SIGTTIN, SIGTTOU */
+}
+
 struct process {
 	pid_t pid, ppid, pgid, sid;
 	bool zombie;         /* exited and not reaped: only pid, ids and exit_status are valid */
 	int32_t exit_status; /* as wait(2) will report */
 	uint32_t exit_signal;
+	uint32_t stop_sig; /* in a group stop by this signal, until SIGCONT (signal(7)); 0: not */
+	bool stop_told;    /* the parent has waited for that stop, wait(2) WUNTRACED */
 	struct thread *threads; /* [0] is the leader */
 	size_t n_threads;
 	struct mm mm;

@@ -97,7 +97,7 @@ static int wait_arrival(struct rtask *t, enum park_how how, struct cr_err *err)
 		if (how == PARK_SYSCALL_TRACE && WSTOPSIG(st) == (SIGTRAP | 0x80)) {
 			if (gp.rip == insn + 2 && gp.orig_rax == SYS_rt_sigreturn)
 				return 0;
-		} else if (WSTOPSIG(st) != SIGSTOP) {
+		} else if (WSTOPSIG(st) != SIGSTOP && !task_is_event_stop(st)) {
 			return cr_err_set(
 			    err, CR_ERR_BUG, EPROTO,
 			    "task %d stopped with status %#x at %#llx instead of its park", t->tid,

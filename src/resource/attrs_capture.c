@@ -140,9 +140,6 @@ static void refuse_by_status(struct capture *c, const struct process *p, pid_t t
 			 st->tracer);
 		refuse_thread(c->refused, p, tid, "ptrace", line);
 	}
-	if (st->state == 'T')
-		refuse_thread(c->refused, p, tid, "stopped by a signal",
-			      "a stopped task is not moved; send it SIGCONT first");
 	if (status_line(text, "x86_Thread_features", line, sizeof(line)) && line[0])
 		refuse_thread(c->refused, p, tid, "shadow stack",
 			      "x86 thread features (shstk) are not moved yet");
@@ -460,6 +457,7 @@ int attrs_capture(struct capture *c, struct cr_err *err)
 		r = capture_process(c, &h, p, c->procs[i].facts, err);
 		if (!r)
 			r = capture_seccomp(c, &c->procs[i], err);
+		attrs_settle_stop(p);
 		if (r == -ESRCH && !c->exact)
 			r = 0;
 		else if (r)

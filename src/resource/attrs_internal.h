@@ -35,6 +35,8 @@ void attrs_sched_check(const struct tree *t, struct refusals *refused);
 #define SIGBIT(signo) (1ull << ((signo)-1))
 /* Pending signals of a ptrace-stopped thread (or of its process, if shared). bits: what status says
  * is pending; a signal without a queue entry is found by it. */
+/* Once it is known what is pending: is p stopped by a signal? */
+void attrs_settle_stop(struct process *p);
 int attrs_pending_capture(struct capture *c, pid_t tid, bool shared, uint64_t bits,
 			  struct siginfo_rec **ret, size_t *ret_n, struct cr_err *err) must_check;
 uint64_t attrs_pending_bits(const struct siginfo_rec *list, size_t n);

@@ -81,9 +81,6 @@ int attrs_pending_capture(struct capture *c, pid_t tid, bool shared, uint64_t bi
 	if (!r)
 		r = add_bare(bits & ~seen & ~SIGBIT(SIGKILL), &list, err);
 	seen |= bits;
-	if (!r && seen & SIGBIT(SIGSTOP))
-		refuse(c->refused, tid, "pending SIGSTOP",
-		       "a task that is being stopped is not moved; send it SIGCONT");
 	*ret = NULL;
 	*ret_n = list.n;
 	if (!r && list.n) {
@@ -153,6 +150,22 @@ static bool timer_notifies(const struct process *p, pid_t tid)
 	return false;
 }
 
+void attrs_settle_stop(struct process *p)
+{
+	uint64_t bits = attrs_pending_bits(p->pending, p->n_pending);
+
+	for (size_t i = 0; i < p->n_threads; i++)
+		bits |= attrs_pending_bits(p->threads[i].pending, p->threads[i].n_pending);
+	/* Sent since the task was seized: it ends the stop at once, and waits to be handled. Any
+	 * stop after that would have removed it, signal(7). */
+	if (bits & SIGBIT(SIGCONT))
+		p->stop_sig = 0;
+	if (bits & SIGBIT(SIGSTOP)) { /* sent since then, or a moment before: a stop to come */
+		p->stop_sig = SIGSTOP;
+		p->stop_told = false;
+	}
+}
+
 static int look_again(struct capture *c, struct process *p, struct thread *th, bool leader,
 		      bool runs, struct cr_err *err)
 {
@@ -181,6 +194,8 @@ int attrs_pending_again(struct tree *t, struct process *p, bool all_run, struct 
 			r = look_again(&c, p, &p->threads[i], i == 0, i == 0 || all_run, err);
 	if (!r)
 		settle_fired(t, p);
+	if (!r)
+		attrs_settle_stop(p);
 	return r ? cr_err_ctx(err, "pending signals of %d", p->pid) : 0;
 }
 
@@ -196,7 +211,7 @@ static int queue_signals(struct rtask *rt, const struct process *p, pid_t tid,
 
 		memcpy(&signo, list[i].info, sizeof(signo));
 		if (signo == SIGKILL || signo == SIGSTOP)
-			continue; /* cannot be blocked; refused by the capture */
+			continue; /* cannot be blocked; see attrs_settle_stop() */
 		if (!attrs_scratch_copy(rt, &list[i], sizeof(list[i]), &va, err))
 			return -err->code;
 		if (tid)

@@ -30,7 +30,7 @@ int source_journal(struct source *s, enum journal_state state, struct cr_err *er
 
 		if (!p)
 			return cr_err_oom(err);
-		*p = (struct journal_pid){(*spp)->pid, (*spp)->starttime};
+		*p = (struct journal_pid){(*spp)->pid, (*spp)->starttime, (*spp)->stopped};
 	}
 	return journal_write(s->env->state_dir, &s->journal, err);
 }

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
@@ -127,6 +128,21 @@ void source_forget_ended(struct source *s, const struct tree *t)
 	}
 }
 
+/* The process's own stat has in exit_code what wait(2) is to say of the stop, until it has. */
+static int fill_stop(const struct seized_proc *q, struct process *p, struct cr_err *err)
+{
+	struct proc_stat st;
+	int r = proc_stat_read(q->pid, 0, &st, err);
+
+	if (r)
+		return r;
+	p->stop_told = !st.exit_code;
+	p->stop_sig = (uint32_t)q->stop_sig;
+	if (!p->stop_sig) /* not seized: by what it was stopped does not show once it was told */
+		p->stop_sig = is_stop_signal(st.exit_code) ? (uint32_t)st.exit_code : SIGSTOP;
+	return 0;
+}
+
 static int fill_process(struct source *s, struct tree *t, const struct seized_proc *q,
 			struct process *p, struct cr_err *err)
 {
@@ -146,6 +162,10 @@ static int fill_process(struct source *s, struct tree *t, const struct seized_pr
 	p->exit_signal = (uint32_t)st.exit_signal;
 	if (q->zombie)
 		return 0;
+	if (q->stop_sig || st.state == 'T')
+		r = fill_stop(q, p, err);
+	if (r)
+		return r;
 	if (st.tty && tty_number(st.tty, &number))
 		p->ctty = number + 1;
 	p->threads = arena_array(t->arena, struct thread, q->tasks.n);

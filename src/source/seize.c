@@ -38,6 +38,7 @@ struct attempt {
 	struct walk walk;
 	unsigned int n_walks;
 	bool frozen;  /* by us, now */
+	bool later;   /* some task is to be taken when nothing is frozen */
 	bool outside; /* some task is not in the cgroup: freezing did not stop it */
 };
 
@@ -73,31 +74,34 @@ static int thaw(struct attempt *a, struct cr_err *err)
 /* ---- who ---- */
 
 /* To seize a task in a group stop while v1 has it frozen would hang (cgroup_guard.h), and its state
- * shows as that of any frozen one: only where it waits tells. What this misses the guard ends. */
-static int refuse_stopped(const struct attempt *a, pid_t pid, struct cr_err *err)
+ * shows as that of any frozen one: only where it waits tells. What this misses the guard ends.
+ * 1: it waits like that, and is taken after the thaw, when it does not run either. In a cgroup that
+ * was frozen before it is refused: there those of the first seizure were let go into the freeze,
+ * and wait in the same place. */
+static int waits_stopped(const struct attempt *a, pid_t pid, struct cr_err *err)
 {
 	static const char *const stops[] = {"do_signal_stop", "get_signal", "ptrace_stop",
 					    "do_jobctl_trap"};
 	_cleanup_free_ char *wchan = NULL;
 	char who[128];
+	bool found = false;
 
-	/* one that was let go into a frozen cgroup waits where a stopped one does */
-	if (!a->frozen || a->rq->seized_before || cgroup_version(a->s->cgroup) != CGROUP_V1)
+	if (!a->frozen || cgroup_version(a->s->cgroup) != CGROUP_V1 ||
+	    (a->s->refreeze && a->rq->seized_before))
 		return 0;
 	ssize_t n = proc_read(pid, "wchan", &wchan, err);
 	if (n < 0)
 		return n == -ESRCH ? 0 : (int)n;
-	for (size_t i = 0; i < ARRAY_SIZE(stops); i++) {
-		if (strcmp(wchan, stops[i]) != 0)
-			continue;
-		task_describe(pid, pid, who, sizeof(who));
-		err->pid = pid;
-		return cr_err_set(err, CR_ERR_UNSUPPORTED, EBUSY,
-				  "%s is stopped (by a signal or a debugger): continue it first "
-				  "(kill -CONT %d)",
-				  who, pid);
-	}
-	return 0;
+	for (size_t i = 0; i < ARRAY_SIZE(stops); i++)
+		found |= !strcmp(wchan, stops[i]);
+	if (!found || !a->s->refreeze)
+		return found;
+	task_describe(pid, pid, who, sizeof(who));
+	err->pid = pid;
+	return cr_err_set(err, CR_ERR_UNSUPPORTED, EBUSY,
+			  "%s is stopped (by a signal or a debugger) in a cgroup that is frozen: "
+			  "continue it first (kill -CONT %d), or thaw the cgroup",
+			  who, pid);
 }
 
 /* One walk; holds what is new. Returns how many that were; 0 is the last word. */
@@ -114,7 +118,11 @@ static ssize_t walk_and_take(struct attempt *a, struct cr_err *err)
 		const struct walk_proc *p = &a->walk.procs.v[k];
 
 		if (!held_find(&a->held, p->pid))
-			r = refuse_stopped(a, p->pid, err);
+			r = waits_stopped(a, p->pid, err);
+		if (r > 0) {
+			a->later = true;
+			continue;
+		}
 		for (size_t i = 0; r >= 0 && i < p->n_tids; i++) {
 			r = held_take(&a->held, p->pid, a->walk.tids.v[p->first_tid + i],
 				      a->n_walks, err);
@@ -191,6 +199,8 @@ static int build(struct attempt *a, struct cr_err *err)
 		r = seizure_add_process(a->s, w->pid, leader->state == HELD_ZOMBIE, &p, err);
 		if (r == 0 && p && !p->zombie)
 			r = seizure_add_task(p, w->pid, err);
+		if (p)
+			p->stop_sig = leader->stop_sig;
 		for (size_t i = 0; r == 0 && p && !p->zombie && i < w->n_tids; i++) {
 			const struct held *h =
 			    held_find(&a->held, a->walk.tids.v[w->first_tid + i]);
@@ -248,8 +258,10 @@ static int try_take(struct attempt *a, unsigned int n, struct cr_err *err)
 	}
 	if (r == 0 && a->s->cgroup)
 		r = held_wait(&a->held, budget_us, &gone, err);
-	if (r == 0 && (!a->s->cgroup || a->outside || gone))
+	if (r == 0 && (!a->s->cgroup || a->outside || a->later || gone))
 		r = take_running(a, budget_us, err);
+	if (r == 0)
+		r = held_finish_stops(&a->held, budget_us, err);
 	return r == 0 ? build(a, err) : r;
 }
 

@@ -19,6 +19,7 @@ struct seized_task {
 struct seized_proc {
 	pid_t pid, ppid;
 	uint64_t starttime;            /* clock ticks since boot: identity against pid reuse */
+	int stop_sig;                  /* in a group stop by this signal, signal(7); 0: not */
 	bool zombie;                   /* not seized; waits to be reaped */
 	VEC(struct seized_task) tasks; /* leader first, then ascending; empty for a zombie */
 	unsigned int depth;            /* below the root; private */
@@ -50,11 +51,10 @@ struct seize_request {
 /* On success every task listed is in PTRACE_EVENT_STOP with PTRACE_O_TRACESYSGOOD set and the
  * cgroup is thawed. warnings: a task of the tree outside the cgroup (it is taken all the same).
  * refused: tasks in the cgroup outside the tree; the call then fails. Errors: CR_ERR_KERNEL naming
- * the task that would not freeze or stop; CR_ERR_UNSUPPORTED naming a task that is stopped by a
- * signal, traced by somebody else, a process whose first thread has exited, a kernel thread, or
- * this process itself; CR_ERR_INPUT when there is no such process or cgroup. After a failure all
- * tasks are as they were. A task in vfork(2) cannot stop before its child has called execve(2):
- * that takes another attempt.
+ * the task that would not freeze or stop; CR_ERR_UNSUPPORTED naming a task that is traced by
+ * somebody else, a process whose first thread has exited, a kernel thread, or this process itself;
+ * CR_ERR_INPUT when there is no such process or cgroup. After a failure all tasks are as they were.
+ * A task in vfork(2) cannot stop before its child has called execve(2): that takes another attempt.
  *
  * If this process is killed: tracing ends with it and the tasks run on; the cgroup is thawed, or
  * frozen again if it was, by a guard process that lives as long as the seizure (only where a cgroup

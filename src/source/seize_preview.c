@@ -47,8 +47,6 @@ static int look_at_thread(pid_t pid, pid_t tid, struct refusals *refused, struct
 	task_describe(pid, tid, who, sizeof(who));
 	if (status.tracer)
 		refuse(refused, pid, who, "is traced by process %d: end that first", status.tracer);
-	else if (status.state == 'T' && tid == pid)
-		refuse(refused, pid, who, "is stopped: continue it first (kill -CONT %d)", pid);
 	return 1;
 }
 

@@ -208,17 +208,6 @@ int held_interrupt(struct held_set *s, struct cr_err *err)
 
 /* ---- wait ---- */
 
-static int stopped_by_signal(const struct held *h, int sig, struct cr_err *err)
-{
-	char who[128];
-
-	task_describe(h->pid, h->tid, who, sizeof(who));
-	err->pid = h->pid;
-	return cr_err_set(err, CR_ERR_UNSUPPORTED, EBUSY,
-			  "%s is stopped (by SIG%s): continue it first (kill -CONT %d)", who,
-			  sigabbrev_np(sig) ? sigabbrev_np(sig) : "?", h->pid);
-}
-
 /* What waitpid said of a running one. 1: settled. 0: it goes on, wait again. */
 static int take_status(struct held *h, int status, struct cr_err *err)
 {
@@ -228,9 +217,11 @@ static int take_status(struct held *h, int status, struct cr_err *err)
 	}
 	if (task_is_event_stop(status)) {
 		h->state = HELD_STOPPED;
-		/* a group stop is reported with the signal in place of SIGTRAP, ptrace(2) */
-		return WSTOPSIG(status) == SIGTRAP ? 1
-						   : stopped_by_signal(h, WSTOPSIG(status), err);
+		/* A group stop is reported with the signal in place of SIGTRAP, ptrace(2). It is
+		 * the process's, not the tracer's: the task can be made to run as any other, and is
+		 * stopped again once it is let go, also by our death. */
+		h->stop_sig = WSTOPSIG(status) == SIGTRAP ? 0 : WSTOPSIG(status);
+		return 1;
 	}
 	/* A signal that came first: hand it on; the interrupt is still pending and stops the task
 	 * before it runs the handler. ESRCH: killed meanwhile. */
@@ -343,6 +334,38 @@ int held_wait(struct held_set *s, uint64_t budget_us, size_t *gone, struct cr_er
 	}
 	*gone += w.gone;
 	return r;
+}
+
+static bool is_process_stopped(const struct held_set *s, pid_t pid)
+{
+	vec_foreach (h, &s->list)
+		if (h->pid == pid && h->state == HELD_STOPPED && h->stop_sig)
+			return true;
+	return false;
+}
+
+int held_finish_stops(struct held_set *s, uint64_t budget_us, struct cr_err *err)
+{
+	bool any = false;
+	size_t gone = 0;
+
+	vec_foreach (h, &s->list) {
+		h->again = h->state == HELD_STOPPED && is_process_stopped(s, h->pid);
+		any |= h->again;
+	}
+	for (size_t i = 0; any && i < s->list.n; i++) {
+		struct held *h = &s->list.v[i];
+
+		if (!h->again)
+			continue;
+		/* trapped before it runs anything, whatever became of the stop */
+		if (ptrace(PTRACE_INTERRUPT, h->tid, 0, 0) || ptrace(PTRACE_CONT, h->tid, 0, 0)) {
+			if (errno != ESRCH)
+				return cr_err_sys(err, "stopping task %d", h->tid);
+		}
+		h->state = HELD_RUNNING;
+	}
+	return any ? held_wait(s, budget_us, &gone, err) : 0;
 }
 
 /* ---- let go ---- */

@@ -20,6 +20,8 @@ struct held {
 	enum held_state state;
 	unsigned int seen; /* the last walk that found it */
 	bool interrupted;
+	bool again;   /* inside of held_finish_stops */
+	int stop_sig; /* its process is in a group stop, by this signal; 0: it is not */
 };
 
 struct held_set {
@@ -39,9 +41,15 @@ int held_interrupt(struct held_set *s, struct cr_err *err) must_check;
 /* Wait until none is HELD_RUNNING, budget_us long, four times that for one that only needs a CPU.
  * *gone: how many died or were let go: a parent in vfork(2) stops only after its child has called
  * execve(2), so the child is let go for that, and must be found again by another walk. -EAGAIN: not
- * in time, the message and err->pid name one; CR_ERR_UNSUPPORTED: one is stopped by a signal. */
+ * in time, the message and err->pid name one. */
 int held_wait(struct held_set *s, uint64_t deadline_us, size_t *died,
 	      struct cr_err *err) must_check;
+
+/* Of processes in a group stop: one more stop of each thread. If the group stop was under way when
+ * the interrupts came, those that had not heard of it take their part in it; and one that was
+ * seized in it has two stops to report, as PTRACE_SEIZE makes one and the interrupt another. What
+ * is left would come in the middle of what they are made to do. */
+int held_finish_stops(struct held_set *s, uint64_t budget_us, struct cr_err *err) must_check;
 
 /* Let go of all; those that are running are waited for, to the deadline. Returns how many could not
  * be let go, and one of them in *ret_tid: they stay attached until this thread ends. */

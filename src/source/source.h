@@ -51,6 +51,7 @@ struct source_proc { /* a process as long as the migration knows it */
 	bool has_shell;  /* the destination has made one for it */
 	bool has_target; /* and its pages have a place there */
 	struct tracker tracker;
+	bool stopped; /* by a signal, at the last capture */
 	uint64_t brk; /* as the task itself last told */
 	struct parasite_entry entry;
 	struct parasite parasite;

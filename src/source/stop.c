@@ -183,6 +183,8 @@ int source_stop(struct source *s, const struct seize_request *rq, struct tree **
 			r = infect_proc(s, q, err);
 	if (!r)
 		r = ask_inside(s, t, err);
+	for (size_t i = 0; i < t->n_procs && !r; i++)
+		source_find(s, t->procs[i].pid)->stopped = t->procs[i].stop_sig != 0;
 	times->captured_us = now_us();
 	if (r) {
 		struct cr_err undo = {0};

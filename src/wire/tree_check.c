@@ -215,6 +215,8 @@ static int check_process(const struct tree *t, const struct process *p, struct c
 	if (p->zombie)
 		return 0;
 	CHECK(p->n_threads > 0, "process %d: no threads", p->pid);
+	CHECK(!p->stop_sig || is_stop_signal((int)p->stop_sig), "process %d: stopped by signal %u",
+	      p->pid, p->stop_sig);
 	CHECK(p->threads[0].tid == p->pid, "process %d: its first thread is %d", p->pid,
 	      p->threads[0].tid);
 	CHECK(!p->ctty || tree_find_tty(t, p->ctty - 1), "process %d: there is no terminal %u",

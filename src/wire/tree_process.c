@@ -311,7 +311,9 @@ static int get_fixed(const Tree__Process *pb, struct process *out, struct cr_err
 /* ---- the whole ---- */
 
 #define PROCESS_NUMBERS(X)                                                                         \
-	X(umask) X(oom_score_adj) X(child_subreaper) X(personality) X(ctty) X(coredump_bits)
+	X(umask)                                                                                   \
+	X(oom_score_adj)                                                                           \
+	X(child_subreaper) X(personality) X(ctty) X(coredump_bits) X(stop_sig) X(stop_told)
 
 static void put_ids(const struct process *in, Tree__Process *pb)
 {

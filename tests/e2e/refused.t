@@ -69,7 +69,6 @@ hugetlb huge
 droppable droppable
 pkey pkey|protection key
 traced traced|ptrace|tracer|debug
-stopped stopped|SIGSTOP
 seccomp supervisor
 mountns namespace
 netns namespace

@@ -739,22 +739,61 @@ static void assert_refused(pid_t pid, const char *cgroup, int code, const char *
 static void group_stopped(void **state)
 {
 	struct fixture *f = fixture_or_skip(state);
+	pid_t pid = start_in(f, run_threads, 5, 5);
+	struct seize_request rq = {.root = pid, .cgroup = f->path};
 	struct refusals refused = {0};
 	struct cr_err err = {0};
 	struct seizure *s;
-	pid_t pid = start_in(f, run_threads, 5, 5);
 
 	kill(pid, SIGSTOP);
 	wait_for(is_stopped, &pid);
-	assert_refused(pid, f->path, EBUSY, "continue it first (kill -CONT");
-	wait_for(is_stopped, &pid); /* it was let go: back into its group stop */
-	struct seize_request rq = {.root = pid, .cgroup = f->path};
 	assert_int_equal(seizure_preview(&s, &rq, &refused, &err), 0);
-	assert_int_equal(refused.list.n, 1);
-	refusals_done(&refused);
+	assert_int_equal(refused.list.n, 0);
 	seizure_free(s);
-	assert_thawed(f);
-	wait_for(is_stopped, &pid);
+	for (int i = 0; i < 20; i++) {
+		s = take(f, pid);
+		assert_int_equal(proc_in(s, pid)->stop_sig, SIGSTOP);
+		assert_int_equal(proc_in(s, pid)->tasks.n, 5);
+		assert_seized(s);
+		if (i % 2) /* held and not held any more, it is still stopped */
+			assert_int_equal(seizure_hold(s, &err), 0);
+		seizure_free(s);
+		assert_thawed(f);
+		wait_for(is_stopped, &pid);
+	}
+	kill(pid, SIGCONT);
+	assert_running(5);
+	s = take(f, pid);
+	assert_int_equal(proc_in(s, pid)->stop_sig, 0);
+	seizure_free(s);
+	assert_running(5);
+	end(pid);
+}
+
+/* Stopped and continued all the time, all threads are in one state or the other. */
+static void stopped_meanwhile(void **state)
+{
+	struct fixture *f = fixture_or_skip(state);
+	pid_t pid = start_in(f, run_threads, 5, 5);
+
+	pid_t other = fork();
+	if (!other) {
+		be_target();
+		for (;;) {
+			kill(pid, SIGSTOP);
+			usleep(300);
+			kill(pid, SIGCONT);
+			usleep(200);
+		}
+	}
+	for (int i = 0; i < 200; i++) {
+		struct seizure *s = take(f, pid);
+
+		assert_seized(s);
+		seizure_free(s);
+	}
+	kill(other, SIGKILL);
+	waitpid(other, NULL, 0);
 	kill(pid, SIGCONT);
 	assert_running(5);
 	end(pid);
@@ -1171,6 +1210,7 @@ int main(int argc, char **argv)
 	    BOTH(strangers_in_the_cgroup),
 	    BOTH(outside_the_cgroup),
 	    EACH(group_stopped),
+	    EACH(stopped_meanwhile),
 	    EACH(traced_by_another),
 	    EACH(dead_leader),
 	    EACH(exiting_children),

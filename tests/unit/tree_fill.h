@@ -20,7 +20,7 @@
 	X(struct posix_timer_rec, 56)                                                              \
 	X(struct fd_entry, 12)                                                                     \
 	X(struct file_lock, 32)                                                                    \
-	X(struct process, 2760)                                                                    \
+	X(struct process, 2768)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 432)                                                                        \
@@ -241,6 +241,8 @@ static inline void fill_process(struct filler *f, struct process *p, pid_t pid, 
 	p->umask = fill_u32(f);
 	p->oom_score_adj = -500;
 	p->coredump_bits = 0x4c;
+	p->stop_sig = 20;
+	p->stop_told = true;
 	p->child_subreaper = fill_bool(f);
 	p->personality = fill_u32(f);
 }
@@ -671,8 +673,8 @@ static inline void same_process(const struct process *a, const struct process *b
 	SAME_STR(root);
 	SAME(umask), SAME(oom_score_adj), SAME(child_subreaper), SAME(personality);
 	SAME(ctty);
-	SAME(umask), SAME(oom_score_adj), SAME(coredump_bits), SAME(child_subreaper),
-	    SAME(personality);
+	SAME(umask), SAME(oom_score_adj), SAME(coredump_bits), SAME(stop_sig), SAME(stop_told),
+	    SAME(child_subreaper), SAME(personality);
 }
 
 static inline void same_target(const struct epoll_target *a, const struct epoll_target *b)

@@ -441,17 +441,6 @@ static int do_traced(void)
 	return ptrace(PTRACE_SEIZE, kid, 0, 0);
 }
 
-static int do_stopped(void)
-{
-	int status;
-
-	kid = fork();
-	if (!kid)
-		idle();
-	kill(kid, SIGSTOP);
-	return waitpid(kid, &status, WUNTRACED) == kid ? 0 : -1;
-}
-
 static int do_seccomp(void)
 {
 	/* a supervisor decides about one call that nobody makes */
@@ -694,7 +683,6 @@ static const struct {
     {"droppable", do_droppable},
     {"pkey", do_pkey},
     {"traced", do_traced},
-    {"stopped", do_stopped},
     {"seccomp", do_seccomp},
     {"mountns", do_mountns},
     {"netns", do_netns},
