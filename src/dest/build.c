@@ -89,7 +89,7 @@ struct work { /* what is to be done with a process, against what is built */
 	struct shell *sh;
 	/* fresh: nothing is mapped; mm_fields: prctl(2) PR_SET_MM_MAP is due */
 	bool fresh, layout, mm_fields, files, threads, attrs, root, late, launch, lacks, seccomp,
-	    tty, locks, sets;
+	    tty, locks, sets, exe;
 };
 
 static bool any_thread(const struct process *p,
@@ -157,6 +157,7 @@ static void plan(struct dest *d, struct work *w, const struct tree *t, const str
 	w->seccomp = final && attrs_seccomp_needed(p);
 	w->locks = final && p->n_locks;
 	w->sets = final && t->n_sets;
+	w->exe = final && p->mm.exe_object;
 	w->tty = final && p->ctty && p->sid == p->pid;
 }
 
@@ -179,7 +180,7 @@ static int may_lack_pages(struct dest *d, const struct work *w, bool final, stru
 static bool needs_executor(const struct work *w)
 {
 	return w->fresh || w->layout || w->files || w->attrs || w->threads || w->root || w->late ||
-	       w->launch || w->lacks || w->seccomp || w->tty || w->locks || w->sets;
+	       w->launch || w->lacks || w->seccomp || w->tty || w->locks || w->sets || w->exe;
 }
 
 /* Its pages come for the first time: placed through a userfaultfd, without faults. Not beyond the
@@ -423,6 +424,16 @@ static int stop_processes(struct dest *d, const struct work *w, size_t n, struct
 	return r;
 }
 
+/* The contents are in place, as those of sealed objects are. */
+static int set_exe(struct dest *d, const struct tree *t, const struct work *w, struct cr_err *err)
+{
+	uint32_t i = w->p->mm.exe_object - 1;
+	int fd;
+	int r = object_exe(&d->objects.list.v[i], &t->objects[i], &fd, err);
+
+	return r ? r : layout_set_exe(w->sh, w->p, fd, err);
+}
+
 /* Awake, and as the tree says as far as memory goes. */
 static int build_memories(struct work *w, size_t n, struct dest *d, const struct tree *t,
 			  struct cr_err *err)
@@ -432,11 +443,14 @@ static int build_memories(struct work *w, size_t n, struct dest *d, const struct
 	for (size_t i = 0; i < n && !r; i++) {
 		if (needs_executor(&w[i]))
 			r = shell_unpark(d->shells, w[i].sh, err);
-		if (!r && (w[i].files || w[i].layout))
+		if (!r && (w[i].files || w[i].layout || w[i].exe))
 			r = shell_take_pidfd(d->shells, w[i].sh, err);
 	}
 	for (size_t i = 0; i < n && !r; i++)
 		r = build_memory(d, t, &w[i], err);
+	for (size_t i = 0; i < n && !r; i++)
+		if (w[i].exe)
+			r = set_exe(d, t, &w[i], err);
 	return r;
 }
 

@@ -62,7 +62,7 @@ static int make_sysv(const struct shared_object *so, struct cr_err *err)
 
 /* Where it was, so that it is on the same kind of file system. open(2) O_TMPFILE: 3.11, and not
  * with every file system. */
-static int make_unlinked(const struct shared_object *so, struct cr_err *err)
+int layout_make_unlinked(const struct shared_object *so, struct cr_err *err)
 {
 	char path[PATH_MAX];
 
@@ -84,7 +84,7 @@ static int make_unlinked(const struct shared_object *so, struct cr_err *err)
 static int make_object(const struct shared_object *so, struct cr_err *err)
 {
 	if (so->kind == OBJ_UNLINKED)
-		return make_unlinked(so, err);
+		return layout_make_unlinked(so, err);
 	if (so->kind == OBJ_SYSV_SHM)
 		return make_sysv(so, err);
 	if (so->kind == OBJ_SHARED_ANON)
@@ -114,6 +114,7 @@ int objects_sync(struct objects *o, const struct tree *t, struct cr_err *err)
 				return cr_err_oom(err);
 			}
 			e->fd = fd;
+			e->exe_fd = -1;
 			e->ino = so->ino;
 			e->dev = so->dev;
 		}
@@ -135,8 +136,10 @@ int objects_seal(struct objects *o, const struct tree *t, struct cr_err *err)
 
 void objects_done(struct objects *o)
 {
-	vec_foreach (e, &o->list)
+	vec_foreach (e, &o->list) {
 		close_fdp(&e->fd);
+		close_fdp(&e->exe_fd);
+	}
 	vec_done(&o->list);
 }
 
@@ -566,6 +569,22 @@ int layout_set_mm_fields(struct shell *sh, const struct process *p, struct cr_er
 	return set_mm(shell_leader(sh), &p->mm, -1, err);
 }
 
+int layout_set_exe(struct shell *sh, const struct process *p, int exe_fd, struct cr_err *err)
+{
+	struct rtask *rt = shell_leader(sh);
+	long fd = rcall_now(rt, SYS_pidfd_getfd, sh->pidfd_slot, exe_fd, 0);
+
+	if (fd < 0)
+		return cr_err_set(err, CR_ERR_KERNEL, (int)-fd,
+				  "fetching the executable of process %d: %s", sh->pid,
+				  strerror((int)-fd));
+	int r = set_mm(rt, &p->mm, (int)fd, err);
+	rqueue(rt, "close", SYS_close, fd);
+	if (!r)
+		r = rtask_run(rt, err);
+	return r ? cr_err_ctx(err, "giving process %d its executable", sh->pid) : 0;
+}
+
 static const struct vma *vdso_start(const struct mm *mm)
 {
 	for (size_t i = 0; i < mm->n_vmas; i++)
@@ -589,8 +608,10 @@ int layout_init(struct shells *s, struct shell *sh, const struct tree *t, const 
 		rqueue(m.rt, "arch_prctl(ARCH_MAP_VDSO_64)", SYS_arch_prctl, ARCH_MAP_VDSO_64,
 		       vdso->start);
 	r = rtask_run(m.rt, err);
-	int fd = r ? -1 : remote_open(&m, t->mapped_files[p->mm.exe_file].path, O_RDONLY);
-	if (!r && fd < 0)
+	int fd = -1;
+	if (!r && !p->mm.exe_object) /* else later, layout_set_exe() */
+		fd = remote_open(&m, t->mapped_files[p->mm.exe_file].path, O_RDONLY);
+	if (!r && fd < 0 && !p->mm.exe_object)
 		r = fd;
 	if (!r)
 		r = set_mm(m.rt, &p->mm, fd, err);

@@ -553,16 +553,19 @@ static int refresh_flags(struct capture *c, struct process *p, uint64_t rss, str
  * the stack at execve (addresses of vdso, stack and program), or the program, tells. */
 static int check_exec(const struct process *p, const struct mm *before, struct cr_err *err)
 {
-	if (!before || (before->exe_file == p->mm.exe_file && before->auxv_len == p->mm.auxv_len &&
-			!memcmp(before->auxv, p->mm.auxv, p->mm.auxv_len)))
+	if (!before ||
+	    (before->exe_file == p->mm.exe_file && before->exe_object == p->mm.exe_object &&
+	     before->auxv_len == p->mm.auxv_len &&
+	     !memcmp(before->auxv, p->mm.auxv, p->mm.auxv_len)))
 		return 0;
 	return cr_err_set(
 	    err, CR_ERR_UNSUPPORTED, ESTALE,
 	    "process %d has executed another program since the migration began; try again", p->pid);
 }
 
-static int fill_fields(struct capture *c, struct process *p, const struct proc_stat *st,
-		       const struct mm *old, const struct mm *before, struct cr_err *err)
+static int fill_fields(struct capture *c, struct object_fds *o, struct process *p,
+		       const struct proc_stat *st, const struct mm *old, const struct mm *before,
+		       struct cr_err *err)
 {
 	_cleanup_free_ char *auxv = NULL, *exe = NULL;
 
@@ -586,6 +589,7 @@ static int fill_fields(struct capture *c, struct process *p, const struct proc_s
 		p->mm.auxv = arena_memdup(c->tree->arena, old->auxv, old->auxv_len);
 		p->mm.auxv_len = old->auxv_len;
 		p->mm.exe_file = old->exe_file;
+		p->mm.exe_object = old->exe_object;
 		return p->mm.auxv ? 0 : cr_err_oom(err);
 	}
 	ssize_t n = proc_read(p->pid, "auxv", &auxv, err);
@@ -599,11 +603,8 @@ static int fill_fields(struct capture *c, struct process *p, const struct proc_s
 	if (r < 0)
 		return r;
 	r = add_mapped_file(c, exe, 0, 0, &p->mm.exe_file, err);
-	if (r == -ENOENT) {
-		refuse(c->refused, p->pid, "executable",
-		       "%s was deleted or replaced: not supported", exe);
-		return 0;
-	}
+	if (r == -ENOENT)
+		r = exe_capture(c, o, p, exe, err);
 	return r ? r : check_exec(p, before, err);
 }
 
@@ -640,7 +641,7 @@ static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct 
 	if (!r && same && !flags)
 		r = refresh_flags(c, p, st.rss, err);
 	if (!r)
-		r = fill_fields(c, p, &st, same ? old : NULL, old, err);
+		r = fill_fields(c, o, p, &st, same ? old : NULL, old, err);
 	if (old) { /* flags that attributes tell */
 		p->mm.thp_disable = old->thp_disable;
 		p->mm.dumpable = old->dumpable;

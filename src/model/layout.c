@@ -58,7 +58,7 @@ bool mm_is_forked(const struct process *child, const struct process *parent)
 	const struct mm *c = &child->mm, *p = &parent->mm;
 
 	return !child->zombie && !parent->zombie && c->exe_file == p->exe_file &&
-	       c->start_code == p->start_code && c->start_stack == p->start_stack && c->auxv_len &&
-	       c->auxv_len == p->auxv_len && !memcmp(c->auxv, p->auxv, c->auxv_len) &&
-	       vdso_at(c) == vdso_at(p);
+	       c->exe_object == p->exe_object && c->start_code == p->start_code &&
+	       c->start_stack == p->start_stack && c->auxv_len && c->auxv_len == p->auxv_len &&
+	       !memcmp(c->auxv, p->auxv, c->auxv_len) && vdso_at(c) == vdso_at(p);
 }

@@ -92,8 +92,9 @@ struct mm { /* one address space */
 	uint64_t arg_start, arg_end, env_start, env_end;
 	const uint8_t *auxv;
 	size_t auxv_len;
-	uint32_t exe_file; /* index into tree.mapped_files */
-	int dumpable;      /* PR_GET_DUMPABLE */
+	uint32_t exe_file;   /* index into tree.mapped_files; UINT32_MAX: see exe_object */
+	uint32_t exe_object; /* a program that was removed: index into tree.objects plus 1; 0 */
+	int dumpable;        /* PR_GET_DUMPABLE */
 	bool thp_disable;
 	uint64_t layout_digest; /* of maps and flags: equal means nothing to do; 0: not known */
 };

@@ -132,6 +132,18 @@ static bool layout_changed(struct source *s, const struct tree *t)
 	return false;
 }
 
+/* What is sealed there with the final tree takes no more pages then; what is executed is copied. */
+static bool wants_objects_early(const struct tree *t)
+{
+	bool wants = false;
+
+	for (size_t i = 0; i < t->n_objects; i++)
+		wants |= t->objects[i].seals != 0;
+	for (size_t i = 0; i < t->n_procs; i++)
+		wants |= !t->procs[i].zombie && t->procs[i].mm.exe_object;
+	return wants;
+}
+
 static int send_rest(struct source *s, struct tree *t, struct cr_err *err)
 {
 	int r = track_newcomers(s, t, err);
@@ -154,10 +166,8 @@ static int send_rest(struct source *s, struct tree *t, struct cr_err *err)
 		r = page_tx_flush(s->tx, NULL, err);
 	if (!r && s->lazy)
 		r = source_tell_left(s, err);
-	/* what is sealed there at the last step takes no more pages */
-	for (size_t i = 0; i < t->n_objects && !r; i++)
-		if (t->objects[i].seals)
-			return page_tx_flush(s->tx, NULL, err);
+	if (!r && wants_objects_early(t))
+		r = page_tx_flush(s->tx, NULL, err);
 	return r;
 }
 

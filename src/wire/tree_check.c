@@ -147,8 +147,12 @@ static int check_mm(const struct tree *t, const struct mm *mm, struct cr_err *er
 		      "guard range %zu: empty, or overlaps the one before", i);
 		end = g->end;
 	}
-	CHECK(mm->exe_file < t->n_mapped_files, "there is no file %u, the executable",
-	      mm->exe_file);
+	CHECK(mm->exe_object ? mm->exe_file == UINT32_MAX : mm->exe_file < t->n_mapped_files,
+	      "there is no file %u, the executable", mm->exe_file);
+	CHECK(!mm->exe_object || (mm->exe_object <= t->n_objects &&
+				  (t->objects[mm->exe_object - 1].kind == OBJ_MEMFD ||
+				   t->objects[mm->exe_object - 1].kind == OBJ_UNLINKED)),
+	      "there is no object %u, the executable", mm->exe_object - 1);
 	CHECK(mm->auxv_len <= AUXV_BYTES_MAX && !(mm->auxv_len % 16), "auxv of %zu bytes",
 	      mm->auxv_len);
 	return 0;

@@ -193,7 +193,7 @@ static int get_guards(struct arena *a, const Tree__Mm *pb, struct mm *out, struc
 #define MM_NUMBERS(X) \
 	X(start_code) X(end_code) X(start_data) X(end_data) X(start_brk) X(brk) \
 	X(start_stack) X(arg_start) X(arg_end) X(env_start) X(env_end) X(dumpable) \
-	X(thp_disable) X(layout_digest)
+	X(thp_disable) X(layout_digest) X(exe_object)
 /* clang-format on */
 
 Tree__Mm *tree_put_mm(struct arena *a, const struct mm *in)

@@ -42,7 +42,7 @@ stored() {
 count=0
 
 for name in dirty "regs --syscalls" "regs --rseq" "threads --threads 8" forktree "signals --once-ms 4000" memory files \
-	"creds --variant mixed" sockets unixsock "messages --quiet-clients" fifo unlinked mapgone sysvshm sysvipc seccomp tty locks; do
+	"creds --variant mixed" sockets unixsock "messages --quiet-clients" fifo unlinked mapgone sysvshm sysvipc seccomp tty locks stopped; do
 	# shellcheck disable=SC2086
 	ok "dumped, then restored in another host: $name" stored $name
 	kill_workload

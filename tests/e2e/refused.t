@@ -43,7 +43,6 @@ netlink netlink|socket
 packet packet|socket
 raw raw|socket
 deletedmap shared memory that process [0-9]*, which does not move
-deletedexe deleted|unlinked|removed
 pty terminal /dev/pts
 userfaultfd userfaultfd
 perf perf

@@ -249,6 +249,9 @@ struct lie {
 	X(guard_wraps, m->guard_gap_pages[1] = UINT64_MAX) \
 	X(exe_none, m->exe_file = 0) \
 	X(exe_range, m->exe_file = 3) \
+	X(exe_both, m->exe_object = 1) \
+	X(exe_object_range, m->exe_file = 0; m->exe_object = 4) \
+	X(exe_object_anon, m->exe_file = 0; m->exe_object = 1; t->objects[0]->kind = OBJ_SHARED_ANON) \
 	X(auxv_odd, m->auxv.len = 31) \
 	X(mapped_no_path, t->mapped_files[1]->path = (char *)"") \
 	X(build_id_long, t->mapped_files[1]->build_id = p->pending; t->mapped_files[1]->build_id.len = 21) \

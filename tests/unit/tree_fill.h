@@ -611,7 +611,8 @@ static inline void same_mm(const struct mm *a, const struct mm *b)
 	SAME_BYTES(guards, n_guards);
 	SAME(start_code), SAME(end_code), SAME(start_data), SAME(end_data), SAME(start_brk);
 	SAME(brk), SAME(start_stack), SAME(arg_start), SAME(arg_end), SAME(env_start);
-	SAME(env_end), SAME(exe_file), SAME(dumpable), SAME(thp_disable), SAME(layout_digest);
+	SAME(env_end), SAME(exe_file), SAME(exe_object), SAME(dumpable), SAME(thp_disable),
+	    SAME(layout_digest);
 	SAME_BYTES(auxv, auxv_len);
 }
 

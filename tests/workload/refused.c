@@ -626,20 +626,6 @@ static int do_threadcreds(void)
 	return with_thread(change_uid);
 }
 
-/* The program's file is gone while it runs. */
-static int do_deletedexe(void)
-{
-	char path[256], cmd[600];
-
-	if (getenv("WL_COPY"))
-		return unlink(getenv("WL_COPY"));
-	snprintf(cmd, sizeof(cmd), "cp /proc/%d/exe %s", getpid(), wl_path(path, "copy"));
-	if (system(cmd))
-		return -1;
-	setenv("WL_COPY", path, 1);
-	return execv(path, wl.argv);
-}
-
 /* ---- the table ---- */
 
 static const struct {
@@ -657,7 +643,6 @@ static const struct {
     {"packet", do_packet},
     {"raw", do_raw},
     {"deletedmap", do_deletedmap},
-    {"deletedexe", do_deletedexe},
     {"pty", do_pty},
     {"userfaultfd", do_userfaultfd},
     {"perf", do_perf},

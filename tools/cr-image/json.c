@@ -92,7 +92,7 @@ static const char *kind_name(const ProtobufCMessageDescriptor *of, const char *f
 /* An index that counts from 1, 0 being none; shown as it counts in the lists here. */
 static bool is_index(const char *field)
 {
-	static const char *const names[] = {"exe_file", "object", "peer"};
+	static const char *const names[] = {"exe_file", "exe_object", "object", "peer"};
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
 		if (!strcmp(field, names[i]))
