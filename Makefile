@@ -10,7 +10,7 @@ BUILD_PKGS := gcc make pkg-config libprotobuf-c-dev protobuf-c-compiler libuv1-d
 	libcap-dev libxxhash-dev libjansson-dev libmnl-dev libelf-dev libseccomp-dev libbpf-dev
 TEST_PKGS := libcmocka-dev libhiredis-dev redis-server redis-tools iperf3 iproute2 util-linux \
 	procps perl jq python3 postgresql-15 nginx-light memcached nodejs openjdk-17-jdk-headless golang-go sqlite3 tmux \
-	openssh-server openssh-client
+	openssh-server openssh-client nftables
 LINT_PKGS := clang-format cppcheck shellcheck
 FUZZ_PKGS := clang
 LIBS := libprotobuf-c libuv liblz4 libcap libxxhash jansson libmnl libelf libbpf

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "kernel/taskview.h"
+#include "kernel/reqview.h"
 #include "kernel/vmaview.h"
 
 enum {
@@ -296,6 +297,8 @@ int verb_serve(int argc, char **argv)
 	if (vmaview_new(&cfg.vmas, &err))
 		log_info("what madvise(2) sets meanwhile is looked for in small processes only: %s",
 			 err.msg);
+	if (reqview_new(&cfg.requests, &err))
+		log_info("connections that are just being made are lost by a move: %s", err.msg);
 	log_info("%s: control %s, peers %s", cfg.host, cfg.control, cfg.peer_listen);
 	return run_loop(&d);
 }

@@ -35,6 +35,7 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	    .state_dir = cfg->state_dir,
 	    .view = cfg->view,
 	    .vmas = cfg->vmas,
+	    .requests = cfg->requests,
 	    .life_fd = life_fd,
 	};
 	struct source s;

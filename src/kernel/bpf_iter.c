@@ -22,36 +22,57 @@ int bpf_kernel_types(struct btf **ret, struct cr_err *err)
 }
 
 /* Also within structures and unions that have no name of their own. */
-static bool find_in(const struct btf *btf, const struct btf_type *t, const char *name,
-		    uint32_t bits_before, int32_t *ret_off, size_t *ret_size)
+static const struct btf_member *find_in(const struct btf *btf, const struct btf_type *t,
+					const char *name, uint32_t bits_before, uint32_t *ret_bits)
 {
 	for (uint32_t i = 0; t && btf_is_composite(t) && i < btf_vlen(t); i++) {
-		const struct btf_member *m = btf_members(t) + i;
+		const struct btf_member *m = btf_members(t) + i, *inner = NULL;
 		const char *its_name = btf__name_by_offset(btf, m->name_off);
 		uint32_t bits = bits_before + btf_member_bit_offset(t, i);
 
-		if (!*its_name &&
-		    find_in(btf, btf__type_by_id(btf, m->type), name, bits, ret_off, ret_size))
-			return true;
-		if (strcmp(its_name, name) || bits % 8 || bits / 8 > INT16_MAX)
-			continue;
-		*ret_off = (int32_t)(bits / 8);
-		*ret_size = (size_t)btf__resolve_size(btf, m->type);
-		return true;
+		if (!*its_name)
+			inner = find_in(btf, btf__type_by_id(btf, m->type), name, bits, ret_bits);
+		if (inner)
+			return inner;
+		if (!strcmp(its_name, name)) {
+			*ret_bits = bits;
+			return m;
+		}
 	}
-	return false;
+	return NULL;
+}
+
+static const struct btf_member *find(const struct btf *btf, const char *type, const char *name,
+				     uint32_t *ret_bits)
+{
+	int id = btf__find_by_name_kind(btf, type, BTF_KIND_STRUCT);
+
+	return id > 0 ? find_in(btf, btf__type_by_id(btf, (uint32_t)id), name, 0, ret_bits) : NULL;
+}
+
+static int has_none(const char *type, const char *name, struct cr_err *err)
+{
+	return cr_err_set(err, CR_ERR_KERNEL, ENOTSUP, "this kernel's struct %s has no %s", type,
+			  name);
 }
 
 int bpf_find_member(const struct btf *btf, const char *type, const char *name, int32_t *ret_off,
 		    size_t *ret_size, struct cr_err *err)
 {
-	int id = btf__find_by_name_kind(btf, type, BTF_KIND_STRUCT);
-	const struct btf_type *t = id > 0 ? btf__type_by_id(btf, (uint32_t)id) : NULL;
+	uint32_t bits;
+	const struct btf_member *m = find(btf, type, name, &bits);
 
-	if (find_in(btf, t, name, 0, ret_off, ret_size))
-		return 0;
-	return cr_err_set(err, CR_ERR_KERNEL, ENOTSUP, "this kernel's struct %s has no %s", type,
-			  name);
+	if (!m || bits % 8 || bits / 8 > INT16_MAX)
+		return has_none(type, name, err);
+	*ret_off = (int32_t)(bits / 8);
+	*ret_size = (size_t)btf__resolve_size(btf, m->type);
+	return 0;
+}
+
+int bpf_find_bits(const struct btf *btf, const char *type, const char *name, uint32_t *ret,
+		  struct cr_err *err)
+{
+	return find(btf, type, name, ret) ? 0 : has_none(type, name, err);
 }
 
 /* ---- code ---- */

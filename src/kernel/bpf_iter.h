@@ -22,6 +22,10 @@ int bpf_kernel_types(struct btf **ret, struct cr_err *err) must_check;
 int bpf_find_member(const struct btf *btf, const char *type, const char *name, int32_t *ret_off,
 		    size_t *ret_size, struct cr_err *err) must_check;
 
+/* The same for one that may be a bit field: where it begins, in bits. */
+int bpf_find_bits(const struct btf *btf, const char *type, const char *name, uint32_t *ret,
+		  struct cr_err *err) must_check;
+
 void bpf_emit(struct bpf_code *p, uint8_t code, unsigned int dst, unsigned int src, int off,
 	      int32_t imm);
 /* Register `to` = what lies at `off` from register `from`, zero-extended. */

@@ -23,6 +23,7 @@
 #include "kernel/features_probe.h"
 #include "kernel/pagemap.h"
 #include "kernel/taskview.h"
+#include "kernel/reqview.h"
 #include "kernel/vmaview.h"
 #include "kernel/timens.h"
 #include "kernel/uffd.h"
@@ -288,6 +289,18 @@ static int probe_vmaview(char *detail, size_t size)
 	return -r;
 }
 
+static int probe_reqview(char *detail, size_t size)
+{
+	struct reqview *rv = NULL;
+	struct cr_err err = {0};
+	int r = reqview_new(&rv, &err);
+
+	reqview_free(rv);
+	if (r)
+		snprintf(detail, size, "%.99s", err.msg);
+	return -r;
+}
+
 /* ---- the tables ---- */
 
 static const struct {
@@ -316,6 +329,8 @@ static const struct {
      "An madvise or mlock of a whole mapping of a large process goes unnoticed if it comes during "
      "the "
      "copy and nothing else of its mappings changes."},
+    {"bpf-tcp-iterator", probe_reqview, false,
+     "Connections whose handshake is under way at the switch-over are reset."},
     {"ptrace-rseq", probe_rseq, false,
      "Restartable sequences cannot be read (Linux 5.13): threads lose their registration."},
     {"clone3-set-tid", probe_set_tid, true, "Tasks cannot be given their pids here."},

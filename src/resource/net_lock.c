@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/parallel.h"
+#include "resource/net_handshakes.h"
 #include "resource/sock_filter.h"
 #include "resource/tcp_repair.h"
 #include "resource/udp_queue.h"
@@ -28,19 +29,25 @@ struct locked {
 	enum file_kind kind;
 	int reuseaddr;
 	struct tcp_heard heard;
+	uint64_t cookie; /* of a TCP listener: SO_COOKIE, socket(7) … */
+	int family;      /* … and what its connections have */
 };
 
 struct net_lock {
 	int program; /* -1: each gets a filter of its own */
+	const struct reqview *requests;
+	struct net_handshakes *handshakes; /* NULL: not asked for */
 	VEC(struct locked) list;
 };
 
-struct net_lock *net_lock_new(void)
+struct net_lock *net_lock_new(const struct reqview *requests)
 {
 	struct net_lock *l = calloc(1, sizeof(*l));
 
-	if (l)
+	if (l) {
 		l->program = -1;
+		l->requests = requests;
+	}
 	return l;
 }
 
@@ -50,6 +57,7 @@ void net_lock_free(struct net_lock *l)
 		return;
 	vec_foreach (k, &l->list)
 		close_fdp(&k->fd);
+	net_handshakes_free(l->handshakes);
 	close_fdp(&l->program);
 	vec_done(&l->list);
 	free(l);
@@ -139,6 +147,16 @@ static int list_all(struct taking *k, bool all, struct cr_err *err)
 	return r;
 }
 
+/* Asked for it, a socket has a cookie; so have its handshakes. */
+static void know_listener(struct locked *slot)
+{
+	socklen_t len = sizeof(slot->cookie);
+
+	if (getsockopt(slot->fd, SOL_SOCKET, SO_COOKIE, &slot->cookie, &len))
+		slot->cookie = 0;
+	slot->family = get_int(slot->fd, SOL_SOCKET, SO_DOMAIN);
+}
+
 static int lock_one(size_t i, unsigned int worker, void *arg, struct cr_err *err)
 {
 	struct taking *k = arg;
@@ -152,6 +170,8 @@ static int lock_one(size_t i, unsigned int worker, void *arg, struct cr_err *err
 	if (slot->kind == FILE_UNIX_LISTEN) /* nothing comes: the tasks are stopped */
 		return 0;
 	slot->reuseaddr = get_int(slot->fd, SOL_SOCKET, SO_REUSEADDR);
+	if (slot->kind == FILE_TCP_LISTEN)
+		know_listener(slot);
 	int r = slot->kind == FILE_TCP_LISTEN ? sock_lock(slot->fd, SOCK_LOCK_NEW, err)
 					      : sock_lock_by(slot->fd, k->l->program, err);
 	return r ? cr_err_ctx(err, "fd %d", what->number) : 0;
@@ -193,6 +213,14 @@ static int dump_one(size_t i, unsigned int worker, void *arg, struct cr_err *err
 	return slot->kind == FILE_UDP ? udp_dump(slot->fd, *a, f, err) : 0;
 }
 
+static bool has_listeners(const struct net_lock *l)
+{
+	vec_foreach (k, &l->list)
+		if (k->kind == FILE_TCP_LISTEN)
+			return true;
+	return false;
+}
+
 int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *err)
 {
 	struct taking k = {.l = l, .t = t};
@@ -202,6 +230,8 @@ int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *e
 		l->program = sock_lock_program();
 	if (!r) /* all of them, before any is dumped */
 		r = parallel_for(k.list.n, lock_one, &k, err);
+	if (!r && l->requests && has_listeners(l))
+		l->handshakes = net_handshakes_begin(l->requests);
 	if (!r)
 		r = parallel_for(k.list.n, dump_one, &k, err);
 	taking_done(&k);
@@ -291,20 +321,12 @@ static int accept_all(int listener, struct arena *a, int64_t clock_offset_ns, st
 			continue;
 		if (fd < 0)
 			return cr_err_sys(err, "accept4");
-		if (w->n == *cap) {
-			size_t more = *cap ? 2 * *cap : 64;
-			struct file *list = arena_array(a, struct file, more);
-
-			if (!list)
-				return cr_err_oom(err);
-			memcpy(list, w->list, w->n * sizeof(*list));
-			w->list = list;
-			*cap = more;
-		}
-		int r = take_waiting(fd, a, clock_offset_ns, &w->list[w->n], &why);
-		if (!r)
-			w->n++;
-		else if (r != -ENOTCONN)
+		struct file *f = waiting_push(w, cap, a);
+		if (!f)
+			return cr_err_oom(err);
+		int r = take_waiting(fd, a, clock_offset_ns, f, &why);
+		w->n -= r != 0;
+		if (r && r != -ENOTCONN)
 			log_warn("a connection that waited to be accepted: %s", why.msg);
 	}
 }
@@ -320,6 +342,20 @@ static int accept_from(int listener, struct arena *a, int64_t clock_offset_ns, s
 	return accept_all(listener, a, clock_offset_ns, w, cap, err);
 }
 
+/* They are lost if this fails, which is no reason to lose those that wait as well. */
+static void add_handshakes(struct net_lock *l, const struct tree *t, struct waiting *w, size_t *cap)
+{
+	struct cr_err why = {0};
+
+	vec_foreach (k, &l->list)
+		if (k->kind == FILE_TCP_LISTEN && k->cookie && l->handshakes &&
+		    net_handshakes_add(l->handshakes, k->cookie, k->family,
+				       t->task_monotonic_offset_ns, t->arena, w, cap, &why)) {
+			log_warn("handshakes that have not come to their end: %s", why.msg);
+			return;
+		}
+}
+
 int net_lock_accept(struct net_lock *l, const struct tree *t, struct waiting *ret,
 		    struct cr_err *err)
 {
@@ -333,6 +369,8 @@ int net_lock_accept(struct net_lock *l, const struct tree *t, struct waiting *re
 					err);
 		else if (k->kind == FILE_UNIX_LISTEN && !r)
 			r = unix_accept_waiting(k->fd, t, ret, &cap, err);
+	if (!r)
+		add_handshakes(l, t, ret, &cap);
 	return r;
 }
 

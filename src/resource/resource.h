@@ -314,7 +314,9 @@ bool net_is_inside(const struct tree *t, const struct file *f);
 
 /* The source's sockets out of the network while their state is taken. */
 struct net_lock;
-struct net_lock *net_lock_new(void); /* NULL when memory is out */
+struct reqview;
+/* requests: to find handshakes by that have begun; NULL: they are lost. NULL when memory is out. */
+struct net_lock *net_lock_new(const struct reqview *requests);
 /* Nothing reaches the connections and UDP sockets of the tasks, which are stopped, and, if asked
  * for, no handshake begins at their listeners; their state, and what waits in them, is added to t.
  * After a failure: net_lock_undo(). */
@@ -322,7 +324,8 @@ int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *e
 /* Nothing has come in since? */
 int net_lock_verify(const struct net_lock *l, struct cr_err *err) must_check;
 /* After the decision, once no packet comes for them any more: connections that nobody has accepted
- * are taken out of the listeners' queues and dumped, into t's arena. */
+ * are taken out of the listeners' queues and dumped, into t's arena; with them those of which the
+ * handshake has been answered, but not come to its end. */
 int net_lock_accept(struct net_lock *l, const struct tree *t, struct waiting *ret,
 		    struct cr_err *err) must_check;
 /* As they were. */

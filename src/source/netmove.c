@@ -122,7 +122,8 @@ int source_lock_network(struct source *s, struct tree *t, struct cr_err *err)
 	int r = source_hold(s, err);
 	if (r)
 		return r;
-	s->net_lock = net_lock_new();
+	bool goes = !s->image && !s->rq->opts.leave_running;
+	s->net_lock = net_lock_new(goes && !s->rq->opts.no_bpf ? s->env->requests : NULL);
 	if (!s->net_lock)
 		return cr_err_oom(err);
 	/* first: what no socket takes any more has to be in there */

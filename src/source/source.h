@@ -34,11 +34,12 @@
 #include "wire/link.h"
 #include "wire/page_tx.h"
 
-struct source_env {                  /* of the agent */
-	const char *host;            /* what this host is called */
-	const char *state_dir;       /* journals */
-	const struct taskview *view; /* NULL: not to be had */
-	const struct vmaview *vmas;  /* likewise */
+struct source_env {                     /* of the agent */
+	const char *host;               /* what this host is called */
+	const char *state_dir;          /* journals */
+	const struct taskview *view;    /* NULL: not to be had */
+	const struct vmaview *vmas;     /* likewise */
+	const struct reqview *requests; /* likewise */
 	int life_fd; /* readable once the daemon is gone: then this migration is to end, undone */
 };
 

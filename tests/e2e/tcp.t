@@ -102,6 +102,52 @@ waiting_moved() {
 case_of "IPv4: connections that nobody has accepted" waiting_moved $v4_address "$service"
 case_of "IPv6: connections that nobody has accepted" waiting_moved "$v6_address" "$service6"
 
+# Handshakes that are under way when the move comes: the client has connected, and nothing that it says
+# gets through (its own firewall sees to that) until the tasks run at the destination.
+muffle() {
+	on client nft -f - <<EOF
+table inet muffled { chain out { type filter hook output priority 0; tcp flags & (syn | ack) == ack drop; }; }
+EOF
+}
+unmuffle() {
+	on client nft delete table inet muffled 2>/dev/null
+}
+cat >"$work/at-lock" <<EOF
+#!/bin/bash
+touch "$work/connect"
+until [ -e "$work/connected" ]; do sleep 0.01; done
+EOF
+chmod 755 "$work/at-lock"
+
+connect_late() {
+	until_true 60 test -e "$work/connect" && muffle || return 1
+	start_peer "$1" --conns 20 --rate 200 && echo "$wl_dir" >"$work/late-peer"
+	touch "$work/connected"
+}
+under_way() {
+	local address=$1 move=$2 listen=$3 late st
+	rm -f "$work/connect" "$work/connected" "$work/late-peer"
+	start_server --listen "$listen" || return 1
+	connect_late "$address" &
+	late=$!
+	at_server
+	migrate alpha beta --pid "$wl_pid" --move-address "$move" --hook "network-lock=$work/at-lock"
+	st=$mig_status
+	[ "$st" != 0 ] || { on beta ss -tnHa sport = ":$port" | grep -c ESTAB >"$work/made"; }
+	wait $late || st=1
+	unmuffle
+	if [ "$st" != 0 ] || ! peers+=("$(<"$work/late-peer")"); then
+		say_migration
+		return 1
+	fi
+	wl_host=beta
+	[ "$(<"$work/made")" = 20 ] || diag "$(<"$work/made") of 20 have come about"
+	moved_to beta && until_true 20 echoes_came && peers_run_on && finish_all
+}
+case_of "IPv4: handshakes that are under way" under_way $v4_address "$service" 0.0.0.0
+case_of "IPv6: handshakes that are under way" under_way "$v6_address" "$service6" ::
+case_of "IPv4 at an IPv6 socket: handshakes that are under way" under_way $v4_address "$service" ::
+
 # Connections come and go all the time: none is refused, reset, or gets an answer that is not its own.
 busy_moved() {
 	start_server --listen :: && start_peer "$1" --churn --conns 8 && peers_run_on || return 1
