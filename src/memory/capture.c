@@ -60,6 +60,12 @@ static void *grow(struct arena *a, const void *old, size_t n, size_t elem)
 	return p;
 }
 
+bool memory_objects_grow(struct tree *t)
+{
+	t->objects = grow(t->arena, t->objects, t->n_objects, sizeof(*t->objects));
+	return t->objects;
+}
+
 /* Indices stay valid over captures: the new tree starts with what the old one had. */
 static int inherit(struct capture *c, struct cr_err *err)
 {
@@ -283,8 +289,7 @@ static int add_object(struct capture *c, struct object_fds *o, pid_t pid, const 
 			return cr_err_oom(err);
 		}
 		*slot = fd;
-		t->objects = grow(t->arena, t->objects, t->n_objects, sizeof(*t->objects));
-		if (!t->objects)
+		if (!memory_objects_grow(t))
 			return cr_err_oom(err);
 		i = (int)t->n_objects++;
 		bool memfd = starts_with(m->name, "/memfd:");

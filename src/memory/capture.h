@@ -18,6 +18,8 @@ int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err) 
 /* After files_capture(): descriptors for the memfds that it has added. */
 int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_err *err) must_check;
 
+/* Room for one more, during memory_capture(). */
+bool memory_objects_grow(struct tree *t);
 /* memory/exe.c: the program of p, whose path exe says that it was removed. Refused, by name, if it
  * cannot move. */
 int exe_capture(struct capture *c, struct object_fds *o, struct process *p, const char *exe,

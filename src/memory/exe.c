@@ -25,20 +25,16 @@ static int add_object(struct capture *c, struct object_fds *o, int fd, const cha
 	struct tree *t = c->tree;
 	bool memfd = !strncmp(exe, "/memfd:", 7);
 	size_t len = strlen(exe), tail = strlen(DELETED);
-	struct shared_object *v = arena_array(t->arena, struct shared_object, t->n_objects + 1);
 	char *name = arena_strdup(t->arena, memfd ? exe + 7 : exe);
-	int *slot = v && name ? vec_push(&o->list) : NULL;
+	int *slot = name && memory_objects_grow(t) ? vec_push(&o->list) : NULL;
 
 	if (!slot)
 		return cr_err_oom(err);
 	*slot = fd;
 	if (len > tail && !strcmp(exe + len - tail, DELETED))
 		name[strlen(name) - tail] = 0;
-	if (t->n_objects)
-		memcpy(v, t->objects, t->n_objects * sizeof(*v));
-	t->objects = v;
 	int seals = memfd ? fcntl(fd, F_GET_SEALS) : 0;
-	v[t->n_objects++] = (struct shared_object){
+	t->objects[t->n_objects++] = (struct shared_object){
 	    .kind = memfd ? OBJ_MEMFD : OBJ_UNLINKED,
 	    .name = name,
 	    .size = (uint64_t)st->st_size,

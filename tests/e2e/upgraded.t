@@ -21,16 +21,20 @@ start_copy() {
 
 # Every process says at HOST that it runs from a file that is gone, which matches PATTERN, and the file is the program.
 runs_from() {
-	local pid link
+	local pid link n=0
 	for pid in $(workload_pids "$1"); do
 		link=$(on "$1" readlink "/proc/$pid/exe")
+		[ -n "$link" ] || continue # it has ended
 		[[ $link =~ $2 ]] || { diag "process $pid runs from $link"; return 1; }
+		n=$((n + 1))
+		[ "$pid" = "$wl_pid" ] || continue
 		on "$1" cmp "/proc/$pid/exe" "$built/$(basename "$program")" || return 1
 		[ "$(on "$1" stat -Lc '%a %u %g' "/proc/$pid/exe")" = "755 0 0" ] || {
 			diag "mode and owner: $(on "$1" stat -Lc '%a %u %g' "/proc/$pid/exe")"
 			return 1
 		}
 	done
+	[ $n -gt 0 ]
 }
 
 removed_case() {
