@@ -19,6 +19,8 @@ enum {
 	BUFFER_BYTES = 2 * (LAZY_HDR_BYTES + LAZY_PAYLOAD_MAX),
 	SWEEP_US = 1000000,
 	PRIORITY = 6, /* of requests, tc-prio(8) */
+	PATIENCE =
+	    64, /* packets; the source has less, so it comes to us where both are on one machine */
 };
 
 /* ---- to the source ---- */
@@ -266,6 +268,8 @@ static int receive(struct fetch *f, struct in *in, int fd, int flags, bool pushe
 		return 0;
 	}
 	in->n += (size_t)n;
+	if (!pushed)
+		near_cpu_follow(&f->near, fd, PATIENCE);
 	return take_frames(f, in, pushed);
 }
 
@@ -278,6 +282,7 @@ static void *bulk_main(void *arg)
 	const struct sched_param normal = {0};
 	int r = 0;
 
+	near_cpu_leave(&f->near);
 	if (sched_setscheduler(0, SCHED_OTHER, &normal))
 		log_debug("fetching pages: %s", strerror(errno));
 	while (!r && !f->lost_why && f->st->left)
@@ -478,6 +483,7 @@ static void *urgent_main(void *arg)
 	struct life *l = arg;
 	struct fetch *f = &l->f;
 
+	near_cpu_init(&f->near);
 	l->r = l->takes_over ? take_over(f) : 0;
 	if (!f->st->started_us)
 		f->st->started_us = now_us();

@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include "base/vec.h"
 #include "dest/lazy.h"
+#include "kernel/near_cpu.h"
 
 struct in { /* what came over a connection */
 	uint8_t *buf;
@@ -46,6 +47,7 @@ struct fetch {
 	pid_t supervisor;
 	uint64_t timeout_us, alone_since_us, swept_us; /* alone: without the source; 0: is not */
 	bool started, told, complete_sent, bye;
+	struct near_cpu near;
 	struct in urgent;
 	struct bulk bulks[LAZY_BULK_MAX];
 	VEC(uint8_t) out; /* to the source */

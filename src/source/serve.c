@@ -24,6 +24,7 @@ enum {
 	OUT_MAX = 4 << 20, /* a destination that asks and does not read */
 	PROGRESS_US = 1000000,
 	SERVE_PRIORITY = 30, /* SCHED_FIFO: a task waits for each answer */
+	PATIENCE = 4,        /* packets; the destination has more */
 };
 
 /* ---- out ---- */
@@ -177,6 +178,7 @@ static int receive(struct server *s)
 	if (n == 0)
 		return -ECONNRESET;
 	s->n_in += (size_t)n;
+	near_cpu_follow(&s->near, s->urgent, PATIENCE);
 	while (!r && s->n_in - at >= LAZY_HDR_BYTES) {
 		struct cr_err err = {0};
 		struct lazy_frame f;
@@ -461,8 +463,11 @@ int serve_run(struct serve *sv, struct cr_err *err)
 	int r = server_new(&s, sv, err);
 
 	set_priority(true);
-	if (!r)
+	if (!r) {
+		near_cpu_init(&s->near);
 		r = serve_until_complete(s, err);
+		near_cpu_leave(&s->near);
+	}
 	set_priority(false);
 	return r;
 }

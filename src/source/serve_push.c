@@ -133,6 +133,7 @@ static void *push_main(void *arg)
 	struct server *s = p->s;
 	int r = 0;
 
+	near_cpu_leave(&s->near);
 	while (!r && !is_closed(p->fd)) {
 		struct memory *m;
 		uint64_t va;

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "base/vec.h"
+#include "kernel/near_cpu.h"
 #include "source/serve.h"
 #include "wire/lazy_stream.h"
 #include "wire/token_bucket.h"
@@ -67,6 +68,7 @@ struct server {
 	uint8_t *in;
 	size_t n_in;
 	bool pushing, complete;
+	struct near_cpu near;
 	uint64_t told_us;
 	uint8_t pages[LAZY_PAYLOAD_MAX];
 };
