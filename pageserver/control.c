@@ -162,7 +162,12 @@ static void on_readable(uv_poll_t *h, int status, int events)
 			continue;
 		if (n < 0 && errno == EAGAIN)
 			return;
-		if (n <= 0 || answer(c, bytes, (size_t)n, take_descriptor(&mh)) < 0)
+		if (n < 0)
+			break;
+		int fd = take_descriptor(&mh); /* may come with nothing else */
+		if (!n)
+			close_fdp(&fd);
+		if (!n || answer(c, bytes, (size_t)n, fd) < 0)
 			break;
 	}
 	control_close(c);

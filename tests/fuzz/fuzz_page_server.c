@@ -81,6 +81,7 @@ static void begin(void)
 	sv->dir->limits.memory_max = 64 << 20;
 	sv->dir->limits.disk_max = 64 << 20;
 	token_none(&sv->dir->token);
+	notify_init(&sv->notify, -1);
 	sv->max_connections = sv->max_half_open = 64;
 	sv->idle_timeout_us = 3600000000;
 	sv->listener.data = sv;
@@ -360,6 +361,17 @@ static void remove_images(void)
 	}
 }
 
+/* The same number each time, if no descriptor stays open. */
+static int lowest_free_fd(void)
+{
+	int fd = dup(STDERR_FILENO);
+
+	if (fd < 0)
+		abort();
+	close(fd);
+	return fd;
+}
+
 static void end_of_input(void)
 {
 	for (size_t i = 0; i < DO_CONNECTIONS; i++)
@@ -380,8 +392,12 @@ static void end_of_input(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	if (!sv)
+	static int lowest;
+
+	if (!sv) {
 		begin();
+		lowest = lowest_free_fd();
+	}
 	for (int steps = 0; size >= 4 && steps < STEPS_MAX; steps++) {
 		size_t n = le_get16(data + 2);
 
@@ -392,5 +408,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		size -= 4 + n;
 	}
 	end_of_input();
+	if (lowest_free_fd() != lowest)
+		abort();
 	return 0;
 }
