@@ -108,7 +108,7 @@ static void apply(struct server *sv)
 	sv->dir->guarded = o->guarded;
 	sv->dir->sync = !o->no_sync;
 	sv->dir->limits.memory_max = o->max_memory;
-	sv->dir->limits.disk_max = o->max_disk;
+	sv->dir->limits.disk_max = o->serve ? 0 : o->max_disk;
 }
 
 static bool differ(const char *a, const char *b)
@@ -291,7 +291,10 @@ static int server_start(struct server *sv, const struct options *o, struct cr_er
 	sv->threads = opendir("/proc/self/task"); /* NULL: priority_lower() does nothing */
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they need more */
 	if (!r && !o->no_sandbox)
-		r = sandbox_enter(o->control != NULL, err);
+		r = sandbox_enter(o->control ? SANDBOX_LIVE
+				  : o->serve ? SANDBOX_GIVE
+					     : SANDBOX_TAKE,
+				  err);
 #endif
 	if (!r)
 		apply(sv);

@@ -81,14 +81,17 @@ static const int always[] = {
     CALL(uname),
     CALL(membarrier),
 };
-/* Images. */
-static const int files[] = {
-    CALL(openat),    CALL(newfstatat), CALL(statx),     CALL(pread64),         CALL(pwrite64),
-    CALL(preadv),    CALL(pwritev),    CALL(preadv2),   CALL(pwritev2),        CALL(ftruncate),
-    CALL(fallocate), CALL(fsync),      CALL(fdatasync), CALL(renameat),        CALL(renameat2),
-    CALL(rename),    CALL(unlinkat),   CALL(unlink),    CALL(mkdirat),         CALL(getdents64),
-    CALL(flock),     CALL(fstatfs),    CALL(fadvise64), CALL(sync_file_range), CALL(open),
-    CALL(stat),      CALL(access),     CALL(faccessat), CALL(faccessat2),      CALL(readlink),
+/* Images: what reads them (openat(2) besides), and what makes and changes them. */
+static const int reading[] = {
+    CALL(newfstatat), CALL(statx),     CALL(stat),       CALL(pread64),   CALL(preadv),
+    CALL(preadv2),    CALL(fstatfs),   CALL(flock),      CALL(fadvise64), CALL(getdents64),
+    CALL(access),     CALL(faccessat), CALL(faccessat2), CALL(readlink),
+};
+static const int writing[] = {
+    CALL(openat),    CALL(open),      CALL(pwrite64), CALL(pwritev),   CALL(pwritev2),
+    CALL(ftruncate), CALL(fallocate), CALL(fsync),    CALL(fdatasync), CALL(sync_file_range),
+    CALL(renameat),  CALL(renameat2), CALL(rename),   CALL(unlinkat),  CALL(unlink),
+    CALL(mkdirat),
 };
 /* Tasks being rebuilt, and the socket that agents come to. */
 static const int tasks[] = {
@@ -157,13 +160,31 @@ static int add_threads(scmp_filter_ctx f)
 				SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD));
 }
 
-static int fill(scmp_filter_ctx f, bool live)
+/* What exists, for reading. (O_TMPFILE goes with writing only.) */
+static int add_open_to_read(scmp_filter_ctx f)
 {
+	return seccomp_rule_add(
+	    f, SCMP_ACT_ALLOW, CALL(openat), 1,
+	    SCMP_A2(SCMP_CMP_MASKED_EQ, O_ACCMODE | O_CREAT | O_TRUNC, O_RDONLY));
+}
+
+static int add_images(scmp_filter_ctx f, bool write)
+{
+	int r = add(f, SCMP_ACT_ALLOW, reading, ARRAY_SIZE(reading));
+
+	if (r)
+		return r;
+	return write ? add(f, SCMP_ACT_ALLOW, writing, ARRAY_SIZE(writing)) : add_open_to_read(f);
+}
+
+static int fill(scmp_filter_ctx f, enum sandbox_for what)
+{
+	bool live = what == SANDBOX_LIVE;
 	int r = add(f, SCMP_ACT_ALLOW, always, ARRAY_SIZE(always));
 
 	if (!r)
 		r = live ? add(f, SCMP_ACT_ALLOW, tasks, ARRAY_SIZE(tasks))
-			 : add(f, SCMP_ACT_ALLOW, files, ARRAY_SIZE(files));
+			 : add_images(f, what == SANDBOX_TAKE);
 	if (!r)
 		r = add(f, SCMP_ACT_KILL_PROCESS, deadly, ARRAY_SIZE(deadly));
 	if (!r)
@@ -176,10 +197,10 @@ static int fill(scmp_filter_ctx f, bool live)
 	return r ? r : add_threads(f);
 }
 
-int sandbox_enter(bool live, struct cr_err *err)
+int sandbox_enter(enum sandbox_for what, struct cr_err *err)
 {
 	scmp_filter_ctx f = seccomp_init(SCMP_ACT_ERRNO(ENOSYS));
-	int r = f ? fill(f, live) : -ENOMEM;
+	int r = f ? fill(f, what) : -ENOMEM;
 
 	if (!r)
 		r = seccomp_attr_set(f, SCMP_FLTATR_CTL_TSYNC, 1);

@@ -177,5 +177,11 @@ int privilege_drop(bool trace, const char *user, struct cr_err *err) must_check;
 
 /* sandbox.c */
 
-/* From here on only the system calls that are needed; live: to write into tasks. */
-int sandbox_enter(bool live, struct cr_err *err) must_check;
+enum sandbox_for {               /* what is left to be done */
+		   SANDBOX_LIVE, /* write into tasks */
+		   SANDBOX_TAKE, /* write images */
+		   SANDBOX_GIVE, /* read images */
+};
+
+/* From here on only the system calls that are needed. */
+int sandbox_enter(enum sandbox_for what, struct cr_err *err) must_check;

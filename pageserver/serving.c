@@ -73,7 +73,7 @@ static int open_image(struct server *sv, const struct msg_lazy *l, const struct 
 	if (!image_name_ok(l->image))
 		return cr_err_set(err, CR_ERR_PEER, EINVAL, "no name of an image");
 	snprintf(path, sizeof(path), "%s/%s", sv->dir->path, l->image);
-	int r = image_open(&im, path, err);
+	int r = image_open_limited(&im, path, &sv->dir->limits, err);
 	if (r)
 		return r;
 	snprintf(im->name, sizeof(im->name), "%s", l->image);
@@ -84,20 +84,46 @@ static int open_image(struct server *sv, const struct msg_lazy *l, const struct 
 	return 0;
 }
 
+static bool hung_up(const struct serving *s)
+{
+	char c;
+
+	return recv(s->urgent >= 0 ? s->urgent : s->bulk, &c, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
+static void forget(struct server *sv, struct serving **p)
+{
+	struct serving *s = *p;
+
+	*p = s->next;
+	sv->n_half_served--;
+	serving_free(s);
+}
+
 /* Halves whose other one never came. */
 static void forget_old(struct server *sv)
 {
 	for (struct serving **p = &sv->half_served; *p;) {
-		struct serving *s = *p;
-
-		if (sv->now_us - s->since_us < PAIR_TIMEOUT_US) {
-			p = &s->next;
-			continue;
-		}
-		*p = s->next;
-		sv->n_half_served--;
-		serving_free(s);
+		if (sv->now_us - (*p)->since_us < PAIR_TIMEOUT_US && !hung_up(*p))
+			p = &(*p)->next;
+		else
+			forget(sv, p);
 	}
+}
+
+/* The oldest half gives way to a newcomer: the other one of an honest pair comes at once. */
+static bool make_room(struct server *sv)
+{
+	struct serving **p = &sv->half_served;
+
+	if (sv->n_half_served + atomic_load(&sv->n_serving) < sv->max_connections / 2)
+		return true;
+	if (!*p)
+		return false;
+	while ((*p)->next)
+		p = &(*p)->next;
+	forget(sv, p);
+	return true;
 }
 
 static struct serving *take_half(struct server *sv, const struct msg_lazy *l,
@@ -119,7 +145,7 @@ static struct serving *take_half(struct server *sv, const struct msg_lazy *l,
 static int first_half(struct server *sv, const struct msg_lazy *l, const struct mig_id *id,
 		      const char *peer, struct serving **ret, struct cr_err *err)
 {
-	if (sv->n_half_served + atomic_load(&sv->n_serving) >= sv->max_connections / 2)
+	if (!make_room(sv))
 		return cr_err_set(err, CR_ERR_PEER, EBUSY, "too many are served already");
 	struct serving *s = calloc(1, sizeof(*s));
 	if (!s)

@@ -198,13 +198,14 @@ static int lock(struct image *im, int how, const char *what, struct cr_err *err)
 }
 
 static int open_for_reading(struct image **ret, const char *path, bool whole, bool elsewhere,
-			    struct cr_err *err)
+			    struct image_limits *l, struct cr_err *err)
 {
 	_cleanup_(image_freep) struct image *im = calloc(1, sizeof(*im));
 
 	if (!im)
 		return cr_err_oom(err);
 	im->pages_elsewhere = elsewhere;
+	im->limits = l;
 	im->dirfd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (im->dirfd < 0)
 		return cr_err_sys(err, "image %s", path);
@@ -219,17 +220,23 @@ static int open_for_reading(struct image **ret, const char *path, bool whole, bo
 
 int image_open(struct image **ret, const char *path, struct cr_err *err)
 {
-	return open_for_reading(ret, path, true, false, err);
+	return open_for_reading(ret, path, true, false, NULL, err);
+}
+
+int image_open_limited(struct image **ret, const char *path, struct image_limits *l,
+		       struct cr_err *err)
+{
+	return open_for_reading(ret, path, true, false, l, err);
 }
 
 int image_open_index(struct image **ret, const char *path, struct cr_err *err)
 {
-	return open_for_reading(ret, path, true, true, err);
+	return open_for_reading(ret, path, true, true, NULL, err);
 }
 
 int image_open_parts(struct image **ret, const char *path, struct cr_err *err)
 {
-	return open_for_reading(ret, path, false, false, err);
+	return open_for_reading(ret, path, false, false, NULL, err);
 }
 
 int image_open_manifest(struct image **ret, int dirfd, const char *name, struct cr_err *err)

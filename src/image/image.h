@@ -66,6 +66,10 @@ int image_receive(struct image **ret, int dirfd, const char *name, struct image_
 /* To read. path: the image's own directory. Checks the manifest, and what it says of the other
  * files' digests but for the pages'. */
 int image_open(struct image **ret, const char *path, struct cr_err *err) must_check;
+
+/* The same, the memory that its indices take being paid from l. */
+int image_open_limited(struct image **ret, const char *path, struct image_limits *l,
+		       struct cr_err *err) must_check;
 /* The same, but the manifest alone; then tree and targets one by one. */
 int image_open_parts(struct image **ret, const char *path, struct cr_err *err) must_check;
 int image_load_tree(struct image *im, struct cr_err *err) must_check;
