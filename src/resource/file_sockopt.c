@@ -313,6 +313,11 @@ static bool applies(const struct opt *o, const struct fd_probe *p)
 	case IPPROTO_IPV6:
 		return p->so_domain == AF_INET6;
 	case IPPROTO_TCP:
+		/* of a connection it tells the size of segments, which may be more than can be set
+		 */
+		if (o->name == TCP_MAXSEG && p->tcp_state != TCP_CLOSE && !p->so_listening)
+			return false;
+		return ip && p->so_protocol == o->level;
 	case IPPROTO_UDP:
 		return ip && p->so_protocol == o->level;
 	default:

@@ -134,6 +134,8 @@ ok "moved: sockets on an address that both hosts have" sockets_case
 moves sockets
 moves sockets --connected -- --tcp close
 ok "a broken connection is warned of" grep -q '"event":"warning".*TCP' "$work/events"
+moves inner
+moves inner --conns 40 -- --tcp established
 moves seccomp
 moves seccomp -- --launch sigreturn
 moves seccomp -- --no-hw-breakpoints
