@@ -23,6 +23,7 @@ struct agent_config { /* filled once from the command line, then constant */
 	struct taskview *view;    /* NULL: not to be had here */
 	struct vmaview *vmas;     /* likewise */
 	struct reqview *requests; /* likewise */
+	struct sock_alike *socks; /* likewise */
 };
 
 int verb_serve(int argc, char **argv);

@@ -16,6 +16,7 @@
 #include "kernel/taskview.h"
 #include "kernel/reqview.h"
 #include "kernel/vmaview.h"
+#include "resource/sockopt_alike.h"
 
 enum {
 	RETRY_MS = 2000,   /* while a journal is undecided */
@@ -299,6 +300,9 @@ int verb_serve(int argc, char **argv)
 			 err.msg);
 	if (reqview_new(&cfg.requests, &err))
 		log_info("connections that are just being made are lost by a move: %s", err.msg);
+	if (sock_alike_new(&cfg.socks, &err))
+		log_info("the options of connections are asked one by one at the switch-over: %s",
+			 err.msg);
 	log_info("%s: control %s, peers %s", cfg.host, cfg.control, cfg.peer_listen);
 	return run_loop(&d);
 }

@@ -17,6 +17,7 @@
 #include "base/version.h"
 #include "kernel/taskview.h"
 #include "kernel/vmaview.h"
+#include "resource/sockopt_alike.h"
 #include "migrate/hooks.h"
 #include "migrate/report.h"
 #include "migrate/units.h"
@@ -270,6 +271,8 @@ static void be_engine(struct dump *d, int client, int life)
 	if (taskview_new(&d->cfg.view, &err)) /* every thread is asked then */
 		log_debug("%s", err.msg);
 	if (vmaview_new(&d->cfg.vmas, &err))
+		log_debug("%s", err.msg);
+	if (sock_alike_new(&d->cfg.socks, &err))
 		log_debug("%s", err.msg);
 	if (d->track) {
 		track_engine(&d->cfg, l, &d->rq, &d->tracked, life);

@@ -75,12 +75,32 @@ int bpf_find_bits(const struct btf *btf, const char *type, const char *name, uin
 	return find(btf, type, name, ret) ? 0 : has_none(type, name, err);
 }
 
+int bpf_locate_member(const struct btf *btf, const char *type, const char *name,
+		      struct bpf_member *ret, struct cr_err *err)
+{
+	uint32_t bits;
+	const struct btf_member *m = find(btf, type, name, &bits);
+	/* a structure without bit fields has no offset that large */
+	uint32_t width = m ? BTF_MEMBER_BITFIELD_SIZE(m->offset) : 0;
+
+	if (!m || bits / 8 > INT16_MAX || (width ? bits % 8 + width > 8 : bits % 8))
+		return has_none(type, name, err);
+	*ret = (struct bpf_member){
+	    .off = (int32_t)(bits / 8),
+	    .bytes = width ? 1 : (size_t)btf__resolve_size(btf, m->type),
+	    .mask = width && width < 8 ? ((1 << width) - 1) << bits % 8 : 0,
+	};
+	return 0;
+}
+
 /* ---- code ---- */
 
 void bpf_emit(struct bpf_code *p, uint8_t code, unsigned int dst, unsigned int src, int off,
 	      int32_t imm)
 {
-	p->insn[p->n++] = (struct bpf_insn){code, dst & 15, src & 15, (int16_t)off, imm};
+	if (p->n < ARRAY_SIZE(p->insn))
+		p->insn[p->n] = (struct bpf_insn){code, dst & 15, src & 15, (int16_t)off, imm};
+	p->n++;
 }
 
 void bpf_emit_load(struct bpf_code *p, unsigned int to, unsigned int from, int off, size_t bytes)
@@ -123,6 +143,9 @@ int bpf_iter_load(const struct btf *btf, const char *kind, const struct bpf_code
 {
 	char name[64];
 
+	if (p->n > ARRAY_SIZE(p->insn))
+		return cr_err_set(err, CR_ERR_BUG, E2BIG, "a BPF iterator %s of %zu instructions",
+				  kind, p->n);
 	snprintf(name, sizeof(name), "bpf_iter_%s", kind);
 	int id = btf__find_by_name_kind(btf, name, BTF_KIND_FUNC);
 	if (id < 0)

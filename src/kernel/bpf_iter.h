@@ -12,7 +12,7 @@
 #include "base/err.h"
 
 struct bpf_code {
-	struct bpf_insn insn[160];
+	struct bpf_insn insn[1024]; /* one too many is not loaded */
 	size_t n;
 };
 
@@ -25,6 +25,21 @@ int bpf_find_member(const struct btf *btf, const char *type, const char *name, i
 /* The same for one that may be a bit field: where it begins, in bits. */
 int bpf_find_bits(const struct btf *btf, const char *type, const char *name, uint32_t *ret,
 		  struct cr_err *err) must_check;
+
+/* What may be a bit field, but within one byte, of which mask is what its byte has of it; else mask
+ * is 0.
+ */
+struct bpf_member {
+	int32_t off;
+	size_t bytes;
+	int32_t mask;
+};
+int bpf_locate_member(const struct btf *btf, const char *type, const char *name,
+		      struct bpf_member *ret, struct cr_err *err) must_check;
+
+struct bpf_jumps { /* whose targets are not known yet */
+	size_t at[8], n;
+};
 
 void bpf_emit(struct bpf_code *p, uint8_t code, unsigned int dst, unsigned int src, int off,
 	      int32_t imm);

@@ -6,6 +6,7 @@
 #pragma once
 #include <sys/stat.h>
 #include "base/vec.h"
+#include "kernel/sockview.h"
 #include "kernel/tcp_diag.h"
 #include "resource/multicast.h"
 #include "resource/resource.h"
@@ -53,6 +54,8 @@ struct fd_probe {
 	int tcp_state; /* TCP_ESTABLISHED…; 0 if it is no TCP socket */
 	/* a TCP connection, as it is listed. Ahead, that is all there is: local is -1 */
 	const struct tcp_diag_entry *diag;
+	/* one that BPF has told all of: local is -1, too */
+	const struct sock_facts *facts;
 };
 
 struct fd_seen {       /* one descriptor of one process */
@@ -65,6 +68,7 @@ struct fd_seen {       /* one descriptor of one process */
 	uint64_t tag;    /* tells kinds, and eventfds, apart before kcmp(2) is asked */
 	uint32_t leader; /* index of the first descriptor of the same description */
 	uint32_t file;   /* index into tree->files; UINT32_MAX: left out */
+	uint32_t told;   /* index into files_ctx.facts, plus 1; 0: it has to be asked */
 };
 
 struct fd_flight {      /* a descriptor that waits in a unix socket, SCM_RIGHTS */
@@ -101,6 +105,10 @@ struct sockopt_job { /* the options of a socket, which are read beside those of 
 	struct sockopt_found *found;
 };
 
+struct alike { /* a connection whose options are those of others */
+	uint32_t facts, file;
+};
+
 struct files_ctx {
 	struct capture *c;
 	VEC(struct fd_seen) seen; /* processes in tree order, descriptors ascending */
@@ -118,6 +126,8 @@ struct files_ctx {
 	VEC(struct fd_flight) flights;
 	bool much_waits; /* ahead: there are messages that only a stop lets us look at */
 	VEC(struct sockopt_job) options; /* to be read: sockopts_capture_later() */
+	struct sock_facts_list facts;    /* at the stop, of processes with many files */
+	VEC(struct alike) alike;         /* to be read: sockopts_read_alike() */
 	VEC(uint32_t) undecided; /* connections that go on if their other end is in the tree */
 };
 
@@ -138,9 +148,13 @@ int files_in_flight(struct files_ctx *x, int fd, uint32_t file, uint32_t *slot,
 int files_capture_flights(struct files_ctx *x, struct cr_err *err) must_check;
 /* tree->files[i] for which our fd is another descriptor; UINT32_MAX: none. */
 uint32_t files_find_description(const struct files_ctx *x, int fd);
-/* files.c: reads fdinfo of dirfd/name, and captures what the descriptor seen is. */
+/* files_list.c: all descriptors of all processes; then, which are the same; and one more, by its
+ * fdinfo in dirfd/name. */
+int files_list(struct files_ctx *x, struct cr_err *err) must_check;
+int files_find_leaders(struct files_ctx *x, struct cr_err *err) must_check;
 int files_see(struct files_ctx *x, uint32_t proc, int dirfd, const char *name,
 	      struct cr_err *err) must_check;
+/* files.c: what the descriptor seen is. */
 int files_capture_description(struct files_ctx *x, uint32_t id, struct cr_err *err) must_check;
 int files_watch(struct files_ctx *x, const struct fd_watch *w, struct cr_err *err) must_check;
 /* A duplicate of that one: negative, errno set. */
@@ -191,10 +205,16 @@ bool tree_moves_address(const struct tree *t, const void *sockaddr, size_t len);
 int sockopts_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		     struct cr_err *err) must_check;
 /* The same of the file that is being captured, not at once, but for many sockets side by side.
- * Keeps p->local, which the caller does not close any more. sockopts_read() ends it. */
-int sockopts_capture_later(struct files_ctx *x, const struct fd_probe *p,
+ * Keeps p->local, which the caller does not close any more. file: in the tree. sockopts_read() ends
+ * it. */
+int sockopts_capture_later(struct files_ctx *x, const struct fd_probe *p, uint32_t file,
 			   struct cr_err *err) must_check;
+enum { SOCKOPTS_AT_ONCE = 1024 }; /* descriptors that are kept open for that */
 int sockopts_read(struct files_ctx *x, struct cr_err *err) must_check;
+/* sockopt_alike.c: the same, where p->facts tell; sockopts_read_alike() ends it. */
+int sockopts_capture_alike(struct files_ctx *x, const struct fd_probe *p,
+			   struct cr_err *err) must_check;
+int sockopts_read_alike(struct files_ctx *x, struct cr_err *err) must_check;
 void sockopts_done(struct files_ctx *x);
 bool sockopts_keep(const struct files_ctx *x, int fd);
 /* Set them. Returns -errno and names the option in err. */
@@ -205,7 +225,8 @@ int sockopts_apply_late(int fd, const struct file *f, struct cr_err *err) must_c
 int sockopts_cmp(const struct file *a, const struct file *b);
 /* A recorded option as int; missing if it is not recorded. */
 int sockopt_int(const struct file *f, int level, int name, int missing);
-/* "10.77.0.3:4711", "[::1]:80", "@abstract", "/path": for messages. Returns buf. */
+/* sockaddr_text.c: "10.77.0.3:4711", "[::1]:80", "@abstract", "/path": for messages. Returns buf.
+ */
 const char *sockaddr_text(const void *sa, size_t len, char *buf, size_t size);
 
 /* ---- destination preflight ---- */

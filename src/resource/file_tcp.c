@@ -151,7 +151,9 @@ int tcp_closed_capture(struct files_ctx *x, const struct fd_probe *p, struct fil
 		return 0; /* has ended already: nothing is lost */
 	if (x->c->exact && x->c->tcp != TCP_MODE_REFUSE)
 		return 0; /* nobody reads warnings now */
-	if (p->diag)
+	if (p->facts)
+		sockaddr_text(&p->facts->peer, sizeof(p->facts->peer), text, sizeof(text));
+	else if (p->diag)
 		sockaddr_text(&p->diag->peer, sizeof(p->diag->peer), text, sizeof(text));
 	else if (!getpeername(p->local, (struct sockaddr *)&sa, &len))
 		sockaddr_text(&sa, len, text, sizeof(text));

@@ -57,6 +57,8 @@ static int addresses(struct files_ctx *x, const struct fd_probe *p, struct file 
 	struct sockaddr_storage us = {0}, peer = {0};
 	socklen_t len = sizeof(us), peer_len = sizeof(peer);
 
+	if (p->facts)
+		return keep(x, f, &p->facts->us, &p->facts->peer, err);
 	if (p->local >= 0 && getsockname(p->local, (struct sockaddr *)&us, &len))
 		return cr_err_sys(err, "getsockname");
 	if (p->local >= 0 && !getpeername(p->local, (struct sockaddr *)&peer, &peer_len))
@@ -80,6 +82,8 @@ static const char *trouble(const struct fd_probe *p, const struct file *f)
 	char ulp[16] = "";
 	socklen_t len = sizeof(ulp) - 1;
 
+	if (p->facts) /* nothing special */
+		return NULL;
 	if (p->local < 0)
 		snprintf(ulp, sizeof(ulp), "%s", p->diag->ulp);
 	else if (getsockopt(p->local, IPPROTO_TCP, TCP_ULP, ulp, &len))
@@ -147,7 +151,9 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 			return cr_err_oom(err);
 		*u = (uint32_t)x->c->tree->n_files;
 	}
-	return p->local < 0 ? 0 : sockopts_capture_later(x, p, err);
+	if (p->facts)
+		return sockopts_capture_alike(x, p, err);
+	return p->local < 0 ? 0 : sockopts_capture_later(x, p, (uint32_t)x->c->tree->n_files, err);
 }
 
 /* ---- both ends in the tree ---- */

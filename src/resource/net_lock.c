@@ -161,6 +161,7 @@ static int lock_one(size_t i, unsigned int worker, void *arg, struct cr_err *err
 {
 	struct taking *k = arg;
 	const struct to_lock *what = &k->list.v[i];
+	const struct file *f = &k->t->files[what->file];
 	struct locked *slot = &k->l->list.v[i];
 
 	(void)worker;
@@ -169,11 +170,12 @@ static int lock_one(size_t i, unsigned int worker, void *arg, struct cr_err *err
 		return cr_err_sys(err, "pidfd_getfd of fd %d", what->number);
 	if (slot->kind == FILE_UNIX_LISTEN) /* nothing comes: the tasks are stopped */
 		return 0;
-	slot->reuseaddr = get_int(slot->fd, SOL_SOCKET, SO_REUSEADDR);
+	slot->reuseaddr = sockopt_int(f, SOL_SOCKET, SO_REUSEADDR, 0);
 	if (slot->kind == FILE_TCP_LISTEN)
 		know_listener(slot);
-	int r = slot->kind == FILE_TCP_LISTEN ? sock_lock(slot->fd, SOCK_LOCK_NEW, err)
-					      : sock_lock_by(slot->fd, k->l->program, err);
+	int r = slot->kind == FILE_TCP_LISTEN
+		    ? sock_lock(slot->fd, SOCK_LOCK_NEW, err)
+		    : sock_lock_by(slot->fd, f->n_filter ? -1 : k->l->program, err);
 	return r ? cr_err_ctx(err, "fd %d", what->number) : 0;
 }
 
@@ -238,22 +240,25 @@ int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *e
 	return r;
 }
 
+static int verify_one(size_t i, unsigned int worker, void *arg, struct cr_err *err)
+{
+	const struct locked *k = &((const struct locked *)arg)[i];
+	struct tcp_heard now;
+	int r = k->kind == FILE_TCP_CONN ? tcp_heard(k->fd, &now, err) : 0;
+
+	(void)worker;
+	if (r || k->kind != FILE_TCP_CONN)
+		return r;
+	if (now.received != k->heard.received || now.acked != k->heard.acked ||
+	    now.state != k->heard.state)
+		return cr_err_set(err, CR_ERR_KERNEL, EAGAIN,
+				  "a packet came in while its socket was being locked; try again");
+	return 0;
+}
+
 int net_lock_verify(const struct net_lock *l, struct cr_err *err)
 {
-	vec_foreach (k, &l->list) {
-		struct tcp_heard now;
-		int r = k->kind == FILE_TCP_CONN ? tcp_heard(k->fd, &now, err) : 0;
-
-		if (r)
-			return r;
-		if (k->kind == FILE_TCP_CONN &&
-		    (now.received != k->heard.received || now.acked != k->heard.acked ||
-		     now.state != k->heard.state))
-			return cr_err_set(err, CR_ERR_KERNEL, EAGAIN,
-					  "a packet came in while its socket was being locked; "
-					  "try again");
-	}
-	return 0;
+	return parallel_for(l->list.n, verify_one, l->list.v, err);
 }
 
 int net_lock_undo(struct net_lock *l, struct cr_err *err)

@@ -33,6 +33,7 @@ enum tcp_mode {
 };
 
 struct taskview;
+struct sock_alike;
 struct capture {
 	struct tree *tree;        /* being filled; allocate from tree->arena */
 	const struct tree *prev;  /* the previous capture, or NULL */
@@ -42,8 +43,9 @@ struct capture {
 	const struct taskview *view; /* NULL: no BPF */
 	bool to_image;               /* what is known after the decision alone cannot come along */
 	const struct vmaview *vmas;  /* tells whether madvise(2) has set anything; may be NULL */
-	uint64_t flags_cost;         /* so far, of finding that out without; see memory/capture.c */
-	struct capture_proc *procs;  /* one per tree->procs[] entry, same index */
+	const struct sock_alike *socks; /* tells of many connections at once; may be NULL */
+	uint64_t flags_cost;        /* so far, of finding that out without; see memory/capture.c */
+	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
 };
 
 /* ---- attributes of processes and threads (resource/attrs*.c) ----

@@ -155,8 +155,7 @@ int sock_lock_program(void)
 
 int sock_lock_by(int fd, int program, struct cr_err *err)
 {
-	if (program >= 0 && is_plain(fd) &&
-	    !setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof(program)))
+	if (program >= 0 && !setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof(program)))
 		return 0;
 	return sock_lock(fd, SOCK_LOCK_ALL, err);
 }

@@ -19,10 +19,10 @@ enum sock_lock {
  * new lock takes its place. */
 int sock_lock(int fd, enum sock_lock how, struct cr_err *err) must_check;
 bool sock_is_locked(int fd);
-/* SOCK_LOCK_ALL for thousands: on a socket without a filter, program is put in its place, which
- * takes a tenth of the time that a filter of its own takes. An eBPF program cannot tell whose it
- * is: where tasks are held, with the program's own refused before, it is ours. program -1:
- * sock_lock().
+/* SOCK_LOCK_ALL for thousands: on a socket that is known to have no filter, program is put in its
+ * place, which takes a tenth of the time that a filter of its own takes. An eBPF program cannot
+ * tell whose it is: where tasks are held, with the program's own refused before, it is ours.
+ * program -1: sock_lock().
  */
 int sock_lock_by(int fd, int program, struct cr_err *err) must_check;
 int sock_lock_program(void); /* -1: none can be had */

@@ -166,7 +166,7 @@ static int dump_send_queue(int fd, struct arena *a, struct tcp_conn *c, struct c
 
 	if (r)
 		return r;
-	if (ioctl(fd, SIOCOUTQ, &n) || ioctl(fd, SIOCOUTQNSD, &unsent))
+	if (ioctl(fd, SIOCOUTQ, &n) || (n && ioctl(fd, SIOCOUTQNSD, &unsent)))
 		return cr_err_sys(err, "SIOCOUTQ");
 	if (tcp_fin_sent(c->state)) { /* counted like a byte, until it is acknowledged */
 		seq--;
@@ -231,9 +231,9 @@ static int dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *c,
 int tcp_dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *ret,
 	     struct tcp_heard *ret_heard, struct cr_err *err)
 {
-	*ret = (struct tcp_conn){.sndbuf = (uint32_t)tcp_get_int(fd, SOL_SOCKET, SO_SNDBUF),
-				 .rcvbuf = (uint32_t)tcp_get_int(fd, SOL_SOCKET, SO_RCVBUF),
-				 .buf_lock = (uint32_t)tcp_get_int(fd, SOL_SOCKET, SO_BUF_LOCK)};
+	*ret = (struct tcp_conn){.buf_lock = (uint32_t)tcp_get_int(fd, SOL_SOCKET, SO_BUF_LOCK)};
+	if (tcp_get_buffers(fd, &ret->sndbuf, &ret->rcvbuf))
+		return cr_err_sys(err, "SO_MEMINFO");
 	return dump(fd, a, now_ns, ret, ret_heard, err);
 }
 

@@ -7,6 +7,9 @@
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72 /* 5.14 */
 #endif
+#ifndef SO_MEMINFO
+#define SO_MEMINFO 55 /* 4.12 */
+#endif
 #ifndef IPV6_TRANSPARENT
 #define IPV6_TRANSPARENT 75
 #endif
@@ -37,6 +40,21 @@ static inline int tcp_get_int(int fd, int level, int name)
 	socklen_t len = sizeof(v);
 
 	return getsockopt(fd, level, name, &v, &len) ? -1 : v;
+}
+
+/* Sizes of both as SO_SNDBUF and SO_RCVBUF tell them, in one call. 0, or -1. */
+static inline int tcp_get_buffers(int fd, uint32_t *snd, uint32_t *rcv)
+{
+	/* include/uapi/linux/sock_diag.h */
+	enum { RCVBUF = 1, SNDBUF = 3, VARS = 16 };
+	uint32_t v[VARS] = {0};
+	socklen_t len = sizeof(v);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_MEMINFO, v, &len) || len < (SNDBUF + 1) * sizeof(v[0]))
+		return -1;
+	*snd = v[SNDBUF];
+	*rcv = v[RCVBUF];
+	return 0;
 }
 
 /* Our FIN has taken a sequence number. */

@@ -32,12 +32,17 @@ static bool was_transparent(const struct file *f)
 					 : sockopt_int(f, IPPROTO_IPV6, IPV6_TRANSPARENT, 0);
 }
 
+static bool fits(const struct tcp_conn *c)
+{
+	return c->out_len <= FITS_BYTES && c->in_len <= FITS_BYTES;
+}
+
 /* Room for what is in the queues, which need not fit as the kernel counts it here. */
 static int large_buffers(int fd, const struct tcp_conn *c)
 {
 	size_t out = 2 * c->out_len + FRAME_BYTES, in = 2 * c->in_len + FRAME_BYTES;
 
-	if (c->out_len <= FITS_BYTES && c->in_len <= FITS_BYTES)
+	if (fits(c))
 		return 0;
 	/* both double the value, socket(7) */
 	return tcp_set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE,
@@ -46,8 +51,14 @@ static int large_buffers(int fd, const struct tcp_conn *c)
 			   (int)(in > c->rcvbuf ? in : c->rcvbuf / 2));
 }
 
+/* One call to find out that three are not needed. */
 static int final_buffers(int fd, const struct tcp_conn *c)
 {
+	uint32_t snd, rcv;
+
+	if (fits(c) && !c->buf_lock && !tcp_get_buffers(fd, &snd, &rcv) && snd == c->sndbuf &&
+	    rcv == c->rcvbuf)
+		return 0;
 	return tcp_set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE, (int)c->sndbuf / 2) ||
 	       tcp_set_int(fd, SOL_SOCKET, SO_RCVBUFFORCE, (int)c->rcvbuf / 2) ||
 	       tcp_set_int(fd, SOL_SOCKET, SO_BUF_LOCK, (int)c->buf_lock);
@@ -72,6 +83,8 @@ static int set_options(int fd, const struct tcp_conn *c)
 		o[n++] = (struct tcp_repair_opt){8, 0};
 	if (setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, o, n * sizeof(*o)))
 		return -1;
+	/* once more when it is launched; but what comes for the address before that is
+	 * acknowledged, and a time in the future would have the peer drop all that is sent later */
 	return c->options & TCPI_OPT_TIMESTAMPS &&
 	       tcp_set_int(fd, IPPROTO_TCP, TCP_TIMESTAMP, (int)c->timestamp);
 }
@@ -206,11 +219,23 @@ static int missing(int fd, const struct tcp_conn *c, bool fresh, size_t *ret, st
 	return 0;
 }
 
+/* Leaving TCP_REPAIR sends a window probe, which acknowledges what the source had not, and whose
+ * answer tells what the peer has acknowledged. Where both have nothing to say, ten thousand probes
+ * and answers only take time. */
+static bool has_news(const struct tcp_conn *c)
+{
+	uint32_t rcv_nxt = c->rcv_seq + (uint32_t)c->in_len + tcp_fin_received(c->state);
+
+	return c->state != TCP_ESTABLISHED || c->out_len || !c->has_window || !c->snd_wnd ||
+	       c->rcv_wup != rcv_nxt || c->has_urgent;
+}
+
 static int leave_repair(int fd, const struct file *f, uint64_t now_ns, size_t *ret_missing,
 			struct cr_err *err)
 {
 	const struct tcp_conn *c = f->tcp;
-	bool fresh = tcp_is_in_repair(fd);
+	bool fresh = tcp_get_int(fd, IPPROTO_TCP, TCP_REPAIR) == 1;
+	int off = fresh && !has_news(c) ? TCP_REPAIR_OFF_NO_WP : TCP_REPAIR_OFF;
 	uint32_t ts = tcp_timestamp_at(c, now_ns);
 
 	if (!fresh && tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON))
@@ -221,9 +246,7 @@ static int leave_repair(int fd, const struct file *f, uint64_t now_ns, size_t *r
 	if (tcp_set_int(fd, IPPROTO_TCP, TCP_MAXSEG, 0) ||
 	    (fresh && c->options & TCPI_OPT_TIMESTAMPS &&
 	     setsockopt(fd, IPPROTO_TCP, TCP_TIMESTAMP, &ts, sizeof(ts))) ||
-	    tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, TCP_NO_QUEUE) ||
-	    /* not without its window probe: by the answer we learn what has been acknowledged */
-	    tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF))
+	    tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, off))
 		return cr_err_sys(err, "leaving TCP_REPAIR");
 	return 0;
 }
@@ -246,8 +269,9 @@ static int settle_options(int fd, const struct file *f, struct cr_err *err)
 {
 	int reuse = sockopt_int(f, SOL_SOCKET, SO_REUSEADDR, 0);
 
-	if (tcp_set_int(fd, SOL_SOCKET, SO_REUSEADDR, reuse) || final_buffers(fd, f->tcp) ||
-	    (!was_transparent(f) && set_transparent(fd, f, false)))
+	/* leaving repair has cleared it */
+	if ((reuse && tcp_set_int(fd, SOL_SOCKET, SO_REUSEADDR, reuse)) ||
+	    final_buffers(fd, f->tcp) || (!was_transparent(f) && set_transparent(fd, f, false)))
 		return cr_err_sys(err, "socket options");
 	return 0;
 }

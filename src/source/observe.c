@@ -27,6 +27,11 @@ static const struct vmaview *source_vmas(const struct source *s)
 	return s->rq->opts.no_bpf ? NULL : s->env->vmas;
 }
 
+static const struct sock_alike *source_socks(const struct source *s)
+{
+	return s->rq->opts.no_bpf ? NULL : s->env->socks;
+}
+
 void source_request(const struct source *s, struct seize_request *rq)
 {
 	*rq = (struct seize_request){
@@ -301,6 +306,7 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 			    .to_image = s->image,
 			    .view = source_view(s),
 			    .vmas = source_vmas(s),
+			    .socks = source_socks(s),
 			    .procs = cp,
 			    .tcp = source_tcp_mode(s)};
 	int r = describe_host(t, before, err);

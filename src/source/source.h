@@ -40,6 +40,7 @@ struct source_env {                     /* of the agent */
 	const struct taskview *view;    /* NULL: not to be had */
 	const struct vmaview *vmas;     /* likewise */
 	const struct reqview *requests; /* likewise */
+	const struct sock_alike *socks; /* likewise */
 	int life_fd; /* readable once the daemon is gone: then this migration is to end, undone */
 };
 

@@ -27,6 +27,20 @@ done
 # so many that they are seen to side by side
 case_of "400 connections" moved $v4_address 10.77.0.100 "$service" --conns 400 --rate 2000
 
+# Options that change until the stop, each connection's unlike the others'. With BPF most are not asked
+# at the stop, but told apart.
+varied() {
+	local address=$1 listen=$2 move=$3
+	shift 3
+	start_server --listen "$listen" --vary && start_peer "$address" --conns 150 --rate 1000 && peers_run_on &&
+		move_server beta --move-address "$move" "$@" && move_server alpha --move-address "$move" "$@" &&
+		finish_all
+}
+case_of "IPv4: options that change all the time" varied $v4_address 0.0.0.0 "$service"
+case_of "IPv6: options that change all the time" varied "$v6_address" :: "$service6"
+case_of "IPv4 over an IPv6 socket: options that change all the time" varied $v4_address :: "$service"
+case_of "options that change all the time: no BPF" varied "$v6_address" :: "$service6" --no-bpf
+
 # --- states -----------------------------------------------------------------------------------------
 
 # in_state HOST STATE N: so many of the server's connections are in that state.

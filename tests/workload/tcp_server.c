@@ -6,9 +6,9 @@
  * DIR/port.
  * --accept-late: accepts nobody before it has moved, or DIR/accept exists.
  * --mib N: memory besides, written at random. --options: sets socket options on each connection,
- * and looks at them after each move. */
-#include "tcp_stream.h"
-#include <linux/filter.h>
+ * and looks at them after each move. --vary: changes options of connections all the time, and looks
+ * at all of them after each move. */
+#include "tcp_vary.h"
 #include <sys/ioctl.h>
 
 enum { BUFFER = 256 * 1024, EVENTS = 256, TICK_MS = 5 };
@@ -22,11 +22,12 @@ struct conn {
 	bool peer_ended, ended, done;
 	bool shut, full; /* our side is; it takes no more */
 	uint64_t moves;  /* when it began */
+	struct varied varied;
 };
 
 static struct {
 	int epoll, listener, n;
-	bool options, late;
+	bool options, late, vary;
 	uint64_t ended_early; /* bytes sent on connections that shut down early */
 	uint8_t buf[BUFFER];
 	uint8_t *memory;
@@ -167,6 +168,7 @@ static void accept_all(void)
 		wl_must(c, "memory");
 		c->fd = fd;
 		c->moves = wl.moves;
+		vary_begin(&c->varied);
 		wl_must(!epoll_ctl(s.epoll, EPOLL_CTL_ADD, fd, &ev), "epoll_ctl");
 		s.n++;
 	}
@@ -459,6 +461,8 @@ static void after_move(struct conn *c)
 
 	if (s.options)
 		check_options(c->fd);
+	if (s.vary)
+		vary_check(c->fd, &c->varied);
 	check_state(c);
 	if (c->use == USE_URGENT || c->use == USE_URGENT_READ)
 		finish_urgent(c);
@@ -473,6 +477,21 @@ static void after_move(struct conn *c)
 
 /* All connections, found by what the kernel has: also a check that none got lost. */
 static struct conn *all[65536];
+
+/* A few of them at a time. */
+static void vary_some(void)
+{
+	static uint64_t state = 1;
+	static int at;
+
+	for (int i = 0, done = 0; s.vary && i < 65536 && done < 8; i++) {
+		at = (at + 1) % 65536;
+		if (!all[at])
+			continue;
+		vary_one(all[at]->fd, &all[at]->varied, &state);
+		done++;
+	}
+}
 
 static void dirty_memory(void)
 {
@@ -521,6 +540,7 @@ static void set_up(void)
 	s.late = wl_flag("accept-late");
 	if (!s.late)
 		start_accepting();
+	s.vary = wl_flag("vary");
 	s.options = wl_flag("options");
 	if (s.options) {
 		const int queue = 5;
@@ -573,6 +593,7 @@ int main(int argc, char **argv)
 					}
 				}
 		}
+		vary_some();
 		if (!n && wl_stop())
 			break;
 		if (wl.ticks % 64 == 0 && wl_stop())
