@@ -117,12 +117,12 @@ struck_case() {
 	((times == 0)) || { diag "all had arrived after $struck strikes"; return 1; }
 }
 SLOW=8mbit RATE=1G
-for name in "dirty --mib 64 --rate 2" "churn --seed 5"; do
-	# shellcheck disable=SC2086
-	ok "the fetcher is killed five times: $name" struck_case fetcher 5 $name
-	kill_workload
-done
-SLOW=30mbit # fifty processes that want their memory
+ok "the fetcher is killed five times: dirty" struck_case fetcher 5 dirty --mib 64 --rate 2
+kill_workload
+SLOW=4mbit # it has 6 MiB
+ok "the fetcher is killed five times: churn" struck_case fetcher 5 churn --seed 5
+kill_workload
+SLOW=20mbit # fifty processes that want their memory
 ok "the fetcher is killed three times: forktree" struck_case fetcher 3 forktree
 kill_workload
 SLOW=8mbit
@@ -130,6 +130,7 @@ ok "others took over" grep -q 'another one takes over' "$state/beta/agent.log"
 ok "the keeper is killed three times" struck_case keeper 3 dirty --mib 64 --rate 2
 kill_workload
 for name in "dirty --mib 64 --rate 2" "churn --seed 6"; do
+	[ "${name%% *}" = churn ] && SLOW=4mbit || SLOW=8mbit
 	# shellcheck disable=SC2086
 	ok "the supervisor is killed three times: $name" struck_case supervisor 3 $name
 	kill_workload
@@ -137,6 +138,7 @@ for name in "dirty --mib 64 --rate 2" "churn --seed 6"; do
 	ok "supervisor and fetcher are killed at once, three times: $name" struck_case "supervisor fetcher" 3 $name
 	kill_workload
 done
+SLOW=8mbit
 ok "fetcher and keeper are killed at once, three times" struck_case "fetcher keeper" 3 dirty --mib 64 --rate 2 --threads 4
 kill_workload
 ok "the keeper took over" grep -q 'its keeper takes over' "$state/beta/agent.log"
