@@ -14,8 +14,6 @@ struct job {
 	void *arg;
 	atomic_size_t next;
 	atomic_int result;
-	int policy;
-	struct sched_param param;
 };
 
 struct worker {
@@ -40,15 +38,24 @@ static void work(struct worker *w)
 		atomic_store(&j->result, w->result);
 }
 
-/* A thread does not get its creator's policy where that says SCHED_RESET_ON_FORK, sched(7). */
 static void *work_in_thread(void *arg)
 {
-	struct worker *w = arg;
+	work(arg);
+	return NULL;
+}
+
+/* It would not get the policy where that says SCHED_RESET_ON_FORK, sched(7); and to give it to
+ * itself it would have to wait for its turn first. */
+int parallel_thread(pthread_t *ret, void *(*fn)(void *), void *arg)
+{
+	struct sched_param param;
+	int policy = sched_getscheduler(0);
+	int r = pthread_create(ret, NULL, fn, arg);
 
 	/* without the privilege it is only slower */
-	(void)!sched_setscheduler(0, w->job->policy, &w->job->param);
-	work(w);
-	return NULL;
+	if (!r && policy >= 0 && policy & SCHED_RESET_ON_FORK && !sched_getparam(0, &param))
+		(void)!pthread_setschedparam(*ret, policy & ~SCHED_RESET_ON_FORK, &param);
+	return r;
 }
 
 static unsigned int how_many(size_t n)
@@ -67,14 +74,11 @@ int parallel_for(size_t n, parallel_fn *fn, void *arg, struct cr_err *err)
 	unsigned int count = how_many(n);
 	int r = 0;
 
-	j.policy = sched_getscheduler(0);
-	if (j.policy < 0 || sched_getparam(0, &j.param))
-		count = 1;
 	for (unsigned int i = 0; i < count; i++) {
 		w[i].job = &j;
 		w[i].number = i;
 		/* fewer do it as well */
-		w[i].started = i && !pthread_create(&w[i].thread, NULL, work_in_thread, &w[i]);
+		w[i].started = i && !parallel_thread(&w[i].thread, work_in_thread, &w[i]);
 	}
 	work(&w[0]);
 	for (unsigned int i = 0; i < count; i++) {

@@ -1,5 +1,6 @@
 /* One piece of work after the other, by as many threads as there are processors. */
 #pragma once
+#include <pthread.h>
 #include <stddef.h>
 #include "base/err.h"
 
@@ -11,3 +12,5 @@ enum { PARALLEL_MIN = 256 }; /* fewer are done by the caller */
 enum { PARALLEL_THREADS_MAX = 8 };
 typedef int parallel_fn(size_t i, unsigned int worker, void *arg, struct cr_err *err);
 int parallel_for(size_t n, parallel_fn *fn, void *arg, struct cr_err *err) must_check;
+/* pthread_create(3), with the caller's scheduling policy. */
+int parallel_thread(pthread_t *ret, void *(*fn)(void *), void *arg) must_check;

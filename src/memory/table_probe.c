@@ -1,38 +1,44 @@
 #include "memory/table_probe.h"
 
 #include <pthread.h>
-#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include "base/parallel.h"
 #include "base/vec.h"
 #include "kernel/pagemap.h"
 
-enum { THREAD_LEAST = 128 }; /* for fewer a thread does not pay */
+enum {
+	THREAD_LEAST = 128, /* for fewer a thread does not pay */
+	STEP = 32,
+};
 
 struct table_probes {
 	VEC(struct table_probe) list;
 	int pagemap;
+	atomic_size_t next; /* to be asked for */
 	pthread_t thread;
 	bool started;
-	int policy;
-	struct sched_param param;
-	int result;
+	int result; /* the thread's */
 	struct cr_err err;
 };
 
-static void ask_all(struct table_probes *p)
+/* All that the other one, if there is one, has not begun with. */
+static int ask_rest(struct table_probes *p, struct cr_err *err)
 {
-	for (size_t i = 0; i < p->list.n && !p->result; i++)
-		p->result =
-		    pagemap_entry(p->pagemap, p->list.v[i].va, &p->list.v[i].entry, &p->err);
+	size_t first;
+	int r = 0;
+
+	while (!r && (first = atomic_fetch_add(&p->next, STEP)) < p->list.n)
+		for (size_t i = first; i < p->list.n && i < first + STEP && !r; i++)
+			r = pagemap_entry(p->pagemap, p->list.v[i].va, &p->list.v[i].entry, err);
+	return r;
 }
 
-/* A thread does not get its creator's policy where that says SCHED_RESET_ON_FORK, sched(7). */
 static void *thread_main(void *arg)
 {
 	struct table_probes *p = arg;
 
-	(void)!sched_setscheduler(0, p->policy, &p->param);
-	ask_all(p);
+	p->result = ask_rest(p, &p->err);
 	return NULL;
 }
 
@@ -67,9 +73,8 @@ int table_probes_begin(struct table_probes **ret, int pagemap, const struct sent
 		table_probes_free(p);
 		return r;
 	}
-	p->policy = sched_getscheduler(0);
-	if (p->list.n >= THREAD_LEAST && p->policy >= 0 && !sched_getparam(0, &p->param))
-		p->started = !pthread_create(&p->thread, NULL, thread_main, p);
+	if (p->list.n >= THREAD_LEAST)
+		p->started = !parallel_thread(&p->thread, thread_main, p);
 	*ret = p;
 	return 0;
 }
@@ -84,11 +89,11 @@ static void join(struct table_probes *p)
 int table_probes_end(struct table_probes *p, const struct table_probe **ret_v, size_t *ret_n,
 		     struct cr_err *err)
 {
-	bool asked = p->started;
+	int r = ask_rest(p, err);
 
 	join(p);
-	if (!asked)
-		ask_all(p);
+	if (r)
+		return r;
 	if (p->result) {
 		*err = p->err;
 		return p->result;

@@ -1,5 +1,6 @@
 /* Is there still a page table where pages were sent? One page of every 2 MiB tells. It costs a
- * system call each, 0.6 ms for a GiB: a thread of its own asks while the last round scans. */
+ * system call each, 0.6 ms for a GiB: a thread of its own asks while the last round scans, and
+ * then whoever has scanned helps. */
 #pragma once
 #include "base/err.h"
 #include "memory/sentmap.h"
