@@ -2,7 +2,9 @@
 
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
@@ -84,6 +86,26 @@ static int write_failed(const struct placing *p, uint64_t addr, struct cr_err *e
 			  target_name(name, p));
 }
 
+/* Of huge pages: hugetlbfs has no write(2). What is mapped is reserved first: where there is none
+ * left mmap(2) says so, and nobody gets SIGBUS. */
+static int write_mapped(const struct placing *p, uint64_t addr, const uint8_t *data, size_t bytes,
+			struct cr_err *err)
+{
+	struct stat st;
+
+	if (fstat(p->t->fd, &st))
+		return write_failed(p, addr, err);
+	uint64_t page = (uint64_t)st.st_blksize, start = addr - addr % page;
+	size_t length = ALIGN_UP(addr + bytes, page) - start;
+	uint8_t *m = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, p->t->fd, (off_t)start);
+
+	if (m == MAP_FAILED)
+		return write_failed(p, addr, err);
+	memcpy(m + (addr - start), data, bytes);
+	munmap(m, length);
+	return 0;
+}
+
 /* By offset into the target's descriptor: objects, and memory that only /proc/PID/mem can write. */
 static int write_at(const struct placing *p, uint64_t addr, const uint8_t *data, size_t bytes,
 		    struct cr_err *err)
@@ -95,6 +117,8 @@ static int write_at(const struct placing *p, uint64_t addr, const uint8_t *data,
 
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && errno == EINVAL && p->t->kind == TARGET_OBJECT)
+			return write_mapped(p, addr, data, bytes, err);
 		if (n <= 0) {
 			if (!n)
 				errno = EIO;

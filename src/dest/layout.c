@@ -27,14 +27,22 @@
 
 /* ---- shared objects ---- */
 
+/* Which size of huge pages: mmap(2), memfd_create(2), shmget(2) all take it so (3.8). */
+static int huge_flag(const struct shared_object *so)
+{
+	return so->page_bytes ? __builtin_ctzll(so->page_bytes) << MAP_HUGE_SHIFT : 0;
+}
+
 /* A descriptor of shared anonymous memory: the only way to one leads through a mapping of it,
  * /proc/PID/map_files, proc(5). */
-static int shared_anon_fd(uint64_t size, struct cr_err *err)
+static int shared_anon_fd(const struct shared_object *so, struct cr_err *err)
 {
 	char path[80];
-	size_t bytes = ALIGN_UP(size, CR_PAGE_SIZE);
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t bytes = ALIGN_UP(so->size, CR_PAGE_SIZE);
+	/* huge pages are reserved: better none now than SIGBUS later, mmap(2) */
+	int flags = so->page_bytes ? MAP_HUGETLB | huge_flag(so) : MAP_NORESERVE;
+	void *p =
+	    mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | flags, -1, 0);
 
 	if (p == MAP_FAILED)
 		return cr_err_sys(err, "mapping %zu bytes of shared memory", bytes);
@@ -55,6 +63,7 @@ static int make_sysv(const struct shared_object *so, struct cr_err *err)
 	    .gid = so->gid,
 	    .mode = so->mode,
 	    .size = so->size,
+	    .huge = so->page_bytes ? SHM_HUGETLB | huge_flag(so) : 0,
 	};
 
 	return sysv_shm_create(&want, err);
@@ -88,8 +97,9 @@ static int make_object(const struct shared_object *so, struct cr_err *err)
 	if (so->kind == OBJ_SYSV_SHM)
 		return make_sysv(so, err);
 	if (so->kind == OBJ_SHARED_ANON)
-		return shared_anon_fd(so->size, err);
-	int fd = memfd_create(so->name ? so->name : "", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		return shared_anon_fd(so, err);
+	unsigned int huge = so->page_bytes ? MFD_HUGETLB | (unsigned int)huge_flag(so) : 0;
+	int fd = memfd_create(so->name ? so->name : "", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge);
 	if (fd < 0)
 		return cr_err_sys(err, "creating memfd \"%s\"", so->name ? so->name : "");
 	return fd;

@@ -7,6 +7,9 @@
 #include <sys/shm.h>
 #include <unistd.h>
 
+#ifndef SHM_HUGE_SHIFT
+#define SHM_HUGE_SHIFT 26 /* include/uapi/linux/shm.h: the page size in SHM_HUGETLB's flags */
+#endif
 #ifndef SHM_DEST
 #define SHM_DEST 01000 /* shmctl(2): in the mode of a segment that was removed */
 #endif
@@ -46,14 +49,15 @@ static int wish_id(int id, struct cr_err *err)
 
 /* As with shared anonymous memory, the way to a descriptor leads through a mapping, proc(5)
  * map_files. */
-static int open_memory(int id, uint64_t size, struct cr_err *err)
+static int open_memory(int id, uint64_t size, int huge, struct cr_err *err)
 {
 	char path[80];
 	void *p = shmat(id, NULL, 0);
 
 	if (p == (void *)-1)
 		return cr_err_sys(err, "attaching System V shared memory %d", id);
-	uint64_t bytes = ALIGN_UP(size, CR_PAGE_SIZE);
+	uint64_t page = huge ? 1ull << (huge >> SHM_HUGE_SHIFT) : CR_PAGE_SIZE;
+	uint64_t bytes = ALIGN_UP(size, page);
 	snprintf(path, sizeof(path), "/proc/self/map_files/%lx-%lx", (unsigned long)p,
 		 (unsigned long)p + bytes);
 	int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -81,7 +85,7 @@ int sysv_shm_create(const struct sysv_shm *want, struct cr_err *err)
 
 	if (r)
 		return r;
-	int id = shmget(want->key, want->size, IPC_CREAT | IPC_EXCL | (int)want->mode);
+	int id = shmget(want->key, want->size, IPC_CREAT | IPC_EXCL | want->huge | (int)want->mode);
 	if (id < 0)
 		return cr_err_sys(err, "System V shared memory with key %#x", want->key);
 	if (id != want->id) {
@@ -90,7 +94,7 @@ int sysv_shm_create(const struct sysv_shm *want, struct cr_err *err)
 				  "System V shared memory id %d is taken on this host", want->id);
 	}
 	r = set_owner(id, want, err);
-	int fd = r ? r : open_memory(id, want->size, err);
+	int fd = r ? r : open_memory(id, want->size, want->huge, err);
 	if (fd < 0)
 		shmctl(id, IPC_RMID, NULL);
 	return fd;

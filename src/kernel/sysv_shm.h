@@ -10,6 +10,7 @@ struct sysv_shm {
 	uint32_t uid, gid, mode; /* permissions */
 	bool removed;            /* IPC_RMID: goes with its last attachment */
 	uint64_t size;           /* bytes */
+	int huge;                /* to make one: SHM_HUGETLB and which, shmget(2) */
 	uint64_t attached;       /* how often, by whomever */
 	pid_t cpid;              /* who made it, in the caller's pid namespace; 0: nobody there */
 };

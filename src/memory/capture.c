@@ -218,6 +218,8 @@ static int refresh_object(struct shared_object *so, int fd, struct cr_err *err)
 {
 	struct stat st;
 
+	if (so->kind != OBJ_UNLINKED && !so->page_bytes)
+		so->page_bytes = huge_page_bytes(fd);
 	if (so->kind == OBJ_SYSV_SHM)
 		return refresh_sysv(so, err);
 
@@ -378,14 +380,15 @@ static const char *classify(const struct proc_map *m, struct vma *v)
 	} else if (!strcmp(n, "[vdso]") || starts_with(n, "[vvar")) {
 		v->kind = VMA_VDSO;
 	} else if (m->shared && (starts_with(n, "/memfd:") || starts_with(n, "/dev/zero" DELETED) ||
-				 is_sysv(m) || starts_with(n, "[anon_shmem:"))) {
+				 is_sysv(m) || starts_with(n, "[anon_shmem:") ||
+				 starts_with(n, "/anon_hugepage"))) {
 		v->kind = VMA_SHARED_OBJ;
 	} else if (!m->shared && !m->ino && is_special_anon(n)) {
 		v->kind = VMA_ANON;
 	} else if (starts_with(n, "/memfd:")) {
 		v->kind = VMA_FILE_PRIVATE; /* of an object: its own pages over the object's */
 	} else if (starts_with(n, "/anon_hugepage")) {
-		return "huge pages: not supported";
+		return "huge pages that are not shared: not supported";
 	} else if (starts_with(n, "/[aio]")) {
 		return "kernel AIO context: not supported; io_destroy it first";
 	} else if (starts_with(n, "anon_inode:") || *n == '[' || starts_with(n, "socket:")) {
@@ -398,6 +401,11 @@ static const char *classify(const struct proc_map *m, struct vma *v)
 		return "unknown mapping: not supported";
 	}
 	return NULL;
+}
+
+static uint64_t whole_pages(const struct shared_object *so)
+{
+	return ALIGN_UP(so->size, so->page_bytes ? so->page_bytes : CR_PAGE_SIZE);
 }
 
 /* 1: left out (refused). */
@@ -443,11 +451,15 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 	if (is_of_object(m, v))
 		r = add_object(c, o, pid, m, &v->object, err);
 	if (!r && is_sysv(m) &&
-	    (v->offset ||
-	     v->end - v->start != ALIGN_UP(c->tree->objects[v->object].size, CR_PAGE_SIZE))) {
+	    (v->offset || v->end - v->start != whole_pages(&c->tree->objects[v->object]))) {
 		refuse(c->refused, pid, label,
 		       "System V shared memory of which only a part is mapped, or with different "
 		       "protections: not supported");
+		return 1;
+	}
+	if (!r && v->kind == VMA_FILE_PRIVATE && v->object != UINT32_MAX &&
+	    c->tree->objects[v->object].page_bytes) {
+		refuse(c->refused, pid, label, "huge pages that are not shared: not supported");
 		return 1;
 	}
 	if (is_of_object(m, v))
@@ -786,6 +798,7 @@ static void check_mapped_file(const struct tree *t, const struct mapped_file *f,
 
 void memory_check(const struct tree *t, struct refusals *refused)
 {
+	huge_check(t, refused);
 	for (size_t i = 0; i < t->n_objects; i++)
 		if (t->objects[i].kind == OBJ_SYSV_SHM)
 			check_sysv(&t->objects[i], refused);

@@ -20,6 +20,10 @@ int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_er
 
 /* Room for one more, during memory_capture(). */
 bool memory_objects_grow(struct tree *t);
+/* memory/huge.c. The size of the huge pages that a file consists of; 0: of ordinary ones. */
+uint64_t huge_page_bytes(int fd);
+/* Preflight: are there as many at this host? */
+void huge_check(const struct tree *t, struct refusals *refused);
 /* memory/exe.c: the program of p, whose path exe says that it was removed. Refused, by name, if it
  * cannot move. */
 int exe_capture(struct capture *c, struct object_fds *o, struct process *p, const char *exe,

@@ -68,9 +68,10 @@ enum object_kind { OBJ_SHARED_ANON = 1, OBJ_MEMFD, OBJ_SYSV_SHM, OBJ_UNLINKED };
 /* memory shared by several mappings, or by a mapping and a descriptor; or a file without a name */
 struct shared_object {
 	enum object_kind kind;
-	const char *name; /* memfd: name given to memfd_create; UNLINKED: the path that it had */
-	uint64_t size;    /* bytes */
-	uint32_t seals;   /* F_SEAL_* */
+	const char *name;    /* memfd: name given to memfd_create; UNLINKED: the path that it had */
+	uint64_t size;       /* bytes */
+	uint32_t seals;      /* F_SEAL_* */
+	uint64_t page_bytes; /* of huge pages, hugetlbpage.rst; 0: ordinary ones */
 	uint64_t ino, dev;
 	uint32_t uid, gid, mode; /* SYSV_SHM, UNLINKED: owner and permissions */
 	/* SYSV_SHM: shmget(2) */

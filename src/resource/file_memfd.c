@@ -8,8 +8,9 @@
 
 static bool match(const struct fd_probe *p)
 {
-	return p->fs_magic == TMPFS_MAGIC && S_ISREG(p->st.st_mode) && p->st.st_nlink == 0 &&
-	       !strncmp(p->link, "/memfd:", 7) && fcntl(p->local, F_GET_SEALS) >= 0;
+	return (p->fs_magic == TMPFS_MAGIC || p->fs_magic == HUGETLBFS_MAGIC) &&
+	       S_ISREG(p->st.st_mode) && p->st.st_nlink == 0 && !strncmp(p->link, "/memfd:", 7) &&
+	       fcntl(p->local, F_GET_SEALS) >= 0;
 }
 
 /* "/memfd:NAME (deleted)" */

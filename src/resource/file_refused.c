@@ -35,7 +35,7 @@ static const char *name_by_link(const char *link)
 	    {"anon_inode:kvm", "KVM descriptor"},
 	    {"anon_inode:[vfio", "VFIO descriptor"},
 	    {"anon_inode:", "anonymous inode"},
-	    {"/memfd:", "memfd on huge pages"},
+	    {"/memfd:", "memfd of a kind that is not known"},
 	    {"/secretmem", "secret memory"},
 	    {"/dev/zero (deleted)", "shared anonymous memory opened as a file"},
 	    {"/SYSV", "System V shared memory opened as a file"},

@@ -240,6 +240,14 @@ static int check_process(const struct tree *t, const struct process *p, struct c
 	return r ? r : check_locks(p, err);
 }
 
+/* A power of two that shmget(2) and the like can be asked for; whole pages. */
+static bool huge_page_bytes_valid(const struct shared_object *o)
+{
+	return o->page_bytes > CR_PAGE_SIZE && o->page_bytes <= 1ull << 40 &&
+	       !(o->page_bytes & (o->page_bytes - 1)) && o->kind != OBJ_UNLINKED &&
+	       (o->kind == OBJ_SYSV_SHM || !(o->size % o->page_bytes));
+}
+
 /* ---- who is whose ---- */
 
 struct task_id {
@@ -399,6 +407,8 @@ static int check_tables(const struct tree *t, struct cr_err *err)
 			  o->kind == OBJ_SYSV_SHM || o->kind == OBJ_UNLINKED,
 		      "shared object %zu: unknown kind %u", i, o->kind);
 		CHECK(o->size <= INT64_MAX, "shared object %zu: size", i);
+		CHECK(!o->page_bytes || huge_page_bytes_valid(o), "shared object %zu: huge pages",
+		      i);
 		CHECK(o->ipc_id >= 0 && o->mode <= 07777, "shared object %zu: id or mode", i);
 		CHECK(o->kind != OBJ_UNLINKED || absolute(o->name), "shared object %zu: no path",
 		      i);

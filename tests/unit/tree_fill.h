@@ -13,7 +13,7 @@
 #define TREE_SIZES(X)                                                                              \
 	X(struct vma, 72)                                                                          \
 	X(struct mapped_file, 72)                                                                  \
-	X(struct shared_object, 80)                                                                \
+	X(struct shared_object, 88)                                                                \
 	X(struct mm, 160)                                                                          \
 	X(struct thread, 256)                                                                      \
 	X(struct creds, 96)                                                                        \
@@ -439,6 +439,10 @@ static inline void fill_tables(struct filler *f)
 		o->mode = 0640;
 		o->ipc_removed = true;
 		o->ipc_cpid = 1234;
+		if (o->kind != OBJ_UNLINKED) {
+			o->page_bytes = 2 << 20;
+			o->size -= o->size % o->page_bytes;
+		}
 	}
 }
 
@@ -780,7 +784,7 @@ static inline void same_mapped_file(const struct mapped_file *a, const struct ma
 static inline void same_object(const struct shared_object *a, const struct shared_object *b)
 {
 	SAME(kind), SAME(size), SAME(seals), SAME(ino), SAME(dev), SAME(ipc_id), SAME(ipc_key);
-	SAME(uid), SAME(gid), SAME(mode), SAME(ipc_removed), SAME(ipc_cpid);
+	SAME(uid), SAME(gid), SAME(mode), SAME(ipc_removed), SAME(ipc_cpid), SAME(page_bytes);
 	SAME_STR(name);
 }
 
