@@ -342,6 +342,9 @@ struct file { /* one open file description: what dup and fork share */
 	size_t data_len;
 	uint32_t pipe_capacity; /* bytes */
 	bool pipe_packet;       /* O_DIRECT pipe */
+	/* a reading end of a named one that nobody has had open for writing since it was opened: it
+	 * does not tell of a hang-up */
+	bool pipe_unwritten;
 	/* EVENTFD */
 	uint64_t counter;
 	bool semaphore;

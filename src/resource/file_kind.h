@@ -275,6 +275,7 @@ struct held {
 	bool launched;        /* fileset_launch did it: the task's own from then on */
 	struct epoll_items items;
 	uint32_t capacity_set; /* PIPE */
+	bool unwritten;        /* PIPE: as built */
 	bool filled;           /* PIPE, UNIX_CONN: settle wrote into it */
 	int peer_fd;           /* UNIX_CONN: the other end, until all is prepared; else -1 */
 	char *reserved_dir;    /* UNIX_LISTEN: directory that holds the socket until launch */

@@ -146,10 +146,25 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 	return 0; /* contents: in link_pipe(), when all ends are known */
 }
 
+/* A reading end that was opened while nobody had it for writing does not tell of a hang-up before
+ * somebody has been there and gone, fifo_open(), fs/pipe.c. Whether a writer is there tee(2) tells,
+ * as read(2) would: 0 if not, EAGAIN if one may still write. It takes nothing. Returns 1, 0, or an
+ * error. */
+static int has_no_writer(const struct file *f, int fd, struct cr_err *err)
+{
+	_cleanup_(close_pair) int copy[2] = {-1, -1};
+
+	if (!f->path || f->flags & O_ACCMODE)
+		return 0;
+	if (pipe2(copy, O_CLOEXEC | O_NONBLOCK))
+		return cr_err_sys(err, "pipe2");
+	return tee(fd, copy[1], 1, SPLICE_F_NONBLOCK) == 0;
+}
+
 /* One of a pipe's ends, for which there is no end of the other direction in the tree. */
 static int check_missing_end(struct files_ctx *x, uint32_t file, int fd, struct cr_err *err)
 {
-	const struct file *f = &x->c->tree->files[file];
+	struct file *f = &x->c->tree->files[file];
 	struct pollfd pfd = {.fd = fd};
 	char name[160];
 
@@ -157,12 +172,26 @@ static int check_missing_end(struct files_ctx *x, uint32_t file, int fd, struct 
 		return cr_err_sys(err, "poll");
 	if (pfd.revents & (readable(f) ? POLLHUP : POLLERR))
 		return 0; /* nobody has it */
+	int r = has_no_writer(f, fd, err);
+	f->pipe_unwritten = r == 1;
+	if (r)
+		return r < 0 ? r : 0;
 	if (x->c->exact || (!x->much_waits && !files_pipe_end_inside(x, f, readable(f))))
 		files_refuse(x, files_holder_pid(x, file), files_holder(x, file)->fd,
 			     "%s: its %s end is held outside the tree; redirect it to a file, or "
 			     "move that process as well",
 			     pipe_name(f, name, sizeof(name)), readable(f) ? "writing" : "reading");
 	return 0;
+}
+
+/* Another reading end of it, of which the same may be true or not. */
+static int check_other_end(struct files_ctx *x, uint32_t file, struct cr_err *err)
+{
+	_cleanup_fd_ int local = files_getfd(x, file, err);
+
+	if (local < 0)
+		return x->c->exact ? local : 0;
+	return check_missing_end(x, file, local, err);
 }
 
 static int cmp_end(const void *va, const void *vb)
@@ -220,6 +249,8 @@ static int link_pipe(struct files_ctx *x, const struct pipe_end *ends, size_t n,
 	p.local = local;
 	if (!rd || !wr)
 		r = check_missing_end(x, first, local, err);
+	for (size_t i = 0; i < n && !r && !wr && files[first].path; i++)
+		r = ends[i].file == first ? 0 : check_other_end(x, ends[i].file, err);
 	/* what is in one with a name waits for whoever opens it next */
 	_cleanup_fd_ int reader =
 	    !rd && files[first].path && x->c->exact ? fd_reopen(local, O_RDONLY | O_NONBLOCK) : -1;
@@ -274,13 +305,46 @@ static int make_named(struct held *h, const struct file *f, struct cr_err *err)
 	return fd < 0 ? cr_err_sys(err, "opening %s", h->reserved_path) : fd;
 }
 
+/* Those ends that are not there yet: of the unwritten ones, or of the others. */
+static int open_ends(struct fileset *fs, const struct tree *t, const struct pipe_end *ends,
+		     size_t n, int any, int pair[2], bool unwritten, struct cr_err *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		struct held *h = &fs->held[ends[i].file];
+		const struct file *f = &t->files[ends[i].file];
+		int acc = f->flags & O_ACCMODE;
+
+		if (h->fd >= 0 || f->pipe_unwritten != unwritten)
+			continue;
+		if (acc == O_RDONLY && pair[0] >= 0)
+			h->fd = take_fd(&pair[0]);
+		else if (acc == O_WRONLY && pair[1] >= 0)
+			h->fd = take_fd(&pair[1]);
+		else
+			h->fd = reopen_end(any, acc);
+		if (h->fd < 0)
+			return cr_err_sys(err, "opening a pipe's end once more");
+		h->capacity_set = (uint32_t)fcntl(h->fd, F_GETPIPE_SZ);
+		h->unwritten = unwritten;
+	}
+	return 0;
+}
+
+static bool has_unwritten(const struct tree *t, const struct pipe_end *ends, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (t->files[ends[i].file].pipe_unwritten)
+			return true;
+	return false;
+}
+
 /* All ends that are not there yet. The first of each direction is the pipe's own, further ones are
  * opened through /proc/self/fd; an end that nobody has stays closed. */
 static int build_ends(struct fileset *fs, const struct tree *t, const struct pipe_end *ends,
 		      size_t n, struct cr_err *err)
 {
 	_cleanup_(close_pair) int pair[2] = {-1, -1};
-	_cleanup_fd_ int named = -1;
+	_cleanup_fd_ int named = -1, reader = -1;
 	const struct file *f = &t->files[ends[0].file];
 	int any = -1;
 
@@ -294,23 +358,14 @@ static int build_ends(struct fileset *fs, const struct tree *t, const struct pip
 		return cr_err_sys(err, "pipe2");
 	if (any < 0)
 		any = pair[0]; /* open until the end of this function, whoever owns it then */
-	for (size_t i = 0; i < n; i++) {
-		struct held *h = &fs->held[ends[i].file];
-		int acc = t->files[ends[i].file].flags & O_ACCMODE;
-
-		if (h->fd >= 0)
-			continue;
-		if (acc == O_RDONLY && pair[0] >= 0)
-			h->fd = take_fd(&pair[0]);
-		else if (acc == O_WRONLY && pair[1] >= 0)
-			h->fd = take_fd(&pair[1]);
-		else
-			h->fd = reopen_end(any, acc);
-		if (h->fd < 0)
-			return cr_err_sys(err, "opening a pipe's end once more");
-		h->capacity_set = (uint32_t)fcntl(h->fd, F_GETPIPE_SZ);
-	}
-	return 0;
+	int r = open_ends(fs, t, ends, n, any, pair, false, err);
+	if (r || !has_unwritten(t, ends, n))
+		return r;
+	reader = fd_reopen(any, O_RDONLY | O_NONBLOCK);
+	if (reader < 0)
+		return cr_err_sys(err, "opening a pipe's end once more");
+	close_fdp(&named); /* which is one for writing */
+	return open_ends(fs, t, ends, n, reader, pair, true, err);
 }
 
 /* All ends of file's pipe: the first one, *ret_n of them. */
@@ -409,6 +464,13 @@ static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 		return cr_err_set(err, CR_ERR_KERNEL, EAGAIN,
 				  "named pipe %s was closed and opened meanwhile; try again",
 				  f->path);
+	if (h->unwritten && !f->pipe_unwritten) { /* somebody has been there meanwhile */
+		_cleanup_fd_ int both = fd_reopen(h->fd, O_RDWR | O_NONBLOCK);
+
+		if (both < 0)
+			return cr_err_sys(err, "opening a pipe for writing");
+		h->unwritten = false;
+	}
 	if (!h->filled && !f->pipe_has_data && f->pipe_capacity == h->capacity_set)
 		return 0;
 	if (h->filled) { /* by an earlier settling */

@@ -5,7 +5,7 @@
 #define FILE_NUMBERS(X) \
 	X(flags) X(pos) X(owner_type) X(owner_pid) X(owner_sig) X(size) X(ino) X(dev) \
 	X(mtime_ns) X(rdev) X(mode) X(pipe_ino) X(pipe_has_data) X(pipe_capacity) \
-	X(pipe_packet) X(counter) X(semaphore) X(clockid) X(settime_flags) X(value_ns) \
+	X(pipe_packet) X(pipe_unwritten) X(counter) X(semaphore) X(clockid) X(settime_flags) X(value_ns) \
 	X(interval_ns) X(ticks) X(sigmask) X(sock_family) X(sock_type) X(sock_protocol) \
 	X(backlog) X(uid) X(gid) X(cred_pid) X(cred_uid) X(cred_gid) \
 	X(peer_ino) X(connected) X(sock_shutdown) X(carried) X(waits_nth) X(bound) X(name_ino) X(name_dev)

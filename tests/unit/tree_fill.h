@@ -361,6 +361,7 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 	FILL_BYTES(f, e->data, e->data_len, 99);
 	e->pipe_capacity = fill_u32(f);
 	e->pipe_packet = fill_bool(f);
+	e->pipe_unwritten = fill_bool(f);
 	e->counter = fill_u64(f);
 	e->semaphore = fill_bool(f);
 	e->n_targets = 2;
@@ -749,6 +750,7 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME(size), SAME(ino), SAME(dev), SAME(mtime_ns), SAME(rdev), SAME(mode), SAME(pipe_ino);
 	SAME(carried);
 	SAME(pipe_has_data), SAME(pipe_capacity), SAME(pipe_packet), SAME(counter);
+	SAME(pipe_unwritten);
 	SAME(semaphore), SAME(clockid), SAME(settime_flags), SAME(value_ns), SAME(interval_ns);
 	SAME(ticks), SAME(sigmask), SAME(object), SAME(sock_family), SAME(sock_type);
 	SAME(sock_protocol), SAME(backlog), SAME(uid), SAME(gid), SAME(cred_pid);

@@ -9,7 +9,7 @@
 enum { RECORD = 250, CAPACITY = 16384 };
 
 static struct {
-	int read, keeps, ended, no_reader, gone[2];
+	int read, keeps, ended, no_reader, gone[2], unwritten, written;
 	uint64_t seen;
 	pid_t child, waiter;
 } f;
@@ -125,6 +125,10 @@ static void set_up(void)
 	both = opened("ended", O_WRONLY);
 	put(both, "last words");
 	close(both);
+	make("unwritten", 0600);
+	f.unwritten = opened("unwritten", O_RDONLY | O_NONBLOCK);
+	make("written", 0600);
+	f.written = opened("written", O_RDONLY | O_NONBLOCK);
 	make("no-reader", 0600);
 	both = opened("no-reader", O_RDWR);
 	f.no_reader = opened("no-reader", O_WRONLY | O_NONBLOCK);
@@ -154,11 +158,35 @@ static void check_names(void)
 	wl_same("capacity", CAPACITY, fcntl(f.keeps, F_GETPIPE_SZ));
 }
 
+/* poll(2) tells of a hang-up only if there has been a writer since it was opened. */
+static bool hung_up(int fd)
+{
+	struct pollfd p = {fd, POLLIN, 0};
+
+	wl_must(poll(&p, 1, 0) >= 0, "poll");
+	return p.revents & POLLHUP;
+}
+
+/* Nobody has come to write, to both; then somebody has, to one. */
+static void check_hang_ups(void)
+{
+	char c;
+
+	wl_check(!hung_up(f.unwritten), "hung up, and nobody has written");
+	wl_same("read of it", 0, read(f.unwritten, &c, 1));
+	if (wl.moves && !hung_up(f.written))
+		close(opened("written", O_WRONLY | O_NONBLOCK));
+	wl_same("hung up", wl.moves > 0, hung_up(f.written));
+}
+
 static void finish(void)
 {
 	char c, path[256];
 	int fd, status;
 
+	check_hang_ups();
+	put(opened("unwritten", O_WRONLY | O_NONBLOCK), "the first");
+	expect("that nobody had written to", f.unwritten, "the first");
 	expect("one end for both", f.keeps, "kept");
 	fd = opened("keeps", O_WRONLY | O_NONBLOCK);
 	put(fd, "by its name");
@@ -205,6 +233,7 @@ int main(int argc, char **argv)
 		poll(&p, 1, 10);
 		read_some();
 		check_names();
+		check_hang_ups();
 		if (!dense)
 			poll(NULL, 0, 2);
 	}
