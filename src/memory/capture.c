@@ -617,6 +617,8 @@ static int fill_fields(struct capture *c, struct object_fds *o, struct process *
 	if (!p->mm.auxv)
 		return cr_err_oom(err);
 	int r = proc_readlink(p->pid, "exe", &exe, err);
+	if (r == -ENOENT && !c->exact) /* its memory is gone, it is about to be a zombie */
+		return cr_err_set(err, CR_ERR_KERNEL, EAGAIN, "process %d is ending", p->pid);
 	if (r < 0)
 		return r;
 	r = add_mapped_file(c, exe, 0, 0, &p->mm.exe_file, err);
