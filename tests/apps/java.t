@@ -8,6 +8,7 @@ start_hosts
 javac -d "$work" "$apps/HttpServerOfTest.java" || give_up "it compiles"
 start_server java -Xmx256m -Dsun.net.httpserver.nodelay=true -cp "$work" HttpServerOfTest $service 8080
 { server_listens 8080 && start_client requests http_peer $service 8080 8 digest; } || give_up "Java answers"
-# it keeps figures about itself in a mapped file in /tmp, which each host has for itself
-move_server --copy-files "$@" && finish_clients
+# it keeps figures about itself in a mapped file in /tmp, which each host has for itself: back again (MOVES), what it left
+# there makes way
+move_server --copy-files=replace "$@" && finish_clients
 done_testing

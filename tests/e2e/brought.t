@@ -162,4 +162,16 @@ shm_shared() {
 }
 case_of "shared memory that somebody else has as well is refused" shm_shared
 
+
+# Streamed: neither agent nor page-server could hold it.
+larger_case() {
+	local host
+	for host in alpha beta; do
+		prlimit --pid "$("$testbed" pid $host "$("$testbed" agent $host pid)")" --data=$((48 << 20)):
+		prlimit --pid "$("$testbed" pid $host "$("$testbed" page-server $host pid)")" --data=$((48 << 20)):
+	done
+	start_workload alpha unlinked --mib 256 && runs_on && move_workload beta && finish_workload
+}
+ok "moved: a removed file that is larger than the agents' memory" larger_case
+kill_workload
 done_testing

@@ -127,6 +127,33 @@ taken_case() {
 ok "refused: an id of a semaphore set that is taken" taken_case sem '-S 1' -s 'System V semaphore set'
 ok "refused: an id of a message queue that is taken" taken_case msg -Q -q 'System V message queue'
 
+# And a segment: of that id, and of that key.
+segment_case() {
+	local id key made
+	start_workload alpha sysvshm && runs_on || return 1
+	# shellcheck disable=SC2016
+	read -r key id < <(on alpha awk 'NR > 1 && $1 { print $1, $2 }' /proc/sysvipc/shm </dev/null)
+	case $1 in
+	id) on beta sh -c "echo $id >/proc/sys/kernel/shm_next_id; ipcmk -M 4096" </dev/null >"$work/made" ;;
+	key) on beta sh -c "echo $((id + 100)) >/proc/sys/kernel/shm_next_id" </dev/null && on beta /usr/bin/python3 -c "import ctypes
+raise SystemExit(ctypes.CDLL(None).shmget($key, 4096, 0o1600) < 0)" </dev/null ;;
+	esac || return 1
+	# shellcheck disable=SC2016
+	made=$(on beta awk 'NR > 1 { print $2 }' /proc/sysvipc/shm </dev/null)
+	migrate alpha beta --pid "$wl_pid"
+	on beta ipcrm -m "$made" </dev/null
+	{ [ "$mig_status" = 4 ] && grep '"event":"refused"' "$work/events" |
+		grep -q "System V shared memory $id, key.*the $1 is taken at the destination"; } || {
+		diag "the destination had $made"
+		say_migration
+		return 1
+	}
+	runs_on && finish_workload
+}
+ok "refused: an id of a segment that is taken" segment_case id
+ok "refused: a key of a segment that is taken" segment_case key
+kill_workload
+
 # Both sides have something to say: one list tells all.
 both_case() {
 	on alpha sh -c 'echo here >/tmp/data'
