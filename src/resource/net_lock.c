@@ -223,6 +223,18 @@ static bool has_listeners(const struct net_lock *l)
 	return false;
 }
 
+/* A table of descriptors that grows while several threads have it waits for a grace period each
+ * time, some 10 ms (expand_fdtable() of fs/file.c); while one has it, it does not. */
+static void grow_table(const struct taking *k)
+{
+	enum { OTHERS = 1024 };
+	_cleanup_fd_ int far = -1;
+
+	if (k->list.n >= PARALLEL_MIN)
+		far = fcntl(k->pidfds.v[0], F_DUPFD_CLOEXEC, (int)k->list.n + OTHERS);
+	/* without it, it is only slower */
+}
+
 int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *err)
 {
 	struct taking k = {.l = l, .t = t};
@@ -230,6 +242,8 @@ int net_lock_take(struct net_lock *l, struct tree *t, bool all, struct cr_err *e
 
 	if (k.list.n >= PARALLEL_MIN)
 		l->program = sock_lock_program();
+	if (!r)
+		grow_table(&k);
 	if (!r) /* all of them, before any is dumped */
 		r = parallel_for(k.list.n, lock_one, &k, err);
 	if (!r && l->requests && has_listeners(l))

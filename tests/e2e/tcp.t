@@ -98,6 +98,22 @@ for family in 4 6; do
 	case_of "IPv$family: send queue full" state_moved "$address" "$move" "" --use S --late
 done
 
+# dials ADDRESS THEIRS MOVE: a program that connects is moved before it has an answer (SYN_SENT).
+dials() {
+	local there=$work/there.$RANDOM st=0
+	mkdir "$there"
+	on client setsid "$e2e/dialled.py" "${2//[\[\]]/}" "$there" </dev/null >"$there/log" 2>&1 &
+	wait_for "$there/port" 10 || return 1
+	start_workload alpha tcp_dial --from "$1" --connect "$2:$(<"$there/port")" &&
+		move_workload beta --move-address "$3" && touch "$there/accept" && wait_for "$wl_dir/through" 30 &&
+		finish_workload || st=1
+	kill %% 2>/dev/null
+	wait
+	return $st
+}
+case_of "IPv4: a program that connects (SYN_SENT)" dials 10.77.0.100 10.77.0.3 "$service"
+case_of "IPv6: a program that connects (SYN_SENT)" dials fd77::100 "[fd77::3]" "$service6"
+
 # --- nobody has accepted them -------------------------------------------------------------------------
 
 # Of each kind one; echoes is what those of the first peer have to have got.
