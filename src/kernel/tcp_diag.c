@@ -12,6 +12,8 @@ enum {
 	/* all but TIME_WAIT, CLOSE and LISTEN */
 	STATES = 1 << TCP_ESTABLISHED | 1 << TCP_SYN_SENT | 1 << TCP_FIN_WAIT1 |
 		 1 << TCP_FIN_WAIT2 | 1 << TCP_CLOSE_WAIT | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING,
+	ENDING = 1 << TCP_FIN_WAIT1 | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING,
+	PROBING = 4, /* idiag_timer: the peer's window is closed, sock_diag(7) */
 };
 
 void tcp_diag_done(struct tcp_diag *d)
@@ -83,7 +85,14 @@ static void nl_closep(struct mnl_socket **nl)
 		mnl_socket_close(*nl);
 }
 
-static int dump(struct tcp_diag *d, int family)
+struct question {
+	uint32_t states;
+	uint8_t ext;
+	mnl_cb_t take;
+	void *list;
+};
+
+static int dump(const struct question *q, int family)
 {
 	_cleanup_(nl_closep) struct mnl_socket *nl =
 	    mnl_socket_open2(NETLINK_SOCK_DIAG, SOCK_CLOEXEC);
@@ -99,8 +108,8 @@ static int dump(struct tcp_diag *d, int family)
 	struct inet_diag_req_v2 *rq = mnl_nlmsg_put_extra_header(nlh, sizeof(*rq));
 	rq->sdiag_family = (uint8_t)family;
 	rq->sdiag_protocol = IPPROTO_TCP;
-	rq->idiag_ext = 1 << (INET_DIAG_INFO - 1); /* with which INET_DIAG_ULP_INFO comes */
-	rq->idiag_states = STATES;
+	rq->idiag_ext = q->ext;
+	rq->idiag_states = q->states;
 	if (mnl_socket_sendto(nl, nlh, nlh->nlmsg_len) < 0)
 		return -1;
 	while (r > MNL_CB_STOP) {
@@ -110,7 +119,7 @@ static int dump(struct tcp_diag *d, int family)
 			continue;
 		if (n < 0)
 			return -1;
-		r = mnl_cb_run(buf, (size_t)n, 1, mnl_socket_get_portid(nl), take, d);
+		r = mnl_cb_run(buf, (size_t)n, 1, mnl_socket_get_portid(nl), q->take, q->list);
 	}
 	return r;
 }
@@ -122,13 +131,27 @@ static int cmp_ino(const void *va, const void *vb)
 	return (a->ino > b->ino) - (a->ino < b->ino);
 }
 
+static int dump_all(const struct question *q, struct cr_err *err)
+{
+	/* without IPv6 there is nothing to be listed */
+	return dump(q, AF_INET) < 0 || (dump(q, AF_INET6) < 0 && errno != ENOENT)
+		   ? cr_err_sys(err, "listing TCP connections (sock_diag)")
+		   : 0;
+}
+
 int tcp_diag_read(struct tcp_diag *ret, struct cr_err *err)
 {
+	const struct question q = {
+	    .states = STATES,
+	    .ext = 1 << (INET_DIAG_INFO - 1), /* with which INET_DIAG_ULP_INFO comes */
+	    .take = take,
+	    .list = ret};
+
 	*ret = (struct tcp_diag){0};
-	/* without IPv6 there is nothing to be listed */
-	if (dump(ret, AF_INET) < 0 || (dump(ret, AF_INET6) < 0 && errno != ENOENT)) {
+	int r = dump_all(&q, err);
+	if (r) {
 		tcp_diag_done(ret);
-		return cr_err_sys(err, "listing TCP connections (sock_diag)");
+		return r;
 	}
 	if (ret->list.n)
 		qsort(ret->list.v, ret->list.n, sizeof(*ret->list.v), cmp_ino);
@@ -140,4 +163,42 @@ const struct tcp_diag_entry *tcp_diag_find(const struct tcp_diag *d, uint64_t in
 	const struct tcp_diag_entry key = {.ino = ino};
 
 	return d->list.n ? bsearch(&key, d->list.v, d->list.n, sizeof(key), cmp_ino) : NULL;
+}
+
+/* ---- that nobody has ---- */
+
+void tcp_unowned_done(struct tcp_unowned_list *l)
+{
+	vec_done(&l->list);
+}
+
+static int take_unowned(const struct nlmsghdr *nlh, void *arg)
+{
+	const struct inet_diag_msg *m = mnl_nlmsg_get_payload(nlh);
+	struct tcp_unowned_list *l = arg;
+
+	if (m->idiag_inode)
+		return MNL_CB_OK;
+	struct tcp_unowned *u = vec_push(&l->list);
+	if (!u) {
+		errno = ENOMEM;
+		return MNL_CB_ERROR;
+	}
+	u->family = m->idiag_family;
+	u->bytes = m->idiag_wqueue;
+	u->stuck = m->idiag_retrans || m->idiag_timer == PROBING;
+	put(&u->us, u->family, m->id.idiag_src, m->id.idiag_sport);
+	put(&u->peer, u->family, m->id.idiag_dst, m->id.idiag_dport);
+	return MNL_CB_OK;
+}
+
+int tcp_diag_unowned(struct tcp_unowned_list *ret, struct cr_err *err)
+{
+	const struct question q = {.states = ENDING, .take = take_unowned, .list = ret};
+
+	*ret = (struct tcp_unowned_list){0};
+	int r = dump_all(&q, err);
+	if (r)
+		tcp_unowned_done(ret);
+	return r;
 }

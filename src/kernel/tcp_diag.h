@@ -21,6 +21,22 @@ struct tcp_diag {
 	VEC(struct tcp_diag_entry) list; /* ascending by ino */
 };
 
+/* One that its program has closed, and whose peer has not acknowledged everything yet, our end at
+ * least: in FIN_WAIT1, CLOSING or LAST_ACK. Nobody has a descriptor of it. */
+struct tcp_unowned {
+	int family;
+	struct sockaddr_storage us, peer;
+	uint32_t bytes; /* not acknowledged */
+	bool stuck;     /* something was sent again already, or the peer takes nothing more */
+};
+
+struct tcp_unowned_list {
+	VEC(struct tcp_unowned) list;
+};
+
+int tcp_diag_unowned(struct tcp_unowned_list *ret, struct cr_err *err) must_check;
+void tcp_unowned_done(struct tcp_unowned_list *l);
+
 /* All that have a peer, or are on the way there, and belong to a descriptor. */
 int tcp_diag_read(struct tcp_diag *ret, struct cr_err *err) must_check;
 void tcp_diag_done(struct tcp_diag *d);

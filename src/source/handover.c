@@ -620,6 +620,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		r = inotify_verify(t, err);
 	ph->launch = now_us() - t1;
 	fault_point("source-prepared");
+	if (!r && !s->rq->opts.rehearse)
+		source_wait_unowned(s, t);
 	if (!r)
 		r = last_hooks(s, err);
 	if (r || s->rq->opts.rehearse) {

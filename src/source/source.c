@@ -299,6 +299,7 @@ static int check(struct source *s, struct cr_err *err)
 		tree_free(t);
 		return r;
 	}
+	source_warn_unowned(s, t);
 	s->checked = t;
 	source_send_notes(s, MSG_WARNING, s->notes.warnings.v, s->notes.warnings.n);
 	return refuse_notes(s, err);

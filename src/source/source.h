@@ -274,6 +274,10 @@ enum tcp_mode source_tcp_mode(const struct source *s);
 int source_list_addresses(struct source *s, struct tree *t, struct cr_err *err) must_check;
 /* Does this host have them, can they go? Refusals to s->notes; notes them in the journal. */
 int source_check_addresses(struct source *s, struct cr_err *err) must_check;
+/* unowned.c: connections that nobody has a descriptor of, and that lose their address: named ahead,
+ * and waited for, not for long, at the switch-over. */
+void source_warn_unowned(struct source *s, const struct tree *t);
+void source_wait_unowned(struct source *s, const struct tree *t);
 /* The tasks do not run on by themselves from here on, whatever becomes of this process. */
 int source_hold(struct source *s, struct cr_err *err) must_check;
 /* While stopped: connections out of the network, their state into t. -EAGAIN: connections wait to

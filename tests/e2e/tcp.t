@@ -114,6 +114,32 @@ dials() {
 case_of "IPv4: a program that connects (SYN_SENT)" dials 10.77.0.100 10.77.0.3 "$service"
 case_of "IPv6: a program that connects (SYN_SENT)" dials fd77::100 "[fd77::3]" "$service6"
 
+# A connection that its program has closed, while its peer takes nothing more: nobody has it any more, so that it cannot
+# move. That is said ahead, and once more when it is lost.
+closed_said() {
+	local st=0
+	start_server --listen :: && start_peer $v4_address --conns 3 || return 1
+	on client python3 -c '
+import socket, sys, time
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+s.sendall(b"O")
+time.sleep(60)' 10.77.0.100 "$port" </dev/null >/dev/null 2>&1 &
+	wait_for "$server/closed" 10 && until_true 10 gives_up || st=1
+	[ $st != 0 ] || { move_server beta --move-address "$service" && finish_all; } || st=1
+	if ! grep -q '"event":"warning".*10.77.0.100:.*closed, with [0-9]* bytes that 10.77.0.3:' "$work/events" ||
+		! grep -q "1 connections that the program has closed are reset" "$work/events"; then
+		diag "not said: $(cat "$work/events")"
+		st=1
+	fi
+	kill %% 2>/dev/null
+	wait
+	return $st
+}
+gives_up() {
+	on alpha ss -tnoH state fin-wait-1 | grep -q 'timer:(persist'
+}
+case_of "a connection that its program has closed is named" closed_said
+
 # --- nobody has accepted them -------------------------------------------------------------------------
 
 # Of each kind one; echoes is what those of the first peer have to have got.

@@ -207,6 +207,7 @@ static void begin(struct conn *c)
 	case USE_FIN_WAIT1:
 	case USE_CLOSING:
 	case USE_LAST_ACK:
+	case USE_CLOSED:
 		watch(c, EPOLLOUT | EPOLLIN);
 		break;
 	case USE_CORKED:
@@ -343,6 +344,18 @@ static void send_and_shut(struct conn *c)
 	watch(c, c->peer_ended ? 0 : EPOLLIN);
 }
 
+static void send_and_close(struct conn *c)
+{
+	size_t sent;
+
+	do
+		stream_fill(s.buf, 65536, c->out);
+	while (send_some(c, s.buf, 65536, &sent));
+	finish(c);
+	unlink(wl_path((char[256]){0}, "closed"));
+	wl_write("closed", "");
+}
+
 static int tcp_state(const struct conn *c)
 {
 	struct tcp_info ti = {0};
@@ -439,6 +452,10 @@ static void serve(struct conn *c, uint32_t events)
 		return;
 	for (int i = 0; events & EPOLLIN && i < 16 && receive(c); i++)
 		;
+	if (c->use == USE_CLOSED) {
+		send_and_close(c);
+		return;
+	}
 	if (ends_early(c)) {
 		send_and_shut(c);
 		return;

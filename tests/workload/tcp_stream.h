@@ -26,6 +26,7 @@ enum tcp_use {
 	USE_FIN_WAIT1 = 'G', /* and the server shuts its side down */
 	USE_CLOSING = 'H',   /* and the peer its, after that */
 	USE_LAST_ACK = 'A',  /* and the peer before that */
+	USE_CLOSED = 'O', /* the server sends all that is taken, and closes: nobody has it then */
 };
 enum { URGENT_BEFORE = 300, URGENT_AFTER = 500 }; /* bytes of the stream */
 #define URGENT_BYTE '!'
