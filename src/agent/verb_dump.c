@@ -73,10 +73,13 @@ static int usage(bool pre, FILE *f)
 	      "  --streams N              connections for pages (default 2)\n"
 	      "  --max-bandwidth RATE     beside the running tasks, such as 100M\n"
 	      "  --compress auto|lz4|none\n"
-	      "  --tcp close|refuse       established TCP connections: found reset when the "
-	      "image is\n"
-	      "                           restored, a warning names each (default), or a reason "
-	      "to refuse\n"
+	      "  --tcp auto|close|refuse  established TCP connections: those over the loopback "
+	      "interface\n"
+	      "                           between two of the tasks stay, others are found reset "
+	      "when the\n"
+	      "                           image is restored, a warning names each (auto, the "
+	      "default);\n"
+	      "                           all are found reset; or they are a reason to refuse\n"
 	      "  --max-rounds N           copies beside the running tasks (default 1, of dump 3)\n"
 	      "  --state DIR              journals (default: /run/cr-agent/state)\n"
 	      "  --json                   one object a line\n",
@@ -145,9 +148,12 @@ static int take_compress(struct dump *d, const char *text, struct cr_err *err)
 
 static int take_tcp(struct dump *d, const char *text, struct cr_err *err)
 {
-	if (strcmp(text, "close") != 0 && strcmp(text, "refuse") != 0)
-		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "--tcp %s: close or refuse", text);
-	d->rq.opts.tcp = *text == 'c' ? MSG_TCP_CLOSE : MSG_TCP_REFUSE;
+	if (strcmp(text, "auto") != 0 && strcmp(text, "close") != 0 && strcmp(text, "refuse") != 0)
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "--tcp %s: auto, close or refuse",
+				  text);
+	d->rq.opts.tcp = *text == 'a'   ? MSG_TCP_AUTO
+			 : *text == 'c' ? MSG_TCP_CLOSE
+					: MSG_TCP_REFUSE;
 	return 0;
 }
 

@@ -40,7 +40,9 @@ static int usage(FILE *f)
 	fputs(
 	    "usage: cr-agent restore --dir DIR [OPTION…]\n\n"
 	    "Makes the tasks of an image run here, under the pids that they had. Files have to be\n"
-	    "where they were, as they were; established TCP connections are found reset.\n\n"
+	    "where they were, as they were; TCP connections between two tasks of the image go on, "
+	    "others\n"
+	    "are found reset.\n\n"
 	    "  --dir DIR            the image's own directory\n"
 	    "  --lazy[=HOST:PORT]   run them at once: they fetch their memory as they touch it, "
 	    "the\n"

@@ -18,10 +18,10 @@ enum {
 
 enum tcp_mode source_tcp_mode(const struct source *s)
 {
-	if (s->image) /* who knows when that will be read */
-		return s->rq->opts.tcp == MSG_TCP_REFUSE ? TCP_MODE_REFUSE : TCP_MODE_CLOSE;
 	switch (s->rq->opts.tcp) {
 	case MSG_TCP_ESTABLISHED:
+		if (s->image) /* who knows when that will be read: no peer waits for so long */
+			return TCP_MODE_AUTO;
 		return TCP_MODE_ESTABLISHED;
 	case MSG_TCP_CLOSE:
 		return TCP_MODE_CLOSE;

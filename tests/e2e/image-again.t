@@ -133,7 +133,7 @@ rehearsed_before() {
 ok "special memory, after a rehearsal: moved" rehearsed_before
 kill_workload
 
-# --- established TCP connections: they cannot wait in an image ------------------------------------------------
+# --- established TCP connections: those between two tasks wait in an image, others cannot ---------------------
 
 tcp_refused() {
 	local st=0
@@ -144,12 +144,42 @@ tcp_refused() {
 }
 ok "--tcp refuse: refused by name, the task runs on" tcp_refused
 tcp_closed() {
-	verb alpha dump --pid "$wl_pid" --dir "$images/tcp2" && gone_from alpha || return 1
+	verb alpha dump --pid "$wl_pid" --dir "$images/tcp2" --tcp close && gone_from alpha || return 1
 	grep -q 'warning.*connection to 127.0.0.1:.* is closed' "$work/out" || say_out || return 1
 	restored beta "$images/tcp2" && finish_workload
 }
-ok "else a warning names each; they are found broken when it is restored" tcp_closed
+ok "--tcp close: a warning names each; they are found broken when it is restored" tcp_closed
 kill_workload
+
+# talk_in_image HOST OPTS…: of the restore
+talk_in_image() {
+	local host=$1 image=$images/talk-$((++count))
+	shift
+	start_workload alpha talk && runs_on || return 1
+	for _ in 1 2; do
+		verb alpha pre-dump --pid "$wl_pid" --dir "$image" --track && runs_on || return 1
+	done
+	verb alpha dump --pid "$wl_pid" --dir "$image" --leave-running && runs_on || return 1
+	! grep 'is closed' "$work/out" || return 1
+	image=$image-2
+	verb alpha dump --pid "$wl_pid" --dir "$image" && gone_from alpha && restored "$host" "$image" "$@" && runs_on &&
+		finish_workload
+}
+count=0
+ok "a connection between two tasks goes on at the source, and where it is restored" talk_in_image beta
+kill_workload
+ok "the same, restored lazily" talk_in_image beta --lazy
+kill_workload
+ok "the same, restored where it was" talk_in_image alpha
+kill_workload
+no_loopback() {
+	local st=0
+	on beta ip link set lo down
+	silent_verb beta restore --detach --dir "$images/talk-1-2" || st=$?
+	on beta ip link set lo up
+	{ [ $st = 4 ] && grep -q 'TCP connection from .* this host does not have that address' "$work/out" && gone_from beta; } || { diag "status $st"; say_out; }
+}
+ok "a host where such a connection cannot be: refused by name" no_loopback
 
 # --- in two hosts ----------------------------------------------------------------------------------------------
 

@@ -136,6 +136,7 @@ moves sockets --connected -- --tcp close
 ok "a broken connection is warned of" grep -q '"event":"warning".*TCP' "$work/events"
 moves inner
 moves inner --conns 40 -- --tcp established
+moves talk
 moves seccomp
 moves seccomp -- --launch sigreturn
 moves seccomp -- --no-hw-breakpoints
