@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include "agent/replay_copy.h"
 #include "model/layout.h"
 #include "model/lazy.h"
 #include "wire/lazy_stream.h"
@@ -21,8 +22,8 @@ struct replay {
 	struct targets targets; /* by the image's numbers, which seed the hashes */
 	struct place_memory mem;
 	const struct image_pages *pages;
-	const uint8_t *map; /* of the page file; NULL: it has none */
-	size_t map_bytes;
+	const uint8_t *map;       /* of the page file; NULL: it has none */
+	struct replay_copy *copy; /* its shell began as a copy of another; else NULL */
 	struct page_ack placed;
 	struct page_digest want; /* of the data pages placed */
 };
@@ -72,35 +73,31 @@ static int add_target(struct replay *rp, const struct dest *d, const struct imag
 
 /* ---- the page file ---- */
 
-static int map_file(struct replay *rp, struct cr_err *err)
+int replay_map(const struct image_pages *p, const uint8_t **ret, struct cr_err *err)
 {
-	const struct image_pages *p = rp->pages;
+	size_t bytes = p->slots * IMAGE_CHUNK_BYTES;
 	struct stat sb;
 
-	rp->map = NULL;
-	if (rp->from->read)
-		return 0;
-	rp->map_bytes = p->slots * IMAGE_CHUNK_BYTES;
+	*ret = NULL;
 	if (fstat(p->fd, &sb))
 		return cr_err_sys(err, "pages-%u", p->target);
-	if ((uint64_t)sb.st_size < rp->map_bytes)
+	if ((uint64_t)sb.st_size < bytes)
 		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
 				  "pages-%u: cut off: %lld bytes where %zu belong", p->target,
-				  (long long)sb.st_size, rp->map_bytes);
-	if (!rp->map_bytes)
+				  (long long)sb.st_size, bytes);
+	if (!bytes)
 		return 0;
-	void *m = mmap(NULL, rp->map_bytes, PROT_READ, MAP_SHARED, p->fd, 0);
+	void *m = mmap(NULL, bytes, PROT_READ, MAP_SHARED, p->fd, 0);
 	if (m == MAP_FAILED)
 		return cr_err_sys(err, "map pages-%u", p->target);
-	rp->map = m;
+	*ret = m;
 	return 0;
 }
 
-static void unmap_file(struct replay *rp)
+void replay_unmap(const struct image_pages *p, const uint8_t *map)
 {
-	if (rp->map)
-		munmap((void *)rp->map, rp->map_bytes);
-	rp->map = NULL;
+	if (map)
+		munmap((void *)map, p->slots * IMAGE_CHUNK_BYTES);
 }
 
 /* ---- placing ---- */
@@ -206,7 +203,16 @@ static int place_data(struct replay *rp, const struct image_chunk *c, struct cr_
 
 	memcpy(bits, c->data, sizeof(bits));
 	int r = leave_lazy(rp, c, bits, err);
+	if (!r && rp->copy)
+		r = replay_copy_shared(rp->copy, c, rp->map, bits, err);
 	return r ? r : place_bits(rp, c, PAGE_DATA, bits, err);
+}
+
+static int place_stray(void *arg, uint64_t va, const uint8_t *page, struct cr_err *err)
+{
+	struct replay *rp = arg;
+
+	return place_here(rp, va, page ? PAGE_DATA : PAGE_ZERO, 1, page, err);
 }
 
 /* Which page was it? Only asked once the sum has told that there is one. */
@@ -230,7 +236,7 @@ static int name_the_damage(const struct image_pages *p, struct cr_err *err)
 
 static int place_target(struct replay *rp, struct cr_err *err)
 {
-	int r = map_file(rp, err);
+	int r = rp->from->read ? 0 : replay_map(rp->pages, &rp->map, err);
 
 	rp->placed = (struct page_ack){0};
 	rp->want = (struct page_digest){0};
@@ -238,37 +244,83 @@ static int place_target(struct replay *rp, struct cr_err *err)
 		if (!r)
 			r = place_data(rp, *cp, err);
 	}
-	unmap_file(rp);
+	replay_unmap(rp->pages, rp->map);
+	rp->map = NULL;
 	if (!r && !page_digest_equal(rp->want, rp->placed.digest))
 		r = name_the_damage(rp->pages, err);
 	vec_foreach (cp, &rp->pages->chunks) {
 		if (!r)
 			r = place_bits(rp, *cp, PAGE_ZERO, (*cp)->zero, err);
 	}
+	if (!r && rp->copy)
+		r = replay_copy_strays(rp->copy, place_stray, rp, err);
 	return r;
 }
 
-static int replay_target(struct replay *rp, const struct dest *d, const struct image *im, pid_t pid,
-			 size_t object, struct replay_stats *ret, struct cr_err *err)
+static int no_pages(size_t which, struct cr_err *err)
 {
-	const struct shared_object *so = pid ? NULL : &d->tree->objects[object];
-	const struct image_target *it = image_find(im, pid, so ? so->ino : 0, so ? so->dev : 0);
+	return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
+			  "the image has no pages of process or object %zu", which);
+}
 
-	if (!it)
-		return cr_err_set(err, CR_ERR_INPUT, EBADMSG,
-				  "the image has no pages of process or object %zu",
-				  pid ? (size_t)pid : object);
-	int r = add_target(rp, d, it, pid, object, err);
-	rp->pages = &it->pages;
-	rp->p = pid ? tree_find_process(d->tree, pid) : NULL;
-	if (!r && rp->p && lazy_eager_pages(rp->p, &rp->eager, &rp->n_eager))
-		r = cr_err_oom(err);
-	if (!r)
-		r = place_target(rp, err);
-	free(take_ptr(rp->eager));
-	rp->n_eager = 0;
+static void count(const struct replay *rp, struct replay_stats *ret)
+{
 	ret->data_pages += rp->placed.data_pages;
 	ret->zero_pages += rp->placed.zero_pages;
+}
+
+static void replay_copy_freep(struct replay_copy **c)
+{
+	replay_copy_free(*c);
+}
+
+static int replay_process(struct replay *rp, const struct dest *d, const struct image *im,
+			  struct shell *sh, struct replay_stats *ret, struct cr_err *err)
+{
+	const struct image_target *it = image_find(im, sh->pid, 0, 0);
+	_cleanup_(replay_copy_freep) struct replay_copy *copy = NULL;
+
+	if (!it)
+		return no_pages((size_t)sh->pid, err);
+	rp->pages = &it->pages;
+	rp->p = tree_find_process(d->tree, sh->pid);
+	int r = add_target(rp, d, it, sh->pid, 0, err);
+	if (!r && rp->p && lazy_eager_pages(rp->p, &rp->eager, &rp->n_eager))
+		r = cr_err_oom(err);
+	if (!r && rp->p && sh->copy_of) {
+		const struct image_target *of = image_find(im, sh->copy_of, 0, 0);
+
+		r = of ? replay_copy_new(&copy, rp->p, rp->pages, sh->copy_of, &of->pages,
+					 rp->eager, rp->n_eager, err)
+		       : no_pages((size_t)sh->copy_of, err);
+	}
+	rp->copy = copy;
+	if (!r)
+		r = place_target(rp, err);
+	rp->copy = NULL;
+	free(take_ptr(rp->eager));
+	rp->n_eager = 0;
+	sh->copy_of = 0;
+	sh->replayed = true;
+	ret->shared_pages += copy ? replay_copy_count(copy) : 0;
+	count(rp, ret);
+	return r;
+}
+
+static int replay_object(struct replay *rp, const struct dest *d, const struct image *im,
+			 size_t object, struct replay_stats *ret, struct cr_err *err)
+{
+	const struct shared_object *so = &d->tree->objects[object];
+	const struct image_target *it = image_find(im, 0, so->ino, so->dev);
+
+	if (!it)
+		return no_pages(object, err);
+	rp->pages = &it->pages;
+	rp->p = NULL;
+	int r = add_target(rp, d, it, 0, object, err);
+	if (!r)
+		r = place_target(rp, err);
+	count(rp, ret);
 	return r;
 }
 
@@ -283,12 +335,15 @@ int replay_pages(struct dest *d, const struct image *im, const struct replay_fro
 	if (zeros == MAP_FAILED)
 		return cr_err_oom(err);
 	rp.mem.zeros = zeros;
-	for (size_t i = 0; i < d->tree->n_procs && !r; i++)
-		if (!d->tree->procs[i].zombie)
-			r = replay_target(&rp, d, im, d->tree->procs[i].pid, 0, ret, err);
-	for (size_t i = 0; i < d->tree->n_objects && !r; i++)
-		r = replay_target(&rp, d, im, 0, i, ret, err);
-	ret->left_pages = rp.left;
+	for (size_t i = 0; i < d->tree->n_procs && !r; i++) {
+		struct shell *sh = shells_find(d->shells, d->tree->procs[i].pid);
+
+		if (sh && !d->tree->procs[i].zombie && !sh->replayed)
+			r = replay_process(&rp, d, im, sh, ret, err);
+	}
+	for (size_t i = 0; i < d->tree->n_objects && !r && !from->more; i++)
+		r = replay_object(&rp, d, im, i, ret, err);
+	ret->left_pages += rp.left;
 	targets_done(&rp.targets);
 	munmap(zeros, PAGE_BATCH_BYTES);
 	return r;

@@ -168,11 +168,10 @@ static int decode(const struct restore *rs, struct tree **ret, struct cr_err *er
 }
 
 /* Takes the tree over. */
-static int build(struct restore *rs, struct tree *t, bool final, struct cr_err *err)
+static int build(struct restore *rs, struct tree *t, const struct dest_build_opts *how,
+		 bool *ret_more, struct cr_err *err)
 {
-	const struct dest_build_opts how = {.final = final};
-	bool more;
-	int r = dest_build(&rs->d, t, &how, &more, err);
+	int r = dest_build(&rs->d, t, how, ret_more, err);
 
 	if (r)
 		tree_free(t);
@@ -180,9 +179,9 @@ static int build(struct restore *rs, struct tree *t, bool final, struct cr_err *
 }
 
 /* All of it, or what the tasks cannot do without. */
-static int place_pages(struct restore *rs, struct cr_err *err)
+static int place_pages(struct restore *rs, bool more, struct cr_err *err)
 {
-	struct replay_from from = {0};
+	struct replay_from from = {.more = more};
 	char path[256];
 	int r = 0;
 
@@ -198,9 +197,30 @@ static int place_pages(struct restore *rs, struct cr_err *err)
 	return r ? r : replay_pages(&rs->d, rs->im, &from, &rs->pages, err);
 }
 
+/* Processes that others were forked from have their pages before those are made, as copies of them:
+ * so they share again what the image has twice. Not lazily, where pages are missing. Takes the tree
+ * over. */
+static int build_and_place(struct restore *rs, struct tree *t, struct cr_err *err)
+{
+	const struct dest_build_opts how = {.in_turns = !rs->lazy && t->n_procs > 1};
+	bool more = false;
+	int r = build(rs, t, &how, &more, err);
+
+	while (!r && more) {
+		r = place_pages(rs, true, err);
+		if (!r)
+			r = decode(rs, &t, err);
+		if (!r)
+			r = build(rs, t, &how, &more, err);
+	}
+	return r ? r : place_pages(rs, false, err);
+}
+
 static int rebuild(struct restore *rs, struct cr_err *err)
 {
+	const struct dest_build_opts final = {.final = true};
 	struct tree *t, *last = NULL;
+	bool more;
 	int r = decode(rs, &t, err);
 
 	if (r)
@@ -213,13 +233,11 @@ static int rebuild(struct restore *rs, struct cr_err *err)
 		tree_free(t);
 		return r;
 	}
-	r = build(rs, t, false, err);
-	if (!r)
-		r = place_pages(rs, err);
+	r = build_and_place(rs, t, err);
 	if (!r)
 		r = decode(rs, &last, err);
 	if (!r)
-		r = build(rs, last, true, err);
+		r = build(rs, last, &final, &more, err);
 	if (!r)
 		r = dest_prepare(&rs->d, err);
 	if (!r && rs->lazy) /* whoever cannot be reached now would not be later */

@@ -528,7 +528,7 @@ static int build_part(struct work *w, size_t n, struct dest *d, const struct tre
  * may lack some that its child has; a child's own would not be told from those of the copy. */
 static enum shells_copy copies(const struct dest *d, bool in_turns)
 {
-	if (d->lazy || d->from_image)
+	if (d->lazy || (d->from_image && !in_turns))
 		return COPY_NONE;
 	return in_turns ? COPY_ALWAYS : COPY_NOW;
 }

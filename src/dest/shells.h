@@ -39,6 +39,7 @@ struct shell {
 	uint32_t target;    /* of the page streams */
 	bool built;         /* threads, files and attributes have been brought to a tree before */
 	pid_t copy_of;      /* its memory is that shell's, and the source is still to be told; 0 */
+	bool replayed;      /* it has the pages of an image */
 	struct shell_thread **threads; /* [0] is the leader; n of them */
 	size_t n_threads;
 	struct vma *vmas; /* what is mapped, as last applied; owned */

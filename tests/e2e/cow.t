@@ -43,6 +43,8 @@ shares() {
 }
 
 start_testbed
+# shellcheck source=tests/e2e/steps.sh
+. "$e2e/steps.sh"
 
 # 64 MiB, of which each of 10 has written 1 MiB. What the first has written since it forked is shared by its children
 # alone: at the destination each has it for itself.
@@ -56,5 +58,33 @@ for i in 1 2 3; do
 done
 move_case "hybrid" -- prefork --rate 50 -- --mode hybrid
 move_case "post-copy" -- prefork --mib 32 -- --mode postcopy
+
+# in_image HOST -- NAME OPTS…: dumped, restored in HOST; sharing_in_image: with hardly more memory than before.
+in_image() {
+	local host=$1 image=$work/image-$((++count))
+	shift 2
+	start_workload alpha "$@" && runs_on || return 1
+	before=$(pss alpha)
+	verb alpha pre-dump --pid "$wl_pid" --dir "$image" && runs_on && verb alpha dump --pid "$wl_pid" --dir "$image" &&
+		gone_from alpha && restored "$host" "$image" || return 1
+	after=$(pss "$host")
+	diag "$((before / 1024)) MiB before, $((after / 1024)) MiB after"
+	runs_on && finish_workload
+}
+sharing_in_image() {
+	local before after
+	in_image "$@" && [ "$after" -gt 0 ] && [ "$after" -le $((before * 5 / 4 + 4096)) ]
+}
+count=0
+ok "shared copy-on-write again, restored from an image: children that have written" sharing_in_image beta -- prefork
+kill_workload
+ok "a tree of eight generations" sharing_in_image beta -- prefork --mib 16 --workers 20 --depth 8
+kill_workload
+for i in 1 2 3; do
+	ok "children forked meanwhile ($i)" in_image alpha -- prefork --mib 32 --workers 2 --depth 1 --rate 30
+	kill_workload
+done
+ok "processes that come and go" in_image beta -- forktree
+kill_workload
 
 done_testing
