@@ -106,6 +106,10 @@ bool journal_token(const struct journal *j, struct mig_token *ret);
 /* Cgroups that held tasks of migrations and hold none any more. One whose directory somebody has
  * locked, flock(2), is about to get some. */
 void sweep_cgroups(void);
+/* From keep_off until again nobody does that: whoever makes one can lock it in between. */
+enum { SWEEP_HIERARCHIES = 2 };
+void sweep_keep_off(int ret[SWEEP_HIERARCHIES]);
+void sweep_again(int fds[SWEEP_HIERARCHIES]);
 /* Locks of migrations that ended well. */
 void sweep_locks(const struct agent_config *cfg);
 /* All that is beside a migration's journal, but its lock. */

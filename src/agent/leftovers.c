@@ -20,6 +20,9 @@ static void sweep_below(const char *path)
 	_cleanup_dir_ DIR *d = opendir(path);
 	struct dirent *e;
 
+	/* somebody makes one just now; the next who sweeps finds what there is */
+	if (d && flock(dirfd(d), LOCK_EX | LOCK_NB))
+		return;
 	while (d && (e = readdir(d))) {
 		if (!is_ours(e->d_name))
 			continue;
@@ -32,18 +35,48 @@ static void sweep_below(const char *path)
 	}
 }
 
+static const enum cgroup_version versions[] = {CGROUP_V2, CGROUP_V1};
+_Static_assert(ARRAY_SIZE(versions) == SWEEP_HIERARCHIES, "one lock for each");
+
+static struct cgroup *own_cgroup(enum cgroup_version version)
+{
+	_cleanup_free_ char *path = NULL;
+	struct cgroup *own = NULL;
+	struct cr_err ignored = {0}; /* there need not be such a hierarchy */
+
+	if (cgroup_of_pid(getpid(), version, &path, &ignored) ||
+	    cgroup_open(&own, version, path, &ignored))
+		return NULL;
+	return own;
+}
+
 void sweep_cgroups(void)
 {
-	static const enum cgroup_version versions[] = {CGROUP_V2, CGROUP_V1};
-
 	for (size_t i = 0; i < ARRAY_SIZE(versions); i++) {
-		_cleanup_free_ char *path = NULL;
-		_cleanup_(cgroup_closep) struct cgroup *own = NULL;
-		struct cr_err ignored = {0}; /* there need not be such a hierarchy */
+		_cleanup_(cgroup_closep) struct cgroup *own = own_cgroup(versions[i]);
 
-		if (!cgroup_of_pid(getpid(), versions[i], &path, &ignored) &&
-		    !cgroup_open(&own, versions[i], path, &ignored))
+		if (own)
 			sweep_below(cgroup_fs_path(own));
+	}
+}
+
+void sweep_keep_off(int ret[SWEEP_HIERARCHIES])
+{
+	for (size_t i = 0; i < ARRAY_SIZE(versions); i++) {
+		_cleanup_(cgroup_closep) struct cgroup *own = own_cgroup(versions[i]);
+
+		ret[i] = own ? open(cgroup_fs_path(own), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+		if (ret[i] >= 0 && flock(ret[i], LOCK_SH))
+			close_fdp(&ret[i]);
+	}
+}
+
+void sweep_again(int fds[SWEEP_HIERARCHIES])
+{
+	for (size_t i = 0; i < SWEEP_HIERARCHIES; i++) {
+		if (fds[i] >= 0) /* a child may have it, too */
+			flock(fds[i], LOCK_UN);
+		close_fdp(&fds[i]);
 	}
 }
 

@@ -242,9 +242,13 @@ void work_dest(const struct agent_config *cfg, struct link *client, const struct
 	fe.lock = lock;
 	fe.listener = listener;
 	heap_keep();
+	/* between its making and our lock on it somebody might take the cgroup for a leftover */
+	int unswept[SWEEP_HIERARCHIES];
+	sweep_keep_off(unswept);
 	int r = begun ? dest_init(&d, &env, rq, &err) : -err.code;
 	if (!r)
 		hold_cgroup(&d);
+	sweep_again(unswept);
 	if (!r)
 		r = tell_ready(cfg, &d, client, &err);
 	if (r) {
