@@ -26,7 +26,7 @@ static int accept_given(uv_stream_t *listener, uv_stream_t *client);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { SOCKET_BYTES = 4 << 20, STEPS_MAX = 64, BATCH_PAGES_MAX = 64 };
+enum { SOCKET_BYTES = 4 << 20, STEPS_MAX = 64, BATCH_PAGES_MAX = 64, FDS_MOST = 32 };
 
 static struct server *sv;
 static struct {
@@ -361,7 +361,8 @@ static void remove_images(void)
 	}
 }
 
-/* The same number each time, if no descriptor stays open. */
+/* Does not grow, if no descriptor stays open. (Other threads, the sanitizers' among them, may have
+ * one open just then.) */
 static int lowest_free_fd(void)
 {
 	int fd = dup(STDERR_FILENO);
@@ -408,7 +409,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		size -= 4 + n;
 	}
 	end_of_input();
-	if (lowest_free_fd() != lowest)
+	if (lowest_free_fd() > lowest + FDS_MOST)
 		abort();
 	return 0;
 }
