@@ -56,7 +56,7 @@ end_slow() {
 	local st=0
 	fast_link
 	wait "$mover" || st=$?
-	mig_done=$(tail -n 1 "$work/events")
+	mig_status=$st mig_done=$(tail -n 1 "$work/events")
 	return $st
 }
 
