@@ -57,6 +57,8 @@ int exe_capture(struct capture *c, struct object_fds *o, struct process *p, cons
 
 	snprintf(path, sizeof(path), "/proc/%d/exe", p->pid);
 	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 && errno == ENOENT) /* as proc_readlink() says of one that ends */
+		errno = ESRCH;
 	if (fd < 0 || fstat(fd, &st))
 		return cr_err_sys(err, "opening %s", path);
 	p->mm.exe_file = UINT32_MAX;

@@ -349,11 +349,13 @@ int held_finish_stops(struct held_set *s, uint64_t budget_us, struct cr_err *err
 	bool any = false;
 	size_t gone = 0;
 
-	vec_foreach (h, &s->list) {
+	vec_foreach (h, &s->list)
+		any |= h->state == HELD_STOPPED && h->stop_sig;
+	if (!any) /* as nearly always: nobody is looked for among thousands */
+		return 0;
+	vec_foreach (h, &s->list)
 		h->again = h->state == HELD_STOPPED && is_process_stopped(s, h->pid);
-		any |= h->again;
-	}
-	for (size_t i = 0; any && i < s->list.n; i++) {
+	for (size_t i = 0; i < s->list.n; i++) {
 		struct held *h = &s->list.v[i];
 
 		if (!h->again)
@@ -365,7 +367,7 @@ int held_finish_stops(struct held_set *s, uint64_t budget_us, struct cr_err *err
 		}
 		h->state = HELD_RUNNING;
 	}
-	return any ? held_wait(s, budget_us, &gone, err) : 0;
+	return held_wait(s, budget_us, &gone, err);
 }
 
 /* ---- let go ---- */
