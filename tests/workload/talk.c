@@ -134,8 +134,13 @@ static void talk(struct pair *p)
 	while (p->in < p->out) {
 		struct pollfd pfd = {.fd = p->parent[0], .events = POLLIN};
 
-		wl_check(poll(&pfd, 1, 60000) == 1, "no echo for 60 s");
+		int ready = poll(&pfd, 1, 60000);
+
+		if (ready < 0 && errno == EINTR) /* as after any stop */
+			continue;
+		wl_check(ready == 1, "no echo for 60 s");
 		ssize_t n = read(p->parent[0], buf, BUFFER);
+
 		wl_check(n > 0, "echo: %s", n ? strerror(errno) : "the connection has ended");
 		check("echo", p->in, n);
 		p->in += n;
