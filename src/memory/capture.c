@@ -636,6 +636,17 @@ static uint64_t look_at_flags(const struct capture *c, pid_t pid)
 	return c->vmas && !vmaview_digest(c->vmas, pid, &digest, &ignored) ? digest : 0;
 }
 
+/* An execve(2) while it was looked at leaves half of one program and half of another. */
+static int check_steady(const struct process *p, struct cr_err *err)
+{
+	struct proc_stat now;
+	int r = proc_stat_read(p->pid, p->pid, &now, err);
+
+	if (r || (now.start_stack == p->mm.start_stack && now.start_code == p->mm.start_code))
+		return r;
+	return cr_err_set(err, CR_ERR_KERNEL, EAGAIN, "process %d is in execve", p->pid);
+}
+
 static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct cr_err *err)
 {
 	struct process *p = c->procs[i].p;
@@ -661,6 +672,8 @@ static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct 
 		r = refresh_flags(c, p, st.rss, err);
 	if (!r)
 		r = fill_fields(c, o, p, &st, same ? old : NULL, old, err);
+	if (!r && !same && !c->exact)
+		r = check_steady(p, err);
 	if (old) { /* flags that attributes tell */
 		p->mm.thp_disable = old->thp_disable;
 		p->mm.dumpable = old->dumpable;

@@ -49,4 +49,5 @@ void refusals_done(struct refusals *r)
 {
 	vec_done(&r->list);
 	vec_done(&r->warnings);
+	r->passing = false;
 }

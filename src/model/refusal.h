@@ -1,5 +1,6 @@
 /* What cannot be moved, collected by the preflight into one list that the user sees whole. */
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 #include "base/vec.h"
@@ -14,6 +15,7 @@ struct refusal {
 struct refusals {
 	VEC(struct refusal) list;
 	VEC(struct refusal) warnings; /* moved, but not quite as it was: said, not refused */
+	bool passing;                 /* some of list may be gone in a moment: look again */
 };
 
 /* Append; duplicates (same pid and what) are kept once. Out of memory drops the text, not the

@@ -26,9 +26,9 @@ static bool ns_read(int procfd, const char *dir, struct ns_set *out)
 	for (size_t i = 0; i < N_NS; i++) {
 		ssize_t n = fd < 0 ? -1 : readlinkat(fd, ns_names[i], out->text[i], NS_TEXT - 1);
 
-		if (n < 0 && i == 0)
+		if (n < 0) /* it is ending: they go one after the other */
 			return false;
-		out->text[i][n > 0 ? n : 0] = '\0';
+		out->text[i][n] = '\0';
 	}
 	return true;
 }
@@ -99,6 +99,7 @@ static size_t place_among(struct capture *c, pid_t *sorted, size_t n, pid_t pid,
 		if (r == 0)
 			refuse(c->refused, pid, what, "shared with process %d%s: not supported",
 			       sorted[mid], how);
+		c->refused->passing |= r == 0 && type == KCMP_VM; /* vfork(2) */
 		if (r <= 0)
 			return n;
 		if (r == 1)

@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include "base/clock.h"
 #include "base/fault.h"
+#include "kernel/procfs.h"
 #include "kernel/task.h"
 #include "kernel/uffd.h"
 #include "resource/resource.h"
@@ -97,6 +98,20 @@ static int ask(struct arming *a, struct cr_err *err)
 	return r;
 }
 
+/* Still what the look at it beside its run saw? After an execve(2) the stack is another. */
+static int check_program(const struct process *p, struct cr_err *err)
+{
+	struct proc_stat st;
+	int r = proc_stat_read(p->pid, p->pid, &st, err);
+
+	if (r)
+		return r;
+	if (st.start_stack == p->mm.start_stack && st.start_code == p->mm.start_code)
+		return 0;
+	return cr_err_set(err, CR_ERR_UNSUPPORTED, ESTALE,
+			  "process %d executed another program just then; try again", p->pid);
+}
+
 static int begin(struct source *s, struct tree *t, const struct seized_proc *q, struct arming *a,
 		 struct cr_err *err)
 {
@@ -108,7 +123,10 @@ static int begin(struct source *s, struct tree *t, const struct seized_proc *q, 
 		a->p = NULL;
 		return 0;
 	}
-	int r = a->sp->told ? 0 : read_rseq(a->p, q, err);
+	int r = check_program(a->p, err);
+
+	if (!r && !a->sp->told)
+		r = read_rseq(a->p, q, err);
 
 	if (!r)
 		r = read_seccomp(s, t, a->p, q, err);

@@ -66,6 +66,12 @@ static void proc_free(struct source *s, struct source_proc *sp)
 	free(sp);
 }
 
+void source_forget_all(struct source *s)
+{
+	while (s->procs.n)
+		proc_free(s, s->procs.v[--s->procs.n]);
+}
+
 static int find_vdso(struct source_proc *sp, struct cr_err *err)
 {
 	uint8_t digest[16];

@@ -239,13 +239,16 @@ static int look(struct source *s, struct tree **ret, struct cr_err *err)
 {
 	int r = -EAGAIN;
 
-	for (int i = 0; i < LOOK_ATTEMPTS && (r == -EAGAIN || r == -ESRCH); i++) {
+	for (int i = 0; i < LOOK_ATTEMPTS && (r == -EAGAIN || r == -ESRCH || s->notes.passing);
+	     i++) {
 		const struct timespec pause = {.tv_nsec = i * 1000000l};
 
 		nanosleep(&pause, NULL);
 		struct seize_request rq;
 		struct seizure *who = NULL;
 
+		tree_free(*ret);
+		*ret = NULL;
 		refusals_done(&s->notes);
 		cr_err_clear(err);
 		source_request(s, &rq);
@@ -289,7 +292,6 @@ static int check(struct source *s, struct cr_err *err)
 {
 	struct tree *t = NULL;
 
-	source_event(s, "check", "looking at the tasks and at the destination");
 	int r = look(s, &t, err);
 	if (!r)
 		r = source_check_addresses(s, err);
@@ -305,7 +307,8 @@ static int check(struct source *s, struct cr_err *err)
 	return refuse_notes(s, err);
 }
 
-/* The only stop before the switch-over: a tracker for every process. */
+/* The only stop before the switch-over: a tracker for every process. One that has executed another
+ * program since it was looked at is not what it was: then all of them are looked at again. */
 static int arm(struct source *s, struct cr_err *err)
 {
 	source_event(s, "arm",
@@ -313,6 +316,15 @@ static int arm(struct source *s, struct cr_err *err)
 				   : "one short stop to start tracking writes");
 	int r = source_arm(s, s->checked, err);
 
+	for (int i = 1; i < LOOK_ATTEMPTS && r == -ESTALE && !s->kept.there; i++) {
+		tree_free(s->checked);
+		s->checked = NULL;
+		source_forget_all(s);
+		cr_err_clear(err);
+		r = check(s, err);
+		if (!r)
+			r = source_arm(s, s->checked, err);
+	}
 	if (r)
 		return r;
 	tree_free(s->tree);
@@ -370,8 +382,10 @@ static int run(struct source *s, struct cr_err *err)
 
 	if (!r)
 		r = connect_peer(s, err);
-	if (!r)
+	if (!r) {
+		source_event(s, "check", "looking at the tasks and at the destination");
 		r = check(s, err);
+	}
 	if (!r)
 		r = connect_pages(s, err);
 	if (!r)

@@ -160,6 +160,8 @@ uint64_t source_work_ms(const struct tree *t);
 
 /* ---- observe.c ---- */
 
+/* As if none had been looked at or armed yet. */
+void source_forget_all(struct source *s);
 /* Processes that are tracked and no longer in t. */
 void source_forget_ended(struct source *s, const struct tree *t);
 struct source_proc *source_find(struct source *s, pid_t pid);

@@ -154,6 +154,8 @@ moves unlinked -- --streams 3 --max-bandwidth 30M
 moves unixsock
 moves messages
 moves fifo --dense
+moves runs
+moves runs --fork
 moves messages --dense
 moves messages --dense --quiet-clients -- --mode postcopy
 moves unixsock --uid 65534
