@@ -17,7 +17,10 @@
 #define PIDFD_SELF (-10000)
 #endif
 
-enum { DISCARDS = 512 }; /* with one call; at most 1,024, IOV_MAX */
+enum {
+	DISCARDS = 512, /* with one call; at most 1,024, IOV_MAX */
+	REGISTER_ATTEMPTS = 100,
+};
 
 static struct lazy_proc *proc_of(struct lazy *l, pid_t pid, bool create)
 {
@@ -279,22 +282,20 @@ static int walk_all(struct walk *w, struct cr_err *err)
 	return r;
 }
 
-int lazy_register(struct lazy *l, struct shell *sh, const struct process *p, struct cr_err *err)
+/* Each mapping in which something is missing. */
+static int register_all(struct lazy_proc *lp, struct shell *sh, struct walk *w, struct cr_err *err)
 {
-	struct lazy_proc *lp = proc_of(l, sh->pid, false);
-	_cleanup_(walk_done) struct walk w = {0};
+	const struct process *p = w->p;
 	size_t k = 0;
+	int r = 0;
 
-	if (!lp)
-		return 0;
-	int r = walk_init(&w, lp, p, err);
 	for (size_t i = 0; i < p->mm.n_vmas && !r; i++) {
 		const struct vma *v = &p->mm.vmas[i];
 
-		w.segs = 0;
+		w->segs = 0;
 		if (vma_is_lazy(v))
-			r = walk_vma(&w, v, &k, err);
-		if (r || !w.segs)
+			r = walk_vma(w, v, &k, err);
+		if (r || !w->segs)
 			continue;
 		/* With privileges (flags 0): faults of the kernel, in system calls, have to wait as
 		 * well, and the children of the tasks are ours to serve. */
@@ -304,6 +305,87 @@ int lazy_register(struct lazy *l, struct shell *sh, const struct process *p, str
 		if (!r)
 			r = uffd_serve_missing(lp->uffd, v->start, v->end, err);
 	}
+	return r;
+}
+
+struct intruders { /* pages that are missing, and there */
+	struct lazy_proc *lp;
+	VEC(struct msg_range) list;
+};
+
+static int on_zero_page(const struct page_extent *e, void *arg, struct cr_err *err)
+{
+	struct intruders *in = arg;
+
+	for (uint64_t va = e->start; va < e->end; va += CR_PAGE_SIZE) {
+		const struct sent_chunk *c = sentmap_chunk(&in->lp->left, va, false);
+
+		if (!c || !chunk_test(c->lazy, chunk_index(va)))
+			continue;
+		struct msg_range *g = vec_push(&in->list);
+		if (!g)
+			return cr_err_oom(err);
+		*g = (struct msg_range){va, va + CR_PAGE_SIZE};
+	}
+	return 0;
+}
+
+static int find_intruders(struct intruders *in, const struct shell *sh, const struct walk *w,
+			  struct cr_err *err)
+{
+	const struct mm *mm = &w->p->mm;
+	_cleanup_fd_ int fd = pagemap_open(sh->pid, err);
+	int r = fd < 0 ? fd : 0;
+
+	in->list.n = 0;
+	for (size_t i = 0; i < mm->n_vmas && !r; i++) {
+		const struct pagemap_query q = {.start = mm->vmas[i].start,
+						.end = mm->vmas[i].end,
+						.mask = PAGE_CAT_PFNZERO,
+						.ret = PAGE_CAT_PFNZERO};
+
+		if (vma_is_lazy(&mm->vmas[i]))
+			r = pagemap_walk(fd, &q, on_zero_page, in, err);
+	}
+	return r;
+}
+
+/* Whoever reads out of the shell meanwhile (/proc/PID/cmdline, as ps(1) does) has the kernel put a
+ * page of zeros where one is missing: it would be taken for the one that is to be fetched. None
+ * comes once the mappings are registered, so there they are looked for; the mappings are let go
+ * for as long as it takes to discard them. */
+static int register_clean(struct lazy_proc *lp, struct shell *sh, struct walk *w,
+			  struct cr_err *err)
+{
+	struct intruders in = {.lp = lp};
+	int r = -EAGAIN;
+
+	for (unsigned int i = 0; i < REGISTER_ATTEMPTS && r == -EAGAIN; i++) {
+		r = in.list.n ? discard(sh, in.list.v, in.list.n, err) : 0;
+		if (!r)
+			r = register_all(lp, sh, w, err);
+		if (!r && lp->uffd >= 0)
+			r = find_intruders(&in, sh, w, err);
+		if (r || !in.list.n)
+			break;
+		close_fdp(&lp->uffd);
+		r = cr_err_set(err, CR_ERR_KERNEL, EAGAIN,
+			       "somebody reads out of its memory all the time");
+	}
+	vec_done(&in.list);
+	return r;
+}
+
+int lazy_register(struct lazy *l, struct shell *sh, const struct process *p, struct cr_err *err)
+{
+	struct lazy_proc *lp = proc_of(l, sh->pid, false);
+	_cleanup_(walk_done) struct walk w = {0};
+
+	if (!lp)
+		return 0;
+	int r = walk_init(&w, lp, p, err);
+	if (!r)
+		r = register_clean(lp, sh, &w, err);
 	if (!r)
 		r = walk_all(&w, err);
 	if (r)

@@ -78,6 +78,28 @@ absent_case() {
 ok "system calls, threads, forks, moves, discards, exec, exit and a core dump while pages are missing" absent_case
 kill_workload
 
+# ps(1), top(1) and their like read out of every process, and so do away with pages that are not there yet:
+# what they are given in their place must not stay.
+looked_at_case() {
+	local st=0
+	rm -f "$work/over"
+	# shellcheck disable=SC2016
+	on beta sh -c 'while [ ! -e "$1" ]; do cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ; done >/dev/null 2>&1' \
+		look "$work/over" &
+	for _ in 1 2 3; do
+		start_workload alpha threads && runs_on && move_workload beta --mode "$1" && finish_workload && continue
+		st=1
+		break
+	done
+	touch "$work/over"
+	wait
+	return $st
+}
+for mode in postcopy hybrid; do
+	ok "$mode: others read the arguments and the environment of whatever there is" looked_at_case $mode
+	kill_workload
+done
+
 refused_case() {
 	verify_errors=$("$build/cr-migrate" --hosts "$hosts_file" --mode hybrid --verify full --pid 1 'alpha->beta' 2>&1)
 	[ $? = 2 ] && grep -q 'goes with --mode precopy' <<<"$verify_errors"

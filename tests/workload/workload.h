@@ -45,6 +45,7 @@ static struct {
 	int64_t mono_off_ns, boot_off_ns; /* clock minus CLOCK_REALTIME */
 	int argc;
 	char **argv;
+	uint64_t args; /* what they and the environment say: pages that nobody touches for long */
 } wl;
 
 /* ---- options: "--name value" and "--name" ---- */
@@ -139,8 +140,24 @@ __attribute__((noreturn, format(printf, 1, 2))) WL_UNUSED static void wl_fail(co
 	wl_check((long)(expected) == (long)(got), "%s: expected %ld (0x%lx), got %ld (0x%lx)",     \
 		 (what), (long)(expected), (long)(expected), (long)(got), (long)(got))
 
+extern char **environ;
+
+static inline uint64_t wl_args(void)
+{
+	char **const lists[] = {wl.argv, environ};
+	uint64_t sum = 0;
+
+	for (int i = 0; i < 2; i++)
+		for (char **p = lists[i]; p && *p; p++)
+			for (const char *c = *p; *c; c++)
+				sum = sum * 31 + (unsigned char)*c;
+	return sum;
+}
+
 WL_UNUSED __attribute__((noreturn)) static void wl_done(void)
 {
+	wl_check(wl_args() == wl.args, "arguments or environment have changed: %s ...",
+		 wl.argv[0] ? wl.argv[0] : "none");
 	wl_write("result", "OK\n");
 	exit(0);
 }
@@ -338,6 +355,7 @@ WL_UNUSED static void wl_init(int argc, char **argv)
 
 	wl.argc = argc;
 	wl.argv = argv;
+	wl.args = wl_args();
 	snprintf(wl.dir, sizeof(wl.dir), "%s", wl_opt_str("dir", ""));
 	if (wl.dir[0] != '/') {
 		fprintf(stderr, "usage: %s [options] --dir DIR (an absolute path)\n", argv[0]);
