@@ -72,6 +72,15 @@ looks() {
 	on "$1" grep -E '^[0-9a-f]+-[0-9a-f]+ rw-p 00000000 00:00 0 |^VmFlags:.* u[wmi]( |$)' "/proc/$wl_pid/smaps"
 }
 
+# Of what looks() says: the same with neighbours as one. What was two, by the order of its making, may be one.
+joined() {
+	sed 's/^\([0-9a-f]*\)-\([0-9a-f]*\) \(.*\)$/\1 \2 \3/' | awk '
+		$1 "" == end "" { end = $2; next }
+		{ if (end) print start, end; start = $1; end = $2 }
+		/^VmFlags/ { print; end = "" }
+		END { if (end) print start, end }'
+}
+
 # No mapping is split or keeps a flag of the move.
 same_looks_case() {
 	local before after
@@ -79,7 +88,10 @@ same_looks_case() {
 	before=$(looks alpha)
 	move_workload beta || return 1
 	after=$(looks beta)
-	[ "$after" = "$before" ] || { diag "before: $before" "after: $after"; return 1; }
+	if [ "$(joined <<<"$after")" != "$(joined <<<"$before")" ] || [ "$(wc -l <<<"$after")" -gt "$(wc -l <<<"$before")" ]; then
+		diag "before: $before" "after: $after"
+		return 1
+	fi
 	finish_workload
 }
 ok "mappings look as before: dirty" same_looks_case dirty --mib 64 --threads 4 --rate 20

@@ -163,7 +163,8 @@ static bool hung_up(int fd)
 {
 	struct pollfd p = {fd, POLLIN, 0};
 
-	wl_must(poll(&p, 1, 0) >= 0, "poll");
+	while (poll(&p, 1, 0) < 0)
+		wl_must(errno == EINTR, "poll");
 	return p.revents & POLLHUP;
 }
 
