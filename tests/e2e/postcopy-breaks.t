@@ -162,7 +162,8 @@ gone_from_beta() {
 }
 
 all_struck_case() {
-	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	start_workload alpha "$@" && runs_on || return 1
+	begin_slow || { diag "it does not begin"; return 1; }
 	wl_host=beta
 	until_true 20 progress_is_from beta || { diag "not there: $(progress)"; return 1; }
 	until_true 10 three_or_over
@@ -177,7 +178,8 @@ all_struck_case() {
 	wl_host=alpha
 	touch "$wl_dir/again"
 	until_true 30 resolved || { diag "$(cat "$work/resolved")"; return 1; }
-	until_true 20 progress_is_from alpha && runs_on && finish_workload
+	until_true 60 progress_is_from alpha || { diag "not back: $(progress); $(cat "$work/resolved")"; return 1; }
+	runs_on && finish_workload
 }
 resolved() {
 	"$build/cr-migrate" resolve --hosts "$hosts_file" --abort alpha >"$work/resolved" 2>&1
