@@ -3,11 +3,11 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/arena.h"
 #include "base/clock.h"
+#include "base/parallel.h"
 #include "kernel/reqview.h"
 
 /* By default the answer is sent again after one second and after three, tcp_synack_retries. */
@@ -18,18 +18,14 @@ struct net_handshakes {
 	struct handshakes found;
 	pthread_t thread;
 	bool started;
-	int policy;
-	struct sched_param param;
 	int result;
 	struct cr_err err;
 };
 
-/* A thread does not get its creator's policy where that says SCHED_RESET_ON_FORK, sched(7). */
 static void *thread_main(void *arg)
 {
 	struct net_handshakes *h = arg;
 
-	(void)!sched_setscheduler(0, h->policy, &h->param);
 	h->result = reqview_read(h->view, &h->found, &h->err);
 	return NULL;
 }
@@ -41,9 +37,7 @@ struct net_handshakes *net_handshakes_begin(const struct reqview *view)
 	if (!h)
 		return NULL;
 	h->view = view;
-	h->policy = sched_getscheduler(0);
-	if (h->policy >= 0 && !sched_getparam(0, &h->param))
-		h->started = !pthread_create(&h->thread, NULL, thread_main, h);
+	h->started = !parallel_thread(&h->thread, thread_main, h);
 	if (!h->started)
 		h->result = reqview_read(view, &h->found, &h->err);
 	return h;

@@ -170,19 +170,20 @@ unmuffle() {
 }
 cat >"$work/at-lock" <<EOF
 #!/bin/bash
-touch "$work/connect"
-until [ -e "$work/connected" ]; do sleep 0.01; done
+echo >"$work/connect"
+read -r _ <"$work/connected"
 EOF
+mkfifo "$work/connect" "$work/connected"
 chmod 755 "$work/at-lock"
 
 connect_late() {
-	until_true 60 test -e "$work/connect" && muffle || return 1
+	read -r -t 60 _ <>"$work/connect" && muffle || return 1
 	start_peer "$1" --conns 20 --rate 200 && echo "$wl_dir" >"$work/late-peer"
-	touch "$work/connected"
+	echo >"$work/connected"
 }
 under_way() {
 	local address=$1 move=$2 listen=$3 late st
-	rm -f "$work/connect" "$work/connected" "$work/late-peer"
+	rm -f "$work/late-peer"
 	start_server --listen "$listen" || return 1
 	connect_late "$address" &
 	late=$!
