@@ -4,15 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "kernel/pagemap.h"
 #include "model/layout.h"
 #include "model/lazy.h"
 #include "wire/page_digest.h"
-
-/* Documentation/admin-guide/mm/pagemap.rst; frames read as 0 without CAP_SYS_ADMIN (4.2) */
-#define ENTRY_PRESENT (1ull << 63)
-#define ENTRY_SWAPPED (1ull << 62)
-#define ENTRY_FILE (1ull << 61)
-#define ENTRY_FRAME ((1ull << 55) - 1)
 
 struct replay_copy {
 	const struct process *p;
@@ -23,15 +18,6 @@ struct replay_copy {
 	int pagemap, of_pagemap;
 	uint64_t shared;
 };
-
-static int open_pagemap(pid_t pid, int *ret, struct cr_err *err)
-{
-	char path[40];
-
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-	*ret = open(path, O_RDONLY | O_CLOEXEC);
-	return *ret < 0 ? cr_err_sys(err, "open %s", path) : 0;
-}
 
 int replay_copy_new(struct replay_copy **ret, const struct process *p,
 		    const struct image_pages *pages, pid_t of, const struct image_pages *of_pages,
@@ -48,9 +34,10 @@ int replay_copy_new(struct replay_copy **ret, const struct process *p,
 				  .n_eager = n_eager,
 				  .pagemap = -1,
 				  .of_pagemap = -1};
-	int r = open_pagemap(p->pid, &c->pagemap, err);
-	if (!r)
-		r = open_pagemap(of, &c->of_pagemap, err);
+	c->pagemap = pagemap_open(p->pid, err);
+	if (c->pagemap >= 0)
+		c->of_pagemap = pagemap_open(of, err);
+	int r = c->pagemap < 0 ? c->pagemap : c->of_pagemap < 0 ? c->of_pagemap : 0;
 	if (!r)
 		r = replay_map(of_pages, &c->of_map, err);
 	if (r)
@@ -87,8 +74,8 @@ static int entries(int fd, uint64_t va, uint64_t out[IMAGE_CHUNK_PAGES], struct 
 
 static bool same_frame(uint64_t a, uint64_t b)
 {
-	return a & b & ENTRY_PRESENT && a & ENTRY_FRAME && !((a ^ b) & ENTRY_FRAME) &&
-	       !((a | b) & ENTRY_FILE);
+	return a & b & PAGEMAP_PRESENT && a & PAGEMAP_FRAME && !((a ^ b) & PAGEMAP_FRAME) &&
+	       !((a | b) & PAGEMAP_FILE);
 }
 
 static bool same_bytes(const struct replay_copy *c, const struct image_chunk *k,
@@ -181,8 +168,8 @@ int replay_copy_strays(struct replay_copy *c, replay_stray_fn fn, void *arg, str
 			r = entries(c->pagemap, of->va, ours, err);
 		for (unsigned int i = 0; i < IMAGE_CHUNK_PAGES && !r; i++) {
 			bool has = k && (image_bit(k->data, i) || image_bit(k->zero, i));
-			bool there = ours[i] & ENTRY_SWAPPED ||
-				     (ours[i] & ENTRY_PRESENT && !(ours[i] & ENTRY_FILE));
+			bool there = ours[i] & PAGEMAP_SWAPPED ||
+				     (ours[i] & PAGEMAP_PRESENT && !(ours[i] & PAGEMAP_FILE));
 
 			if (there && !has && (image_bit(of->data, i) || image_bit(of->zero, i)))
 				r = stray(c, of->va + i * CR_PAGE_SIZE, fn, arg, err);

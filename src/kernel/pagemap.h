@@ -44,7 +44,12 @@ typedef int (*pagemap_fn)(const struct page_extent *e, void *arg, struct cr_err 
 int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg,
 		 struct cr_err *err) must_check;
 
-/* The entry of one page, proc_pid_pagemap(5). */
+/* The entry of one page, proc_pid_pagemap(5). Without CAP_SYS_ADMIN frames read as 0 (4.2). */
+#define PAGEMAP_FRAME ((1ull << 55) - 1)
+#define PAGEMAP_PROTECTED (1ull << 57) /* by userfaultfd, 5.15 */
+#define PAGEMAP_FILE (1ull << 61)
+#define PAGEMAP_SWAPPED (1ull << 62)
+#define PAGEMAP_PRESENT (1ull << 63)
 int pagemap_entry(int fd, uint64_t va, uint64_t *ret, struct cr_err *err) must_check;
 /* Those of n pages. */
 int pagemap_entries(int fd, uint64_t va, size_t n, uint64_t *ret, struct cr_err *err) must_check;

@@ -2,13 +2,8 @@
 
 #include <string.h>
 #include <unistd.h>
+#include "kernel/pagemap.h"
 #include "memory/register.h"
-
-/* An entry of /proc/PID/pagemap, proc_pid_pagemap(5). Without CAP_SYS_ADMIN frames read as 0. */
-#define ENTRY_FRAME ((1ull << 55) - 1)
-#define ENTRY_PROTECTED (1ull << 57) /* by userfaultfd, 5.15 */
-#define ENTRY_SWAPPED (1ull << 62)
-#define ENTRY_PRESENT (1ull << 63)
 
 /* ---- the beginning ---- */
 
@@ -106,10 +101,11 @@ static void read_entries(int pagemap, uint64_t va, uint64_t *v, size_t n)
 
 static bool is_same(uint64_t mine, uint64_t donors)
 {
-	const uint64_t there = ENTRY_PRESENT | ENTRY_SWAPPED;
+	const uint64_t there = PAGEMAP_PRESENT | PAGEMAP_SWAPPED;
 
-	return (mine & there) == ENTRY_PRESENT && (donors & there) == ENTRY_PRESENT &&
-	       donors & ENTRY_PROTECTED && donors & ENTRY_FRAME && !((mine ^ donors) & ENTRY_FRAME);
+	return (mine & there) == PAGEMAP_PRESENT && (donors & there) == PAGEMAP_PRESENT &&
+	       donors & PAGEMAP_PROTECTED && donors & PAGEMAP_FRAME &&
+	       !((mine ^ donors) & PAGEMAP_FRAME);
 }
 
 static bool is_bare(const struct tracker *t, uint64_t va)
