@@ -58,6 +58,17 @@ sh_c() {
 	bash -c "$1"
 }
 
+# repeatedly DIR CMD…: CMD until the workload of DIR has a result. A link that is replaced between the workload's look
+# at it and its own replacement of it is lost, and nobody can see that it was there.
+repeatedly() {
+	local dir=$1
+	shift
+	struck() {
+		"$@" && test -e "$dir/result"
+	}
+	until_true 5 struck "$@"
+}
+
 alone regs
 alone regs --rseq
 alone threads --threads 200
@@ -102,6 +113,6 @@ notices 'file content|read' files -- truncate -s 400 DIR/file.a
 notices 'oom_score_adj' creds -- sh_c 'echo 400 >/proc/PID/oom_score_adj'
 notices 'limit 4' creds -- prlimit --pid PID --core=0:512
 notices 'nice|policy' creds -- renice -n 9 -p PID
-notices 'someone else' regs -- ln -sfn 'nobody 1' DIR/progress
-notices 'someone else|another copy' dirty -- sh_c 'cp -P DIR/progress DIR/p; sleep 0.1; mv -T DIR/p DIR/progress'
+notices 'someone else' regs -- repeatedly DIR ln -sfn 'nobody 1' DIR/progress
+notices 'someone else|another copy' dirty -- repeatedly DIR sh_c 'cp -P DIR/progress DIR/p; sleep 0.1; mv -T DIR/p DIR/progress'
 done_testing
