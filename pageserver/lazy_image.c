@@ -32,16 +32,19 @@ int lazy_image_serve(const struct image *im, int urgent, int bulk, uint64_t max_
 		     struct cr_err *err)
 {
 	_cleanup_free_ pid_t *keys = calloc(im->targets.n + 1, sizeof(*keys));
-	struct serve sv = {
-	    .pids = keys, .read = read_pages, .arg = (void *)im, .max_bandwidth = max_bandwidth};
+	struct serve sv = {.pids = keys,
+			   .read = read_pages,
+			   .arg = (void *)im,
+			   .lifeline = -1,
+			   .max_bandwidth = max_bandwidth};
+	struct serve_links links = {.urgent = urgent, .bulk = {bulk}, .n_bulk = 1};
 
 	if (!keys) {
-		close(urgent);
-		close(bulk);
+		serve_links_close(&links);
 		return cr_err_oom(err);
 	}
 	vec_foreach (t, &im->targets)
 		if (*t)
 			keys[sv.n_pids++] = lazy_image_key((*t)->pid, (*t)->pages.target);
-	return serve_on(&sv, urgent, bulk, err);
+	return serve_on(&sv, &links, err);
 }

@@ -6,7 +6,7 @@
 #include <time.h>
 #include "agent/agent.h"
 #include "dest/lazy.h"
-#include "source/serve.h"
+#include "source/serve_peer.h"
 #include "base/log.h"
 #include "kernel/cgroup.h"
 #include "kernel/netdev.h"
@@ -387,15 +387,14 @@ int settle_abort(const struct agent_config *cfg, struct journal *j, char *text, 
 static int settle_serve(const struct agent_config *cfg, struct journal *j, struct cr_err *err)
 {
 	_cleanup_free_ pid_t *pids = calloc(j->pids.n + 1, sizeof(*pids));
-	struct serve sv = {.peer_address = j->peer,
-			   .host = cfg->host,
-			   .pids = pids,
-			   .timeout_ms = SERVE_TIMEOUT_MS};
+	struct serve_peer peer = {
+	    .address = j->peer, .host = cfg->host, .timeout_ms = SERVE_TIMEOUT_MS};
+	struct serve sv = {.pids = pids};
 	char text[200];
 
 	if (!pids)
 		return cr_err_oom(err);
-	if (!mig_id_parse(j->id, &sv.id) || !journal_token(j, &sv.token))
+	if (!mig_id_parse(j->id, &peer.id) || !journal_token(j, &peer.token))
 		return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal without an id or a token");
 	vec_foreach (p, &j->pids) {
 		uint64_t start;
@@ -407,7 +406,7 @@ static int settle_serve(const struct agent_config *cfg, struct journal *j, struc
 	/* it may not have heard of the decision */
 	int r = settle_ask_peer(cfg, j, MSG_COMMIT, MSG_RUNNING, ANSWER_TIMEOUT_MS, NULL, err);
 	if (!r)
-		r = serve_run(&sv, err);
+		r = serve_run(&sv, &peer, err);
 	return r ? r : settle_commit(cfg, j, text, sizeof(text), err);
 }
 

@@ -12,7 +12,7 @@
 #include "resource/carried.h"
 #include "base/fault.h"
 #include "kernel/sysv_ipc.h"
-#include "source/serve.h"
+#include "source/serve_peer.h"
 
 enum {
 	COMMIT_TIMEOUT_MS = 30000,
@@ -402,15 +402,15 @@ static void say_served(void *arg, uint64_t left)
 static int serve_destination(struct source *s, struct cr_err *err)
 {
 	_cleanup_free_ pid_t *pids = calloc(s->seizure->procs.n + 1, sizeof(*pids));
-	struct serve sv = {.peer_address = s->rq->peer_address,
-			   .id = s->rq->id,
-			   .token = s->rq->token,
-			   .host = s->env->host,
-			   .pids = pids,
+	const struct serve_peer peer = {.address = s->rq->peer_address,
+					.id = s->rq->id,
+					.token = s->rq->token,
+					.host = s->env->host,
+					.timeout_ms = s->rq->opts.postcopy_timeout_ms};
+	struct serve sv = {.pids = pids,
 			   .max_bandwidth = s->rq->opts.max_bandwidth,
 			   .recent = s->recent.v,
 			   .n_recent = s->recent.n,
-			   .timeout_ms = s->rq->opts.postcopy_timeout_ms,
 			   .progress = say_served,
 			   .arg = s};
 
@@ -421,7 +421,7 @@ static int serve_destination(struct source *s, struct cr_err *err)
 			pids[sv.n_pids++] = q->pid;
 	source_event(s, "post-copy", "the tasks run at the destination, and fetch what they need");
 	fault_point("source-serving");
-	int r = serve_run(&sv, err);
+	int r = serve_run(&sv, &peer, err);
 	s->done.postcopied = !r;
 	s->done.postcopy = sv.result;
 	return r ? cr_err_ctx(err, "serving the pages that are missing there") : 0;

@@ -1,30 +1,22 @@
-/* Connections to the destination, and answers to what it asks for. */
+/* Answers to what the destination asks for, on connections that there are. */
 #include "source/serve.h"
 
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <sched.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include "base/clock.h"
 #include "source/serve_state.h"
-#include "wire/link.h"
 
 enum {
-	CONNECT_MS = 2000,
-	ANSWER_MS = 5000,
-	PAUSE_MS = 100,
 	PRIORITY = 6,               /* of requests: before what is pushed, tc-prio(8) */
 	NOTSENT_BYTES = 128 * 1024, /* of what is pushed, in our kernel */
 	IN_BYTES = LAZY_HDR_BYTES + LAZY_CHUNKS_MAX * LAZY_CHUNK_BYTES,
 	OUT_MAX = 4 << 20, /* a destination that asks and does not read */
 	PROGRESS_US = 1000000,
-	SERVE_PRIORITY = 30, /* SCHED_FIFO: a task waits for each answer */
-	PATIENCE = 4,        /* packets; the destination has more */
+	PATIENCE = 4, /* packets; the destination has more */
 };
 
 /* ---- out ---- */
@@ -198,32 +190,6 @@ static int receive(struct server *s)
 
 /* ---- connections ---- */
 
-static int open_lazy(struct server *s, enum msg_lazy_kind kind, int *ret, struct cr_err *err)
-{
-	const struct serve *sv = s->sv;
-	struct msg_hello hello = {.version = MSG_VERSION,
-				  .role = MSG_ROLE_PEER,
-				  .id = sv->id,
-				  .token = sv->token,
-				  .host = sv->host};
-	_cleanup_(link_freep) struct link *l = NULL;
-	struct msg m = msg_of(MSG_LAZY), reply;
-	int r = link_connect(&l, sv->peer_address, CONNECT_MS, err);
-
-	if (!r)
-		r = link_hello(l, &hello, ANSWER_MS, &reply, err);
-	if (r)
-		return r;
-	msg_free(&reply);
-	m.lazy.kind = kind;
-	r = link_call(l, &m, MSG_OK, ANSWER_MS, &reply, err);
-	if (r)
-		return r;
-	msg_free(&reply);
-	*ret = fcntl(link_fd(l), F_DUPFD_CLOEXEC, 3);
-	return *ret < 0 ? cr_err_sys(err, "dup") : 0;
-}
-
 static void set_urgent_options(int fd)
 {
 	const int one = 1, priority = PRIORITY;
@@ -246,79 +212,19 @@ static int set_bulk_options(int fd, struct cr_err *err)
 	return 0;
 }
 
-static void forget_connection(struct server *s)
-{
-	push_stop(s);
-	close_fdp(&s->urgent);
-	s->out.b.n = s->out.done = 0;
-	s->n_in = 0;
-	s->pushing = false;
-	left_forget(s);
-}
-
-static int open_bulk(struct server *s, size_t i, struct cr_err *err)
-{
-	struct pusher *p = calloc(1, sizeof(*p));
-
-	if (!p)
-		return cr_err_oom(err);
-	p->s = s;
-	p->fd = -1;
-	s->pushers[i] = p;
-	int r = open_lazy(s, MSG_LAZY_BULK, &p->fd, err);
-	return r ? r : set_bulk_options(p->fd, err);
-}
-
-static size_t streams(const struct server *s)
-{
-	uint32_t n = s->sv->streams ? s->sv->streams : 1;
-
-	return n < LAZY_BULK_MAX ? n : LAZY_BULK_MAX;
-}
-
 static int begin(struct server *s, struct cr_err *err)
 {
 	const struct lazy_frame start = {.type = LAZY_START};
 
 	set_urgent_options(s->urgent);
+	for (size_t i = 0; i < LAZY_BULK_MAX && s->pushers[i]; i++)
+		if (set_bulk_options(s->pushers[i]->fd, err))
+			return -err->code;
 	token_bucket_set(&s->bucket, s->sv->max_bandwidth, now_us());
 	int r = append(&s->out, &start, NULL);
 	if (!r)
 		r = flush(s);
 	return r ? cr_err_set(err, CR_ERR_IO, -r, "starting to serve pages: %s", strerror(-r)) : 0;
-}
-
-static int connect_all(struct server *s, struct cr_err *err)
-{
-	int r = open_lazy(s, MSG_LAZY_URGENT, &s->urgent, err);
-
-	for (size_t i = 0; i < streams(s) && !r; i++)
-		r = open_bulk(s, i, err);
-	return r ? r : begin(s, err);
-}
-
-/* Does the destination say that it has all, although nobody told us? */
-static bool is_done_there(const struct serve *sv)
-{
-	struct msg_hello hello = {.version = MSG_VERSION,
-				  .role = MSG_ROLE_PEER,
-				  .id = sv->id,
-				  .token = sv->token,
-				  .host = sv->host};
-	_cleanup_(link_freep) struct link *l = NULL;
-	struct msg m = msg_of(MSG_QUERY), reply = {0};
-	struct cr_err ignored = {0};
-
-	m.query.id = sv->id;
-	if (link_connect(&l, sv->peer_address, CONNECT_MS, &ignored) ||
-	    link_hello(l, &hello, ANSWER_MS, &reply, &ignored))
-		return false;
-	msg_free(&reply);
-	if (link_call(l, &m, MSG_STATE, ANSWER_MS, &reply, &ignored))
-		return false;
-	bool done = reply.state.state == MSG_STATE_RUNNING;
-	msg_free(&reply);
-	return done;
 }
 
 /* ---- the loop ---- */
@@ -339,15 +245,20 @@ static void tell_progress(struct server *s)
 static int serve_connected(struct server *s)
 {
 	while (!s->complete) {
-		struct pollfd p = {.fd = s->urgent,
-				   .events = (short)(POLLIN | (is_pending(&s->out) ? POLLOUT : 0))};
-		int r = 0, n = poll(&p, 1, 200);
+		struct pollfd p[] = {
+		    {.fd = s->urgent,
+		     .events = (short)(POLLIN | (is_pending(&s->out) ? POLLOUT : 0))},
+		    {.fd = s->sv->lifeline, .events = POLLIN},
+		};
+		int r = 0, n = poll(p, ARRAY_SIZE(p), 200);
 
 		if (n < 0 && errno != EINTR)
 			return -errno;
-		if (n > 0 && p.revents & POLLOUT)
+		if (n > 0 && p[1].revents)
+			return -ECANCELED;
+		if (n > 0 && p[0].revents & POLLOUT)
 			r = flush(s);
-		if (!r && n > 0 && p.revents & ~POLLOUT)
+		if (!r && n > 0 && p[0].revents & ~POLLOUT)
 			r = receive(s);
 		if (r)
 			return r;
@@ -356,64 +267,15 @@ static int serve_connected(struct server *s)
 	return 0;
 }
 
-/* Threads that it starts have none of it. */
-static void set_priority(bool high)
-{
-	struct sched_param sp = {.sched_priority = high ? SERVE_PRIORITY : 0};
-
-	/* without the privilege it is only slower */
-	if (sched_setscheduler(0, high ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER, &sp))
-		return;
-}
-
-static int serve_until_complete(struct server *s, struct cr_err *err)
-{
-	const struct timespec pause = {.tv_nsec = PAUSE_MS * 1000 * 1000};
-	uint64_t deadline = now_us() + s->sv->timeout_ms * 1000ull;
-
-	for (;;) {
-		cr_err_clear(err);
-		int r = connect_all(s, err);
-
-		if (!r) {
-			r = serve_connected(s);
-			deadline = now_us() + s->sv->timeout_ms * 1000ull;
-			if (r)
-				cr_err_set(err, CR_ERR_PEER, -r, "the connection broke: %s",
-					   strerror(-r));
-		}
-		forget_connection(s);
-		if (s->complete || (r && is_done_there(s->sv))) {
-			cr_err_clear(err);
-			return 0;
-		}
-		if (now_us() > deadline) {
-			err->code = ETIMEDOUT;
-			return cr_err_ctx(err, "the destination was away for %u ms",
-					  s->sv->timeout_ms)
-				   ?: -ETIMEDOUT;
-		}
-		nanosleep(&pause, NULL);
-	}
-}
-
-static int open_memories(struct server *s, struct cr_err *err)
+static int take_memories(struct server *s, struct cr_err *err)
 {
 	for (size_t i = 0; i < s->sv->n_pids; i++) {
 		struct memory *m = vec_push(&s->memories);
-		char path[64];
 
 		if (!m)
 			return cr_err_oom(err);
-		m->sv = s->sv;
-		m->pid = s->sv->pids[i];
-		m->mem = -1;
-		if (s->sv->read)
-			continue;
-		snprintf(path, sizeof(path), "/proc/%d/mem", m->pid);
-		m->mem = open(path, O_RDONLY | O_CLOEXEC);
-		if (m->mem < 0)
-			return cr_err_sys(err, "opening %s", path);
+		*m = (struct memory){
+		    .sv = s->sv, .pid = s->sv->pids[i], .mem = s->sv->read ? -1 : s->sv->mems[i]};
 	}
 	return 0;
 }
@@ -424,7 +286,8 @@ static void server_free(struct server **sp)
 
 	if (!s)
 		return;
-	forget_connection(s);
+	push_stop(s);
+	close_fdp(&s->urgent);
 	left_done(s);
 	vec_done(&s->out.b);
 	pthread_mutex_destroy(&s->lock);
@@ -443,56 +306,66 @@ static void init_lock(pthread_mutex_t *lock)
 	pthread_mutexattr_destroy(&a);
 }
 
-static int server_new(struct server **ret, struct serve *sv, struct cr_err *err)
+static int take_links(struct server *s, struct serve_links *links, struct cr_err *err)
 {
-	struct server *s = calloc(1, sizeof(*s));
+	for (size_t i = 0; i < links->n_bulk; i++) {
+		struct pusher *p = calloc(1, sizeof(*p));
+
+		if (!p)
+			return cr_err_oom(err);
+		p->s = s;
+		p->fd = take_fd(&links->bulk[i]);
+		s->pushers[i] = p;
+	}
+	s->urgent = take_fd(&links->urgent);
+	return 0;
+}
+
+static int server_new(struct server **ret, struct serve *sv, struct serve_links *links,
+		      struct cr_err *err)
+{
+	_cleanup_(server_free) struct server *s = calloc(1, sizeof(*s));
 
 	if (!s)
 		return cr_err_oom(err);
 	s->sv = sv;
 	s->urgent = -1;
 	init_lock(&s->lock);
-	*ret = s;
 	s->in = malloc(2 * IN_BYTES);
-	return s->in ? open_memories(s, err) : cr_err_oom(err);
-}
-
-int serve_run(struct serve *sv, struct cr_err *err)
-{
-	_cleanup_(server_free) struct server *s = NULL;
-	int r = server_new(&s, sv, err);
-
-	set_priority(true);
-	if (!r) {
-		near_cpu_init(&s->near);
-		r = serve_until_complete(s, err);
-		near_cpu_leave(&s->near);
-	}
-	set_priority(false);
+	int r = s->in ? take_memories(s, err) : cr_err_oom(err);
+	if (!r)
+		r = take_links(s, links, err);
+	if (!r)
+		*ret = take_ptr(s);
 	return r;
 }
 
-int serve_on(struct serve *sv, int urgent, int bulk, struct cr_err *err)
+void serve_links_close(struct serve_links *links)
+{
+	close_fdp(&links->urgent);
+	for (size_t i = 0; i < links->n_bulk; i++)
+		close_fdp(&links->bulk[i]);
+	links->n_bulk = 0;
+}
+
+static int serve(struct server *s, struct cr_err *err)
+{
+	near_cpu_init(&s->near);
+	int r = begin(s, err);
+	if (!r) {
+		r = serve_connected(s);
+		if (r)
+			cr_err_set(err, CR_ERR_PEER, -r, "the connection broke: %s", strerror(-r));
+	}
+	near_cpu_leave(&s->near);
+	return r;
+}
+
+int serve_on(struct serve *sv, struct serve_links *links, struct cr_err *err)
 {
 	_cleanup_(server_free) struct server *s = NULL;
-	struct pusher *p = calloc(1, sizeof(*p));
-	int r = p ? server_new(&s, sv, err) : cr_err_oom(err);
+	int r = server_new(&s, sv, links, err);
 
-	if (r) {
-		close(urgent);
-		close(bulk);
-		free(p);
-		return r;
-	}
-	p->s = s;
-	p->fd = bulk;
-	s->pushers[0] = p;
-	s->urgent = urgent;
-	r = set_bulk_options(bulk, err);
-	if (!r)
-		r = begin(s, err);
-	if (r)
-		return r;
-	r = serve_connected(s);
-	return r ? cr_err_set(err, CR_ERR_IO, -r, "serving pages: %s", strerror(-r)) : 0;
+	serve_links_close(links);
+	return r ? r : serve(s, err);
 }

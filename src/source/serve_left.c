@@ -88,22 +88,9 @@ int left_sort(struct server *s)
 	return 0;
 }
 
-void left_forget(struct server *s)
-{
-	s->n_hot = s->recent_at = 0;
-	s->recent_va = 0;
-	s->left = 0;
-	memset(s->reads, 0, sizeof(s->reads));
-	vec_foreach (m, &s->memories) {
-		m->left.n = m->told.n = 0;
-		m->at = 0;
-	}
-}
-
 void left_done(struct server *s)
 {
 	vec_foreach (m, &s->memories) {
-		close_fdp(&m->mem);
 		vec_done(&m->left);
 		vec_done(&m->told);
 	}

@@ -1,4 +1,4 @@
-/* What the parts of the page server share: serve.c (connections, requests), serve_left.c (what is
+/* What the parts of serving pages share: serve.c (requests), serve_left.c (what is
  * still to be sent, and in what order), serve_push.c (the threads that push). */
 #pragma once
 #include <pthread.h>
@@ -21,7 +21,7 @@ enum {
 struct memory {                 /* of one process: what is still to be sent */
 	const struct serve *sv; /* who may read it in our place */
 	pid_t pid;
-	int mem;
+	int mem;                           /* not ours */
 	VEC(struct lazy_chunk) left, told; /* ascending once all is said */
 	size_t at;                         /* chunks before it are empty */
 };
@@ -79,7 +79,6 @@ struct memory *left_memory_of(struct server *s, pid_t pid);
 int left_add(struct server *s, struct memory *m, const struct lazy_chunk *c) must_check;
 /* All was said: now it can be looked up. -ENOMEM. */
 int left_sort(struct server *s) must_check;
-void left_forget(struct server *s);
 void left_done(struct server *s);
 /* Was it missing when the destination connected? */
 bool left_was_told(struct memory *m, uint64_t va);
