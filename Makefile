@@ -32,7 +32,7 @@ PROGS := $(B)/cr-agent $(B)/page-server $(B)/cr-migrate $(B)/cr-image
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(wildcard tests/unit/test_*.c))
 WORKLOADS := $(patsubst tests/workload/%.c,$(B)/tests/workload/%,$(wildcard tests/workload/*.c))
 
-.PHONY: all lib help deps deps-check check unit e2e e2e-apps lint lint-deep asan bench demo install clean workloads
+.PHONY: all lib help deps deps-check check unit e2e e2e-apps lint lint-deep asan bench demo install clean workloads unit-programs
 .SECONDARY:
 all: deps-check $(PROGS)
 # Everything that is there compiles, programs included where their sources are.
@@ -110,7 +110,9 @@ $(B)/tests/workload/%: tests/workload/%.c $(wildcard tests/workload/*.h)
 WL_LIBS_redis_writer := -lhiredis
 workloads: $(WORKLOADS)
 
-unit: deps-check $(UNIT)
+# To be built without being run.
+unit-programs: $(UNIT)
+unit: deps-check unit-programs
 	$(Q)tools/run-tests $(UNIT)
 
 clean:
