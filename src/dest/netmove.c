@@ -61,7 +61,7 @@ int dest_on_waiting(struct dest *d, const struct msg_waiting *w, struct cr_err *
 
 void dest_tell_waiting(struct dest *d)
 {
-	if (d->waiting.n)
+	if (d->files)
 		fileset_tell_waiting(d->files, d->tree, &d->waiting);
 }
 

@@ -13,6 +13,7 @@ enum {
 	STATES = 1 << TCP_ESTABLISHED | 1 << TCP_SYN_SENT | 1 << TCP_FIN_WAIT1 |
 		 1 << TCP_FIN_WAIT2 | 1 << TCP_CLOSE_WAIT | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING,
 	ENDING = 1 << TCP_FIN_WAIT1 | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING,
+	QUEUED = 1 << TCP_ESTABLISHED | 1 << TCP_CLOSE_WAIT,
 	PROBING = 4, /* idiag_timer: the peer's window is closed, sock_diag(7) */
 };
 
@@ -192,13 +193,23 @@ static int take_unowned(const struct nlmsghdr *nlh, void *arg)
 	return MNL_CB_OK;
 }
 
-int tcp_diag_unowned(struct tcp_unowned_list *ret, struct cr_err *err)
+static int list_unowned(uint32_t states, struct tcp_unowned_list *ret, struct cr_err *err)
 {
-	const struct question q = {.states = ENDING, .take = take_unowned, .list = ret};
+	const struct question q = {.states = states, .take = take_unowned, .list = ret};
 
 	*ret = (struct tcp_unowned_list){0};
 	int r = dump_all(&q, err);
 	if (r)
 		tcp_unowned_done(ret);
 	return r;
+}
+
+int tcp_diag_unowned(struct tcp_unowned_list *ret, struct cr_err *err)
+{
+	return list_unowned(ENDING, ret, err);
+}
+
+int tcp_diag_unaccepted(struct tcp_unowned_list *ret, struct cr_err *err)
+{
+	return list_unowned(QUEUED, ret, err);
 }

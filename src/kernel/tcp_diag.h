@@ -35,6 +35,8 @@ struct tcp_unowned_list {
 };
 
 int tcp_diag_unowned(struct tcp_unowned_list *ret, struct cr_err *err) must_check;
+/* The same of those that wait to be accepted, as accept(2) would give them. */
+int tcp_diag_unaccepted(struct tcp_unowned_list *ret, struct cr_err *err) must_check;
 void tcp_unowned_done(struct tcp_unowned_list *l);
 
 /* All that have a peer, or are on the way there, and belong to a descriptor. */

@@ -374,6 +374,9 @@ struct file { /* one open file description: what dup and fork share */
 	uint64_t *filter; /* classic, attached by the program: resource/sock_filter.h */
 	size_t n_filter;
 	uint32_t uid, gid; /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
+	/* UNIX_CONN, TCP_CONN */
+	uint32_t waits_at; /* index of the listener that has not accepted it (TCP: its other end);
+			    * UINT32_MAX: none. UNIX_CONN: at stops only */
 	/* UNIX_CONN */
 	struct unix_message *messages; /* wait to be read; at stops only */
 	size_t n_messages;
@@ -384,9 +387,7 @@ struct file { /* one open file description: what dup and fork share */
 	uint32_t sock_shutdown;      /* bit 0: for reading, bit 1: for writing */
 	uint64_t name_ino, name_dev; /* UNIX_*: of the path that it is bound to */
 	bool bound;                  /* its name is its own; an accepted end has its listener's */
-	uint32_t waits_at;  /* index of the listener that has not accepted it; UINT32_MAX: none. At
-			     * stops only */
-	uint32_t waits_nth; /* its place among those that wait there */
+	uint32_t waits_nth;          /* its place among those that wait there */
 	/* TCP_CONN; UDP, connected; UNIX_CONN, datagrams, connected */
 	const uint8_t *peeraddr;
 	uint32_t peeraddr_len;

@@ -144,7 +144,8 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 		f->kind = 0;
 		return 0;
 	}
-	if (!moves && is_loopback(f)) {
+	f->waits_at = UINT32_MAX;
+	if (is_loopback(f) || net_is_inside(x->c->tree, f)) {
 		uint32_t *u = vec_push(&x->undecided);
 
 		if (!u)
@@ -158,24 +159,9 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 
 /* ---- both ends in the tree ---- */
 
-struct end {                      /* a connection as one of its ends sees it */
-	uint8_t us[18], peer[18]; /* address, as IPv6, and port */
+struct end { /* a connection as one of its ends sees it */
+	uint8_t us[TCP_END_BYTES], peer[TCP_END_BYTES];
 };
-
-static void put_end(const void *sockaddr, uint8_t out[18])
-{
-	const struct sockaddr_in *in = sockaddr;
-	const struct sockaddr_in6 *in6 = sockaddr;
-
-	memset(out, 0, 18);
-	if (in->sin_family == AF_INET) {
-		out[10] = out[11] = 0xff;
-		memcpy(out + 12, &in->sin_addr, 4);
-	} else {
-		memcpy(out, &in6->sin6_addr, 16);
-	}
-	memcpy(out + 16, &in->sin_port, 2); /* sin6_port is at the same place */
-}
 
 static int cmp_end(const void *a, const void *b)
 {
@@ -204,6 +190,46 @@ static int other_end_missing(struct files_ctx *x, struct file *f, uint32_t index
 	return 0;
 }
 
+/* A listener of the tree's that connections to that address come to. */
+static uint32_t listener_of(const struct tree *t, const uint8_t at[TCP_END_BYTES])
+{
+	enum { PORT = 16 };
+	static const uint8_t any[PORT], any4[PORT] = {[10] = 0xff, [11] = 0xff};
+	uint8_t us[TCP_END_BYTES];
+
+	for (uint32_t i = 0; i < t->n_files; i++) {
+		if (t->files[i].kind != FILE_TCP_LISTEN)
+			continue;
+		tcp_end(t->files[i].sockaddr, us);
+		if (!memcmp(us + PORT, at + PORT, 2) &&
+		    (!memcmp(us, at, PORT) || !memcmp(us, any, PORT) || !memcmp(us, any4, PORT)))
+			return i;
+	}
+	return UINT32_MAX;
+}
+
+/* Does the other end wait to be accepted, at a listener that comes along? */
+static bool waits(struct files_ctx *x, const struct end *other, struct file *f)
+{
+	_cleanup_(tcp_unowned_done) struct tcp_unowned_list l = {0};
+	struct cr_err ignored = {0};
+	uint32_t at = x->c->to_image ? UINT32_MAX : listener_of(x->c->tree, other->us);
+
+	if (at == UINT32_MAX || tcp_diag_unaccepted(&l, &ignored))
+		return false;
+	vec_foreach (u, &l.list) {
+		struct end e;
+
+		tcp_end(&u->us, e.us);
+		tcp_end(&u->peer, e.peer);
+		if (cmp_end(&e, other))
+			continue;
+		f->waits_at = at;
+		return true;
+	}
+	return false;
+}
+
 static int link_ends(struct files_ctx *x, struct cr_err *err)
 {
 	struct tree *t = x->c->tree;
@@ -219,17 +245,19 @@ static int link_ends(struct files_ctx *x, struct cr_err *err)
 
 		if (f->kind != FILE_TCP_CONN)
 			continue;
-		put_end(f->sockaddr, ends[n].us);
-		put_end(f->peeraddr, ends[n++].peer);
+		tcp_end(f->sockaddr, ends[n].us);
+		tcp_end(f->peeraddr, ends[n++].peer);
 	}
 	qsort(ends, n, sizeof(*ends), cmp_end);
 	vec_foreach (i, &x->undecided) {
 		struct file *f = &t->files[*i];
 		struct end key;
 
-		put_end(f->peeraddr, key.us);
-		put_end(f->sockaddr, key.peer);
-		if (!bsearch(&key, ends, n, sizeof(key), cmp_end))
+		tcp_end(f->peeraddr, key.us);
+		tcp_end(f->sockaddr, key.peer);
+		if (bsearch(&key, ends, n, sizeof(key), cmp_end) || waits(x, &key, f))
+			continue;
+		if (is_loopback(f) && !tree_moves_address(t, f->sockaddr, f->sockaddr_len))
 			other_end_missing(x, f, *i);
 	}
 	return 0;
@@ -356,7 +384,7 @@ static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 			? "urgent data that waits cannot be handed on here"
 			: "the peer has shut its side down, which it cannot be told here");
 	/* what comes before the decision is not to be acknowledged: it may be against us */
-	if (!r && t->switched)
+	if (!r && t->switched && f->waits_at == UINT32_MAX)
 		r = sock_lock(fs->held[i].fd, SOCK_LOCK_ALL, err);
 	if (!r)
 		return 0;
@@ -374,7 +402,7 @@ static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 	uint64_t now = clock_ns(CLOCK_MONOTONIC) + (uint64_t)fs->monotonic_off_ns;
 
 	(void)err;
-	if (fs->held[i].launched)
+	if (fs->held[i].launched || f->waits_at != UINT32_MAX) /* fileset_tell_waiting() */
 		return 0;
 	if ((t->switched && sock_unlock(fs->held[i].fd, &why)) ||
 	    tcp_launch(fs->held[i].fd, f, now, way_in(fs, t, f), &why))

@@ -161,6 +161,7 @@ static int add(const struct handshake *h, int family, int64_t clock_offset_ns, s
 	*f = (struct file){.kind = FILE_TCP_CONN,
 			   .object = UINT32_MAX,
 			   .peer = UINT32_MAX,
+			   .waits_at = UINT32_MAX,
 			   .sock_family = (uint32_t)family,
 			   .sock_type = SOCK_STREAM,
 			   .sock_protocol = IPPROTO_TCP,

@@ -118,12 +118,21 @@ static int add(struct taking *k, const struct fd_entry *e, struct cr_err *err)
 	return 0;
 }
 
+static bool has_queued(const struct tree *t)
+{
+	for (size_t i = 0; i < t->n_files; i++)
+		if (t->files[i].kind == FILE_TCP_CONN && t->files[i].waits_at != UINT32_MAX)
+			return true;
+	return false;
+}
+
 /* Each description once, by the first process that has it. */
 static int list_all(struct taking *k, bool all, struct cr_err *err)
 {
 	_cleanup_free_ bool *seen = calloc(k->t->n_files + 1, sizeof(*seen));
 	int r = seen ? 0 : cr_err_oom(err);
 
+	all |= has_queued(k->t);
 	for (size_t i = 0; i < k->t->n_procs && !r; i++) {
 		const struct process *p = &k->t->procs[i];
 		int *pidfd = p->zombie ? NULL : vec_push(&k->pidfds);
@@ -297,23 +306,44 @@ int net_lock_undo(struct net_lock *l, struct cr_err *err)
 
 /* ---- what waits to be accepted, after the decision ---- */
 
-static int take_waiting(int fd, struct arena *a, int64_t clock_offset_ns, struct file *f,
-			struct cr_err *err)
+struct collecting {
+	const struct tree *t; /* NULL: not known any more */
+	struct arena *a;
+	int64_t clock_offset_ns;
+	struct waiting *w;
+	size_t cap;
+};
+
+static bool goes_along(const struct tree *t, const struct file *f)
+{
+	return !t || t->switched || tree_moves_address(t, f->sockaddr, f->sockaddr_len) ||
+	       net_is_inside(t, f);
+}
+
+/* Its peer would ask for it here in vain. */
+static void reset(int fd)
+{
+	const struct linger now = {.l_onoff = 1};
+
+	if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now)))
+		log_warn("SO_LINGER: %s", strerror(errno));
+}
+
+static int take_waiting(int fd, const struct collecting *c, struct file *f, struct cr_err *err)
 {
 	struct sockaddr_storage us = {0}, peer = {0};
 	struct tcp_heard heard;
 	socklen_t len = sizeof(us), peer_len = sizeof(peer);
+	struct arena *a = c->a;
 
-	*f = (struct file){.kind = FILE_TCP_CONN, .object = UINT32_MAX, .peer = UINT32_MAX};
-	f->tcp = arena_array(a, struct tcp_conn, 1);
-	if (!f->tcp)
-		return cr_err_oom(err);
+	*f = (struct file){.kind = FILE_TCP_CONN,
+			   .object = UINT32_MAX,
+			   .peer = UINT32_MAX,
+			   .waits_at = UINT32_MAX};
 	int r = sock_lock(fd, SOCK_LOCK_ALL, err);
 	if (!r && (getsockname(fd, (struct sockaddr *)&us, &len) ||
 		   getpeername(fd, (struct sockaddr *)&peer, &peer_len)))
 		return -ENOTCONN; /* reset by its peer: nothing to take along */
-	if (!r)
-		r = tcp_dump(fd, a, tasks_clock(clock_offset_ns), f->tcp, &heard, err);
 	if (r)
 		return r;
 	f->sock_family = us.ss_family;
@@ -323,12 +353,18 @@ static int take_waiting(int fd, struct arena *a, int64_t clock_offset_ns, struct
 	f->peeraddr = arena_memdup(a, &peer, peer_len);
 	f->sockaddr_len = len;
 	f->peeraddr_len = peer_len;
-	return f->sockaddr && f->peeraddr ? 0 : cr_err_oom(err);
+	f->tcp = arena_array(a, struct tcp_conn, 1);
+	if (!f->tcp || !f->sockaddr || !f->peeraddr)
+		return cr_err_oom(err);
+	if (!goes_along(c->t, f)) {
+		reset(fd);
+		return -ENOTCONN;
+	}
+	return tcp_dump(fd, a, tasks_clock(c->clock_offset_ns), f->tcp, &heard, err);
 }
 
 /* Those that cannot go on are closed here: silently, as they are in repair mode by then. */
-static int accept_all(int listener, struct arena *a, int64_t clock_offset_ns, struct waiting *w,
-		      size_t *cap, struct cr_err *err)
+static int accept_all(int listener, struct collecting *c, struct cr_err *err)
 {
 	for (;;) {
 		_cleanup_fd_ int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
@@ -340,25 +376,24 @@ static int accept_all(int listener, struct arena *a, int64_t clock_offset_ns, st
 			continue;
 		if (fd < 0)
 			return cr_err_sys(err, "accept4");
-		struct file *f = waiting_push(w, cap, a);
+		struct file *f = waiting_push(c->w, &c->cap, c->a);
 		if (!f)
 			return cr_err_oom(err);
-		int r = take_waiting(fd, a, clock_offset_ns, f, &why);
-		w->n -= r != 0;
+		int r = take_waiting(fd, c, f, &why);
+		c->w->n -= r != 0;
 		if (r && r != -ENOTCONN)
 			log_warn("a connection that waited to be accepted: %s", why.msg);
 	}
 }
 
 /* accept4(2) waits where the program has it so. */
-static int accept_from(int listener, struct arena *a, int64_t clock_offset_ns, struct waiting *w,
-		       size_t *cap, struct cr_err *err)
+static int accept_from(int listener, struct collecting *c, struct cr_err *err)
 {
 	int flags = fcntl(listener, F_GETFL);
 
 	if (flags < 0 || fcntl(listener, F_SETFL, flags | O_NONBLOCK))
 		return cr_err_sys(err, "F_SETFL");
-	return accept_all(listener, a, clock_offset_ns, w, cap, err);
+	return accept_all(listener, c, err);
 }
 
 /* They are lost if this fails, which is no reason to lose those that wait as well. */
@@ -378,18 +413,17 @@ static void add_handshakes(struct net_lock *l, const struct tree *t, struct wait
 int net_lock_accept(struct net_lock *l, const struct tree *t, struct waiting *ret,
 		    struct cr_err *err)
 {
-	size_t cap = 0;
+	struct collecting c = {t, t->arena, t->task_monotonic_offset_ns, ret, 0};
 	int r = 0;
 
 	*ret = (struct waiting){0};
 	vec_foreach (k, &l->list)
 		if (k->kind == FILE_TCP_LISTEN && !r)
-			r = accept_from(k->fd, t->arena, t->task_monotonic_offset_ns, ret, &cap,
-					err);
+			r = accept_from(k->fd, &c, err);
 		else if (k->kind == FILE_UNIX_LISTEN && !r)
-			r = unix_accept_waiting(k->fd, t, ret, &cap, err);
+			r = unix_accept_waiting(k->fd, t, ret, &c.cap, err);
 	if (!r)
-		add_handshakes(l, t, ret, &cap);
+		add_handshakes(l, t, ret, &c.cap);
 	return r;
 }
 
@@ -446,13 +480,6 @@ int net_unlock_process(pid_t pid, struct cr_err *err)
 	return r ? r : result;
 }
 
-struct collecting {
-	struct arena *a;
-	int64_t clock_offset_ns;
-	struct waiting *w;
-	size_t cap;
-};
-
 static int collect_from(int fd, void *arg, struct cr_err *err)
 {
 	struct collecting *c = arg;
@@ -460,13 +487,13 @@ static int collect_from(int fd, void *arg, struct cr_err *err)
 	if (get_int(fd, SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP ||
 	    !get_int(fd, SOL_SOCKET, SO_ACCEPTCONN) || !sock_is_locked(fd))
 		return 0;
-	return accept_from(fd, c->a, c->clock_offset_ns, c->w, &c->cap, err);
+	return accept_from(fd, c, err);
 }
 
 int net_accept_process(pid_t pid, struct arena *a, int64_t clock_offset_ns, struct waiting *w,
 		       struct cr_err *err)
 {
-	struct collecting c = {a, clock_offset_ns, w, w->n};
+	struct collecting c = {NULL, a, clock_offset_ns, w, w->n};
 
 	return each_socket(pid, collect_from, &c, err);
 }

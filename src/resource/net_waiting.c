@@ -4,6 +4,7 @@
 #include "resource/file_kind.h"
 
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
 #include "base/clock.h"
@@ -84,24 +85,84 @@ static int tell_one(struct fileset *fs, const struct tree *t, const struct file 
 	return r;
 }
 
+/* ---- both ends are here ---- */
+
+/* The end that connected, in the tree; n_files: it is gone. */
+static uint32_t find_client(const struct tree *t, const struct file *f)
+{
+	uint8_t us[TCP_END_BYTES], peer[TCP_END_BYTES], other[TCP_END_BYTES];
+
+	tcp_end(f->sockaddr, us);
+	tcp_end(f->peeraddr, peer);
+	for (uint32_t i = 0; i < t->n_files; i++) {
+		if (t->files[i].kind != FILE_TCP_CONN || t->files[i].waits_at == UINT32_MAX)
+			continue;
+		tcp_end(t->files[i].sockaddr, other);
+		if (memcmp(other, peer, sizeof(other)))
+			continue;
+		tcp_end(t->files[i].peeraddr, other);
+		if (!memcmp(other, us, sizeof(other)))
+			return i;
+	}
+	return (uint32_t)t->n_files;
+}
+
+/* 1: done, 0: its other end is elsewhere. */
+static int tell_inside(const struct fileset *fs, const struct tree *t, const struct file *f,
+		       struct cr_err *err)
+{
+	uint32_t i = find_client(t, f);
+	int r;
+
+	if (i < t->n_files)
+		r = tcp_connect_again(fs->held[i].fd, &t->files[i], f, err);
+	else if (net_is_inside(t, f) && f->tcp->state == TCP_CLOSE_WAIT)
+		r = tcp_connect_for(f, err);
+	else
+		return 0;
+	return r ? r : 1;
+}
+
+/* Nobody has told what was sent over them: whoever has them finds them broken. */
+static void break_others(const struct fileset *fs, const struct tree *t)
+{
+	for (uint32_t i = 0; i < t->n_files && i < fs->n_held; i++) {
+		const struct file *f = &t->files[i];
+		struct cr_err why = {0};
+
+		if (f->kind != FILE_TCP_CONN || f->waits_at == UINT32_MAX ||
+		    !tcp_is_in_repair(fs->held[i].fd))
+			continue;
+		log_warn("a connection that nobody had accepted is lost");
+		if (tcp_launch(fs->held[i].fd, f, 0, NULL, &why))
+			log_warn("%s", why.msg);
+	}
+}
+
+static void tell_tcp(struct fileset *fs, const struct tree *t, const struct file *f)
+{
+	struct netinject *in = net_ways_to(fs->ways, f->sockaddr, f->sockaddr_len);
+	struct cr_err why = {0};
+	char text[128];
+	int r = tell_inside(fs, t, f, &why);
+
+	if (!r && in) /* else its address has stayed where it was */
+		r = tell_one(fs, t, f, in, &why);
+	if (r < 0)
+		log_warn("connection of %s, which nobody had accepted: %s",
+			 sockaddr_text(f->peeraddr, f->peeraddr_len, text, sizeof(text)), why.msg);
+}
+
 void fileset_tell_waiting(struct fileset *fs, const struct tree *t, const struct waiting *list)
 {
 	for (size_t i = 0; i < list->n && fs->n_held == t->n_files; i++) {
 		const struct file *f = &list->list[i];
-		struct netinject *in = net_ways_to(fs->ways, f->sockaddr, f->sockaddr_len);
 		struct cr_err why = {0};
-		char text[128];
 
-		if (f->kind == FILE_UNIX_CONN) {
-			if (unix_tell_waiting(fs, t, f, &why))
-				log_warn("unix connection that nobody had accepted: %s", why.msg);
-			continue;
-		}
-		if (!in) /* its address has stayed where it was */
-			continue;
-		if (tell_one(fs, t, f, in, &why))
-			log_warn("connection of %s, which nobody had accepted: %s",
-				 sockaddr_text(f->peeraddr, f->peeraddr_len, text, sizeof(text)),
-				 why.msg);
+		if (f->kind != FILE_UNIX_CONN)
+			tell_tcp(fs, t, f);
+		else if (unix_tell_waiting(fs, t, f, &why))
+			log_warn("unix connection that nobody had accepted: %s", why.msg);
 	}
+	break_others(fs, t);
 }

@@ -174,7 +174,7 @@ int tcp_rebuild(int fd, const struct file *f, struct cr_err *err)
 
 	if (r)
 		return r;
-	if (c->state == TCP_SYN_SENT || c->state == TCP_CLOSE)
+	if (c->state == TCP_SYN_SENT || c->state == TCP_CLOSE || f->waits_at != UINT32_MAX)
 		return place_unconnected(fd, f, err);
 	r = place(fd, f, err);
 	if (r)
@@ -305,10 +305,100 @@ int tcp_launch(int fd, const struct file *f, uint64_t now_ns, struct netinject *
 			r = settle_options(fd, f, err);
 		return r ? r : sockopts_apply_late(fd, f, err);
 	}
+	if (f->waits_at != UINT32_MAX) /* nobody knows what has been sent: it is a broken one */
+		return tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
+			   ? cr_err_sys(err, "leaving TCP_REPAIR")
+			   : 0;
 	r = leave_repair(fd, f, now_ns, &rest, err);
 	if (!r)
 		r = tell_and_send(fd, f, rest, in, err);
 	if (!r)
 		r = settle_options(fd, f, err);
 	return r ? r : sockopts_apply_late(fd, f, err);
+}
+
+/* ---- to a listener of the tree's own ---- */
+
+void tcp_end(const void *sockaddr, uint8_t out[TCP_END_BYTES])
+{
+	const struct sockaddr_in *in = sockaddr;
+	const struct sockaddr_in6 *in6 = sockaddr;
+
+	memset(out, 0, TCP_END_BYTES);
+	if (in->sin_family == AF_INET) {
+		out[10] = out[11] = 0xff;
+		memcpy(out + 12, &in->sin_addr, 4);
+	} else {
+		memcpy(out, &in6->sin6_addr, 16);
+	}
+	memcpy(out + 16, &in->sin_port, 2); /* sin6_port is at the same place */
+}
+
+/* Over the loopback interface the answer is there at once. */
+static int wait_connected(int fd, struct cr_err *err)
+{
+	struct pollfd pfd = {.fd = fd, .events = POLLOUT};
+	int n = poll(&pfd, 1, SEND_WAIT_MS), why = tcp_get_int(fd, SOL_SOCKET, SO_ERROR);
+
+	if (n == 1 && !why)
+		return 0;
+	errno = why > 0 ? why : ETIMEDOUT;
+	return cr_err_sys(err, "connecting to it again");
+}
+
+static int send_received(int fd, const struct tcp_conn *c, struct cr_err *err)
+{
+	size_t first = received_before(c);
+	int r = send_all(fd, c->in, first, err);
+
+	if (r || first == c->in_len)
+		return r;
+	if (send(fd, c->in + first, 1, MSG_OOB | MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
+		return cr_err_sys(err, "sending urgent data");
+	return send_all(fd, c->in + first + 1, c->in_len - first - 1, err);
+}
+
+int tcp_connect_again(int fd, const struct file *f, const struct file *waiting, struct cr_err *err)
+{
+	const struct tcp_conn *c = f->tcp, *w = waiting->tcp;
+	/* of our queue, what has come there, and of which we were not told yet */
+	uint32_t there = w->rcv_seq + (uint32_t)w->in_len - c->snd_seq;
+
+	if (there > c->out_len)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO,
+				  "its ends do not agree about what has been sent");
+	if (tcp_set_int(fd, SOL_SOCKET, SO_SNDBUFFORCE,
+			(int)(2 * (w->in_len + c->out_len) + FRAME_BYTES)))
+		return cr_err_sys(err, "SO_SNDBUFFORCE");
+	int r = connect_anew(fd, f, err);
+	if (!r)
+		r = wait_connected(fd, err);
+	if (!r)
+		r = send_received(fd, w, err);
+	if (!r)
+		r = send_all(fd, c->out + there, c->out_len - there, err);
+	if (!r && tcp_fin_sent(c->state) && shutdown(fd, SHUT_WR))
+		r = cr_err_sys(err, "shutdown");
+	if (!r)
+		r = settle_options(fd, f, err);
+	return r ? r : sockopts_apply_late(fd, f, err);
+}
+
+int tcp_connect_for(const struct file *waiting, struct cr_err *err)
+{
+	const struct tcp_conn *w = waiting->tcp;
+	struct tcp_conn c = {.state = TCP_FIN_WAIT2, .snd_seq = w->rcv_seq + (uint32_t)w->in_len};
+	struct file f = {.sock_family = waiting->sock_family,
+			 .sockaddr = waiting->peeraddr,
+			 .sockaddr_len = waiting->peeraddr_len,
+			 .peeraddr = waiting->sockaddr,
+			 .peeraddr_len = waiting->sockaddr_len,
+			 .waits_at = 0,
+			 .tcp = &c};
+	_cleanup_fd_ int fd = socket(f.sock_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return cr_err_sys(err, "TCP socket");
+	int r = tcp_rebuild(fd, &f, err);
+	return r ? r : tcp_connect_again(fd, &f, waiting, err);
 }

@@ -38,6 +38,16 @@ int tcp_launch(int fd, const struct file *f, uint64_t now_ns, struct netinject *
  * Then tcp_launch() needs a way in for packets. */
 bool tcp_needs_telling(const struct tcp_conn *c);
 
+/* An address, as IPv6, and port: what is equal is one. */
+enum { TCP_END_BYTES = 18 };
+void tcp_end(const void *sockaddr, uint8_t out[TCP_END_BYTES]);
+/* Of a connection with both ends in the tree, of which nobody has accepted the other one, waiting:
+ * fd, of f, connects to its listener again, and sends what has been sent. After tcp_rebuild(). */
+int tcp_connect_again(int fd, const struct file *f, const struct file *waiting,
+		      struct cr_err *err) must_check;
+/* The same for one whose end that connected is gone: that has sent all, and ended. */
+int tcp_connect_for(const struct file *waiting, struct cr_err *err) must_check;
+
 /* ---- tcp_tell.c ---- */
 
 /* What tcp_needs_telling(), to a socket that is launched. The task gets no SIGURG for it. May be

@@ -343,8 +343,12 @@ int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct
 	      f->sockaddr_len);
 	CHECK(f->peeraddr_len <= SOCKADDR_BYTES_MAX, "file %zu: peer's address of %u bytes", i,
 	      f->peeraddr_len);
-	if (f->kind == FILE_TCP_CONN)
+	if (f->kind == FILE_TCP_CONN) {
 		CHECK(f->sockaddr_len >= 2 && f->peeraddr_len >= 2, "file %zu: no address", i);
+		CHECK(f->waits_at == UINT32_MAX || (f->waits_at < t->n_files &&
+						    t->files[f->waits_at].kind == FILE_TCP_LISTEN),
+		      "file %zu: cannot wait at file %u", i, f->waits_at);
+	}
 	if (f->tcp) {
 		int r = check_tcp(f->tcp, i, err);
 

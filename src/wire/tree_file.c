@@ -124,6 +124,11 @@ static int get_filter(struct arena *a, const Tree__File *pb, struct file *out, s
 	return out->filter ? 0 : cr_err_oom(err);
 }
 
+static bool may_wait(enum file_kind kind)
+{
+	return kind == FILE_UNIX_CONN || kind == FILE_TCP_CONN;
+}
+
 Tree__File *tree_put_file(struct arena *a, const struct file *in)
 {
 	Tree__File *pb = pb_new(a, &tree__file__descriptor);
@@ -142,7 +147,7 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in)
 	pb->object = tree_put_index(in->object);
 	pb->tty = tree_put_index(file_is_terminal(in->kind) ? in->tty : UINT32_MAX);
 	pb->peer = tree_put_index(in->kind == FILE_UNIX_CONN ? in->peer : UINT32_MAX);
-	pb->waits_at = tree_put_index(in->kind == FILE_UNIX_CONN ? in->waits_at : UINT32_MAX);
+	pb->waits_at = tree_put_index(may_wait(in->kind) ? in->waits_at : UINT32_MAX);
 	pb->sockaddr = pb_bytes(in->sockaddr, in->sockaddr_len);
 	pb->peeraddr = pb_bytes(in->peeraddr, in->peeraddr_len);
 	return pb;
@@ -160,7 +165,7 @@ int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out, struc
 			  : UINT32_MAX;
 	out->tty = file_is_terminal(out->kind) ? tree_get_index(pb->tty) : 0;
 	out->peer = out->kind == FILE_UNIX_CONN ? tree_get_index(pb->peer) : UINT32_MAX;
-	out->waits_at = out->kind == FILE_UNIX_CONN ? tree_get_index(pb->waits_at) : UINT32_MAX;
+	out->waits_at = may_wait(out->kind) ? tree_get_index(pb->waits_at) : UINT32_MAX;
 	if ((r = tree_get_string(a, pb->path, &out->path, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->data, &out->data, &out->data_len, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->sockaddr, &out->sockaddr, &sockaddr_len, err)) < 0 ||

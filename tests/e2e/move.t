@@ -146,6 +146,8 @@ ok "moved: sockets on an address that both hosts have" sockets_case
 moves sockets
 moves sockets --connected -- --tcp close
 ok "a broken connection is warned of" grep -q '"event":"warning".*TCP' "$work/events"
+moves queued
+moves queued -- --tcp established
 moves inner
 moves inner --conns 40 -- --tcp established
 moves talk

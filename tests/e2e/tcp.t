@@ -205,6 +205,20 @@ case_of "IPv4: handshakes that are under way" under_way $v4_address "$service" 0
 case_of "IPv6: handshakes that are under way" under_way "$v6_address" "$service6" ::
 case_of "IPv4 at an IPv6 socket: handshakes that are under way" under_way $v4_address "$service" ::
 
+# Both of their ends are in the tree.
+own_address() {
+	start_workload alpha queued --listen 10.77.0.100 --listen6 fd77::100 && move_workload beta --move-address "$service" \
+		--move-address "$service6" && finish_workload
+}
+case_of "a program's connections to itself that it has not accepted" own_address
+own_undone() {
+	start_workload alpha queued --listen 10.77.0.100 --listen6 fd77::100 || return 1
+	server=$wl_dir
+	wl_host=alpha
+	fails_at beta dest-held
+	moved_to alpha && finish_workload
+}
+
 # Connections come and go all the time: none is refused, reset, or gets an answer that is not its own.
 busy_moved() {
 	start_server --listen :: && start_peer "$1" --churn --conns 8 && peers_run_on || return 1
@@ -268,6 +282,7 @@ case_of "the source's agent dies with the sockets locked" undone fails_at alpha 
 conns=400 case_of "the source's agent dies with hundreds of sockets locked" undone fails_at alpha source-locked
 conns=400 case_of "rehearsed: hundreds of connections go on" undone rehearse
 case_of "the source's agent dies before the decision" undone fails_at alpha source-prepared
+case_of "the destination's agent dies: a program's connections to itself that it has not accepted" own_undone
 case_of "the destination's agent dies before it is prepared" undone fails_at beta dest-held
 case_of "the destination's agent dies prepared, and nobody knows" undone fails_at beta dest-prepared
 

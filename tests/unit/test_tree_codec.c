@@ -274,6 +274,7 @@ struct lie {
 	X(conn_state, t->files[FILE_TCP_CONN - 1]->tcp->state = 12) \
 	X(conn_unsent, t->files[FILE_TCP_CONN - 1]->tcp->unsent = 45) \
 	X(conn_urgent, t->files[FILE_TCP_CONN - 1]->tcp->urgent_at = 77) \
+	X(conn_waits, t->files[FILE_TCP_CONN - 1]->waits_at = FILE_UNIX_LISTEN) \
 	X(filter, t->files[0]->filter = long_filter; t->files[0]->n_filter = 4097) \
 	X(conn_wscale, t->files[FILE_TCP_CONN - 1]->tcp->rcv_wscale = 15) \
 	X(conn_sndbuf, t->files[FILE_TCP_CONN - 1]->tcp->sndbuf = 1u << 31) \

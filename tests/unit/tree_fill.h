@@ -555,6 +555,7 @@ static inline struct tree *fill_tree(void)
 			  i < FILL_OTHER_END ? (enum file_kind)(i + 1) : FILE_UNIX_CONN);
 	fill_messages(&f, &t->files[FILL_OTHER_END]);
 	t->files[FILL_OTHER_END].waits_at = FILE_UNIX_LISTEN - 1;
+	t->files[FILE_TCP_CONN - 1].waits_at = FILE_TCP_LISTEN - 1;
 	t->files[FILE_UNIX_LISTEN - 1].sock_type = t->files[FILE_UNIX_CONN - 1].sock_type;
 	t->files[FILL_OTHER_END].peer = FILE_UNIX_CONN - 1;
 	t->files[FILE_UNIX_CONN - 1].peer = FILL_OTHER_END;
@@ -764,7 +765,7 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME_EACH(opts, n_opts, same_opt);
 	SAME_EACH(datagrams, n_datagrams, same_datagram);
 	SAME_EACH(messages, n_messages, same_message);
-	if (a->kind == FILE_UNIX_CONN)
+	if (a->kind == FILE_UNIX_CONN || a->kind == FILE_TCP_CONN)
 		SAME(waits_at);
 	SAME(waits_nth), SAME(bound), SAME(name_ino), SAME(name_dev);
 	SAME_EACH(groups, n_groups, same_group);
