@@ -5,6 +5,7 @@
  *   arm.c       the short stop that starts the tracking
  *   stop.c      the switch-over's stop: seize, infect, ask inside, cure
  *   rounds.c    pre-copy rounds, and when to switch over
+ *   pace.c      the first round leaves the tasks their CPU time
  *   throttle.c  tasks that write too fast are slowed down
  *   residual.c  what is left behind, to be fetched by the destination
  *   handover.c  the two-phase commit
@@ -19,15 +20,16 @@
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
-#include "kernel/background.h"
 #include "base/err.h"
 #include "base/journal.h"
 #include "base/vec.h"
+#include "kernel/background.h"
 #include "memory/capture.h"
 #include "memory/tracker.h"
 #include "model/refusal.h"
 #include "model/tree.h"
 #include "source/carry.h"
+#include "source/pace.h"
 #include "source/parasite.h"
 #include "source/seize.h"
 #include "source/serve.h"
@@ -127,7 +129,9 @@ struct source {
 	 */
 	uint64_t moved_bytes, moved_us, looked_us;
 	bool stalled;                 /* it did not grow for too long: given up */
-	struct background background; /* during the first round */
+	/* during the first round */
+	struct background background;
+	struct pace pace;
 	uint64_t started_us;
 	uint32_t stops;
 	uint64_t longest_stop_us;
