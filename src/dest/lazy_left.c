@@ -339,12 +339,17 @@ static int find_intruders(struct intruders *in, const struct shell *sh, const st
 
 	in->list.n = 0;
 	for (size_t i = 0; i < mm->n_vmas && !r; i++) {
-		const struct pagemap_query q = {.start = mm->vmas[i].start,
-						.end = mm->vmas[i].end,
-						.mask = PAGE_CAT_PFNZERO,
-						.ret = PAGE_CAT_PFNZERO};
+		const struct vma *v = &mm->vmas[i];
+		uint64_t half = v->start + (v->end - v->start) / 2;
+		const struct pagemap_query q = {
+		    .start = v->start,
+		    .end = v->end,
+		    .mask = PAGE_CAT_PFNZERO,
+		    .ret = PAGE_CAT_PFNZERO,
+		    .split = v->end - v->start < PAGEMAP_SPLIT_BYTES ? 0 : half & ~0xfffull,
+		};
 
-		if (vma_is_lazy(&mm->vmas[i]))
+		if (vma_is_lazy(v))
 			r = pagemap_walk(fd, &q, on_zero_page, in, err);
 	}
 	return r;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include "base/parallel.h"
 
 /* The ABI of linux/fs.h since 6.7; older headers lack it. */
 struct pm_scan_abi {
@@ -12,7 +13,7 @@ struct pm_scan_abi {
 #define PAGEMAP_SCAN_ _IOWR('f', 16, struct pm_scan_abi)
 enum { SCAN_WP_MATCHING = 1 };
 
-enum { EXTENTS = 4096 };
+enum { EXTENTS = 4096, AHEAD_EXTENTS = 16384 };
 
 int pagemap_open(pid_t pid, struct cr_err *err)
 {
@@ -53,11 +54,10 @@ ssize_t pagemap_scan(int fd, const struct pagemap_query *q, uint64_t *at, struct
 	return r;
 }
 
-int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg,
-		 struct cr_err *err)
+static int walk_some(int fd, const struct pagemap_query *q, uint64_t at, pagemap_fn fn, void *arg,
+		     struct cr_err *err)
 {
 	_cleanup_free_ struct page_extent *v = malloc(EXTENTS * sizeof(*v));
-	uint64_t at = q->start;
 
 	if (!v)
 		return cr_err_oom(err);
@@ -78,6 +78,54 @@ int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg
 					  "a page-table scan does not go on");
 	}
 	return 0;
+}
+
+struct ahead { /* what lies behind the split */
+	int fd;
+	struct pagemap_query q;
+	uint64_t at; /* as far as it came */
+	struct page_extent *v;
+	ssize_t n;
+	struct cr_err err;
+};
+
+static void *scan_ahead(void *arg)
+{
+	struct ahead *a = arg;
+
+	a->n = pagemap_scan(a->fd, &a->q, &a->at, a->v, AHEAD_EXTENTS, &a->err);
+	return NULL;
+}
+
+static int walk_split(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg,
+		      struct cr_err *err)
+{
+	struct ahead a = {.fd = fd, .q = *q, .at = q->split};
+	struct pagemap_query first = *q;
+	_cleanup_free_ struct page_extent *v = malloc(AHEAD_EXTENTS * sizeof(*v));
+	pthread_t thread;
+
+	a.v = v;
+	if (!v || parallel_thread(&thread, scan_ahead, &a))
+		return walk_some(fd, q, q->start, fn, arg, err);
+	first.end = q->split;
+	int r = walk_some(fd, &first, first.start, fn, arg, err);
+	pthread_join(thread, NULL);
+	if (!r && a.n < 0) {
+		*err = a.err;
+		r = (int)a.n;
+	}
+	for (ssize_t i = 0; i < a.n && !r; i++)
+		r = fn(&v[i], arg, err);
+	return r ? r : walk_some(fd, q, a.at, fn, arg, err);
+}
+
+int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg,
+		 struct cr_err *err)
+{
+	if (!q->protect && q->start < q->split && q->split < q->end)
+		return walk_split(fd, q, fn, arg, err);
+	return walk_some(fd, q, q->start, fn, arg, err);
 }
 
 int pagemap_entries(int fd, uint64_t va, size_t n, uint64_t *ret, struct cr_err *err)

@@ -28,7 +28,13 @@ struct pagemap_query {
 	uint64_t start, end;
 	uint64_t inverted, mask, anyof, ret; /* enum page_category */
 	bool protect; /* write-protect again what matches: only ranges registered by us */
+	/* Within (start, end): what lies behind is scanned by a thread of its own at the same
+	 * time, its first thousands of extents at least. Not with protect. */
+	uint64_t split;
 };
+
+/* Less than this is not worth a thread. */
+#define PAGEMAP_SPLIT_BYTES (256ull << 20)
 
 /* Where addresses of user memory end: a scan beyond is EFAULT. */
 #define PAGEMAP_TOP 0x7ffffffff000ull
@@ -40,7 +46,7 @@ ssize_t pagemap_scan(int fd, const struct pagemap_query *q, uint64_t *at, struct
 		     size_t n, struct cr_err *err) must_check;
 
 typedef int (*pagemap_fn)(const struct page_extent *e, void *arg, struct cr_err *err);
-/* All extents, in address order; stops at the first error of fn. */
+/* All extents, in address order, fn in the caller's thread; stops at the first error of fn. */
 int pagemap_walk(int fd, const struct pagemap_query *q, pagemap_fn fn, void *arg,
 		 struct cr_err *err) must_check;
 

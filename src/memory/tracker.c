@@ -754,6 +754,24 @@ static int send_bare(struct round *ro, const struct addr_ranges *bare, struct cr
 	return r;
 }
 
+/* Where one half of what is copied lies before, and the other behind; 0: it is not worth it. */
+static uint64_t middle_of(const struct mm *mm)
+{
+	uint64_t all = 0, before = 0;
+
+	for (size_t i = 0; i < mm->n_vmas; i++)
+		all += vma_is_copied(&mm->vmas[i]) ? mm->vmas[i].end - mm->vmas[i].start : 0;
+	for (size_t i = 0; i < mm->n_vmas && all >= PAGEMAP_SPLIT_BYTES; i++) {
+		const struct vma *v = &mm->vmas[i];
+		uint64_t bytes = vma_is_copied(v) ? v->end - v->start : 0;
+
+		if (before + bytes >= all / 2) /* where a page table begins */
+			return (v->start + (all / 2 - before)) & ~(uint64_t)(CHUNK_SIZE - 1);
+		before += bytes;
+	}
+	return 0;
+}
+
 static int send_reported(struct round *ro, const struct addr_ranges *bare, struct cr_err *err)
 {
 	/* mask and return exactly WRITTEN: the kernel's fast path, a fifth of the time. It also
@@ -762,6 +780,7 @@ static int send_reported(struct round *ro, const struct addr_ranges *bare, struc
 	    .start = LOWEST_VA,
 	    .mask = PAGE_CAT_WRITTEN,
 	    .ret = PAGE_CAT_WRITTEN,
+	    .split = middle_of(ro->mm),
 	};
 	int r = 0;
 

@@ -81,10 +81,22 @@ static void test_every_page_once(void **state)
 				    .anyof = PAGE_CAT_PRESENT | PAGE_CAT_SWAPPED};
 	walk(fd, &all, &s);
 	assert_int_equal(s.pages, PAGES);
+	all.split = start + PAGES / 2 * 4096ul;
+	walk(fd, &all, &s);
+	assert_int_equal(s.pages, PAGES);
 	struct pagemap_query fast = {
 	    .start = 4096, .end = PAGEMAP_TOP, .mask = PAGE_CAT_WRITTEN, .ret = PAGE_CAT_WRITTEN};
 	walk(fd, &fast, &s);
 	assert_int_equal(s.pages, PAGES / 2);
+	/* by two threads: in halves; all by the other, which has no room for so many; past the end
+	 */
+	const uint64_t splits[] = {start + PAGES / 2 * 4096ul, start + 4096,
+				   start + PAGES * 4096ul};
+	for (size_t i = 0; i < sizeof(splits) / sizeof(*splits); i++) {
+		fast.split = splits[i];
+		walk(fd, &fast, &s);
+		assert_int_equal(s.pages, PAGES / 2);
+	}
 	walk(fd, &written, &s);
 	assert_int_equal(s.pages, PAGES / 2);
 	walk(fd, &written, &s);
