@@ -31,7 +31,8 @@ static int by_value(const void *a, const void *b)
 
 int lazy_eager_pages(const struct process *p, uint64_t **ret, size_t *n)
 {
-	struct list l = {.v = calloc(p->n_threads * PER_THREAD + 1, sizeof(*l.v))};
+	size_t most = p->n_threads * PER_THREAD + p->mm.n_held;
+	struct list l = {.v = calloc(most + 1, sizeof(*l.v))};
 	size_t out = 0;
 
 	if (!l.v)
@@ -50,6 +51,8 @@ int lazy_eager_pages(const struct process *p, uint64_t **ret, size_t *n)
 				add(&l, rsp - BELOW_STACK_BYTES, BELOW_STACK_BYTES + sizeof(rsp));
 		}
 	}
+	for (size_t i = 0; i < p->mm.n_held; i++)
+		add(&l, p->mm.held[i], 1);
 	qsort(l.v, l.n, sizeof(*l.v), by_value);
 	for (size_t i = 0; i < l.n; i++)
 		if (!out || l.v[out - 1] != l.v[i])

@@ -14,7 +14,8 @@ static inline bool vma_is_lazy(const struct vma *v)
 }
 
 /* Pages that are always sent: those that the kernel writes or reads where no fault can be served
- * (rseq areas; what the exit of a thread touches), and, where registers are known, those that the
- * threads need first. Ascending, each once; the caller frees *ret. -ENOMEM. */
+ * (rseq areas; what the exit of a thread touches: its robust list, and the mutexes on it), and,
+ * where registers are known, those that the threads need first. Ascending, each once; the caller
+ * frees *ret. -ENOMEM. */
 int lazy_eager_pages(const struct process *p, uint64_t **ret, size_t *n);
 bool lazy_is_eager(const uint64_t *pages, size_t n, uint64_t va);

@@ -89,6 +89,10 @@ struct mm { /* one address space */
 	size_t n_vmas;
 	struct addr_range *guards; /* MADV_GUARD_INSTALL, 6.13: ascending, disjoint */
 	size_t n_guards;
+	/* Pages with robust mutexes that threads hold, ascending: whoever exits with one has the
+	 * kernel mark it, which then serves no page fault. Known where pages may be missing. */
+	uint64_t *held;
+	size_t n_held;
 	uint64_t start_code, end_code, start_data, end_data, start_brk, brk, start_stack;
 	uint64_t arg_start, arg_end, env_start, env_end;
 	const uint8_t *auxv;

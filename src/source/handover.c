@@ -599,6 +599,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	if (!r)
 		r = source_check_hole(s, t, err);
 	if (!r)
+		r = source_note_held(s, t, err);
+	if (!r)
 		r = send_rest(s, t, err);
 	ph->last_pages = now_us() - times.captured_us;
 	uint64_t t1 = now_us();

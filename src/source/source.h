@@ -8,6 +8,7 @@
  *   pace.c      the first round leaves the tasks their CPU time
  *   throttle.c  tasks that write too fast are slowed down
  *   residual.c  what is left behind, to be fetched by the destination
+ *   held.c      mutexes that may not be left behind
  *   handover.c  the two-phase commit
  *   image.c     what is different if the other side is an image
  *   again.c     a pre-dump that goes on from where the one before stopped tracking
@@ -128,7 +129,7 @@ struct source {
 	/* of the page streams at the stop: what has been sent, when that last grew, when we looked
 	 */
 	uint64_t moved_bytes, moved_us, looked_us;
-	bool stalled;                 /* it did not grow for too long: given up */
+	bool stalled; /* it did not grow for too long: given up */
 	/* during the first round */
 	struct background background;
 	struct pace pace;
@@ -257,6 +258,11 @@ void source_hook_late(struct source *s, enum msg_hook stage, bool undo);
 /* Rounds while the tasks have less and less CPU time, until the downtime is within its limit. 0
  * also if that could not be had. */
 int source_throttle(struct source *s, uint32_t first, struct cr_err *err) must_check;
+
+/* ---- held.c ---- */
+
+/* At the stop, if pages may be missing: what threads hold of robust mutexes, into the tree. */
+int source_note_held(struct source *s, struct tree *t, struct cr_err *err) must_check;
 
 /* ---- residual.c ---- */
 

@@ -147,6 +147,9 @@ static int check_mm(const struct tree *t, const struct mm *mm, struct cr_err *er
 		      "guard range %zu: empty, or overlaps the one before", i);
 		end = g->end;
 	}
+	for (size_t i = 0; i < mm->n_held; i++)
+		CHECK(mm->held[i] < USER_END && (!i || mm->held[i] > mm->held[i - 1]),
+		      "page %zu with mutexes: out of order", i);
 	CHECK(mm->exe_object ? mm->exe_file == UINT32_MAX : mm->exe_file < t->n_mapped_files,
 	      "there is no file %u, the executable", mm->exe_file);
 	CHECK(!mm->exe_object || (mm->exe_object <= t->n_objects &&

@@ -187,6 +187,32 @@ static int get_guards(struct arena *a, const Tree__Mm *pb, struct mm *out, struc
 	return 0;
 }
 
+/* ---- pages with mutexes ---- */
+
+static bool put_held(struct arena *a, Tree__Mm *pb, const struct mm *in)
+{
+	pb->held_pages = arena_array(a, uint64_t, in->n_held);
+	if (!pb->held_pages)
+		return false;
+	for (size_t i = 0; i < in->n_held; i++)
+		pb->held_pages[i] = in->held[i] / CR_PAGE_SIZE;
+	pb->n_held_pages = in->n_held;
+	return true;
+}
+
+static int get_held(struct arena *a, const Tree__Mm *pb, struct mm *out, struct cr_err *err)
+{
+	out->held = arena_array(a, uint64_t, pb->n_held_pages);
+	if (!out->held)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < pb->n_held_pages; i++) {
+		if (pb->held_pages[i] > UINT64_MAX / CR_PAGE_SIZE)
+			return tree_bad(err, "page %zu with mutexes is out of bounds", i);
+		out->held[out->n_held++] = pb->held_pages[i] * CR_PAGE_SIZE;
+	}
+	return 0;
+}
+
 /* ---- the whole ---- */
 
 /* clang-format off */
@@ -200,7 +226,8 @@ Tree__Mm *tree_put_mm(struct arena *a, const struct mm *in)
 {
 	Tree__Mm *pb = pb_new(a, &tree__mm__descriptor);
 
-	if (!pb || !alloc_columns(a, pb, in->n_vmas) || !put_guards(a, pb, in))
+	if (!pb || !alloc_columns(a, pb, in->n_vmas) || !put_guards(a, pb, in) ||
+	    !put_held(a, pb, in))
 		return NULL;
 	put_vmas(pb, in);
 	MM_NUMBERS(TREE_PUT)
@@ -215,6 +242,8 @@ int tree_get_mm(struct arena *a, const Tree__Mm *pb, struct mm *out, struct cr_e
 
 	if (r == 0)
 		r = get_guards(a, pb, out, err);
+	if (r == 0)
+		r = get_held(a, pb, out, err);
 	if (r == 0)
 		r = tree_get_bytes(a, &pb->auxv, &out->auxv, &out->auxv_len, err);
 	MM_NUMBERS(TREE_GET)

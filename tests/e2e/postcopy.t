@@ -37,6 +37,13 @@ for mode in hybrid postcopy; do
 	done
 done
 
+# Its owner ends while they are still missing. In order they come at 8 MB/s.
+heir_case() {
+	start_workload alpha heir && runs_on && move_workload beta --mode postcopy --max-bandwidth 8M && finish_workload
+}
+ok "a thread ends that holds robust mutexes" heir_case
+kill_workload
+
 # Only what pre-copy did not bring, or what was written since, is left.
 residual_case() {
 	start_workload alpha dirty --mib 64 && runs_on || return 1

@@ -14,13 +14,13 @@
 	X(struct vma, 72)                                                                          \
 	X(struct mapped_file, 72)                                                                  \
 	X(struct shared_object, 88)                                                                \
-	X(struct mm, 160)                                                                          \
+	X(struct mm, 176)                                                                          \
 	X(struct thread, 256)                                                                      \
 	X(struct creds, 96)                                                                        \
 	X(struct posix_timer_rec, 56)                                                              \
 	X(struct fd_entry, 12)                                                                     \
 	X(struct file_lock, 32)                                                                    \
-	X(struct process, 2768)                                                                    \
+	X(struct process, 2784)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 432)                                                                        \
@@ -105,6 +105,10 @@ static inline void fill_mm(struct filler *f, struct mm *m)
 	m->guards = arena_array(f->t->arena, struct addr_range, 2);
 	m->guards[0] = (struct addr_range){0x401000, 0x402000};
 	m->guards[1] = (struct addr_range){0x402000, 0x409000};
+	m->n_held = 2;
+	m->held = arena_array(f->t->arena, uint64_t, 2);
+	m->held[0] = 0x401000;
+	m->held[1] = 0x7fff00002000;
 	m->start_code = fill_u64(f);
 	m->end_code = fill_u64(f);
 	m->start_data = fill_u64(f);
@@ -615,6 +619,7 @@ static inline void same_mm(const struct mm *a, const struct mm *b)
 {
 	SAME_EACH(vmas, n_vmas, same_vma);
 	SAME_BYTES(guards, n_guards);
+	SAME_BYTES(held, n_held);
 	SAME(start_code), SAME(end_code), SAME(start_data), SAME(end_data), SAME(start_brk);
 	SAME(brk), SAME(start_stack), SAME(arg_start), SAME(arg_end), SAME(env_start);
 	SAME(env_end), SAME(exe_file), SAME(exe_object), SAME(dumpable), SAME(thp_disable),
