@@ -28,9 +28,9 @@
 /* ---- shared objects ---- */
 
 /* Which size of huge pages: mmap(2), memfd_create(2), shmget(2) all take it so (3.8). */
-static int huge_flag(const struct shared_object *so)
+static int huge_flag(uint64_t page_bytes)
 {
-	return so->page_bytes ? __builtin_ctzll(so->page_bytes) << MAP_HUGE_SHIFT : 0;
+	return page_bytes ? __builtin_ctzll(page_bytes) << MAP_HUGE_SHIFT : 0;
 }
 
 /* A descriptor of shared anonymous memory: the only way to one leads through a mapping of it,
@@ -40,7 +40,7 @@ static int shared_anon_fd(const struct shared_object *so, struct cr_err *err)
 	char path[80];
 	size_t bytes = ALIGN_UP(so->size, CR_PAGE_SIZE);
 	/* huge pages are reserved: better none now than SIGBUS later, mmap(2) */
-	int flags = so->page_bytes ? MAP_HUGETLB | huge_flag(so) : MAP_NORESERVE;
+	int flags = so->page_bytes ? MAP_HUGETLB | huge_flag(so->page_bytes) : MAP_NORESERVE;
 	void *p =
 	    mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | flags, -1, 0);
 
@@ -63,7 +63,7 @@ static int make_sysv(const struct shared_object *so, struct cr_err *err)
 	    .gid = so->gid,
 	    .mode = so->mode,
 	    .size = so->size,
-	    .huge = so->page_bytes ? SHM_HUGETLB | huge_flag(so) : 0,
+	    .huge = so->page_bytes ? SHM_HUGETLB | huge_flag(so->page_bytes) : 0,
 	};
 
 	return sysv_shm_create(&want, err);
@@ -98,7 +98,8 @@ static int make_object(const struct shared_object *so, struct cr_err *err)
 		return make_sysv(so, err);
 	if (so->kind == OBJ_SHARED_ANON)
 		return shared_anon_fd(so, err);
-	unsigned int huge = so->page_bytes ? MFD_HUGETLB | (unsigned int)huge_flag(so) : 0;
+	unsigned int huge =
+	    so->page_bytes ? MFD_HUGETLB | (unsigned int)huge_flag(so->page_bytes) : 0;
 	int fd = memfd_create(so->name ? so->name : "", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge);
 	if (fd < 0)
 		return cr_err_sys(err, "creating memfd \"%s\"", so->name ? so->name : "");
@@ -322,6 +323,8 @@ int layout_map_range(struct mapper *m, const struct vma *v, uint64_t start, uint
 		flags |= MAP_PRIVATE | MAP_ANONYMOUS;
 		if (v->flags & VMA_F_GROWSDOWN)
 			flags |= MAP_GROWSDOWN;
+		if (v->page_bytes)
+			flags |= MAP_HUGETLB | huge_flag(v->page_bytes);
 	} else {
 		int r = layout_open_backing(m, v);
 
@@ -384,7 +387,8 @@ static int sync_mapping(struct mapper *m, const struct shell *sh, size_t *k, con
 {
 	m->pieces = 0;
 	int r = sync_vma(m, sh, k, v);
-	if (r || m->pieces < 2 || (v->kind != VMA_ANON && v->kind != VMA_FILE_PRIVATE))
+	if (r || m->pieces < 2 || v->page_bytes ||
+	    (v->kind != VMA_ANON && v->kind != VMA_FILE_PRIVATE))
 		return r;
 	const struct vma **slot = vec_push(&m->several);
 	if (!slot)

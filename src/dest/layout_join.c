@@ -44,7 +44,8 @@ size_t layout_run(const struct shell *sh, const struct mm *mm, size_t i)
 	const struct vma *v = &mm->vmas[i];
 	size_t k = layout_lower(sh->vmas, sh->n_vmas, v->start), n = 0;
 
-	if (!is_private(v) || v->flags & VMA_F_GROWSDOWN)
+	/* huge pages never join: VM_DONTEXPAND */
+	if (!is_private(v) || v->page_bytes || v->flags & VMA_F_GROWSDOWN)
 		return 0;
 	while (i + n < mm->n_vmas && (!n || continues(&v[n - 1], &v[n])) &&
 	       (k == sh->n_vmas || sh->vmas[k].start >= v[n].end))

@@ -45,7 +45,8 @@ int uffd_shell_open(struct shell *sh, int flags, uint64_t features, struct cr_er
 
 static bool takes_copies(const struct vma *v, bool always_huge)
 {
-	if (v->kind != VMA_ANON || v->end - v->start < LEAST_BYTES || v->flags & VMA_F_HUGEPAGE)
+	if (v->kind != VMA_ANON || v->page_bytes || v->end - v->start < LEAST_BYTES ||
+	    v->flags & VMA_F_HUGEPAGE)
 		return false;
 	return v->flags & VMA_F_NOHUGEPAGE || !always_huge;
 }

@@ -25,6 +25,9 @@ struct proc_map {
 	bool shared;
 	uint32_t vmflags; /* enum vma_flag of model/tree.h; only from smaps */
 	uint32_t pkey;    /* protection key, pkeys(7); only from smaps */
+	/* only from smaps: the size of its pages; of those of hugetlb, in bytes: mapped by it
+	 * alone, and all that are there */
+	uint64_t page_bytes, own_huge, all_huge;
 	/* only from smaps: what VmFlags says that no mapping can be given from outside, or NULL */
 	const char *special;
 	const char

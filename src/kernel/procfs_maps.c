@@ -225,6 +225,35 @@ static uint32_t vmflags_of(const char *p, const char *eol, const char **special)
 	return flags;
 }
 
+/* "Key:   number kB": false if the line is another. */
+static bool take_kb(const char *line, const char *key, uint64_t *ret_bytes)
+{
+	size_t n = strlen(key);
+	uint64_t kb;
+
+	if (strncmp(line, key, n))
+		return false;
+	line += n;
+	line += strspn(line, " ");
+	if (!take_dec(&line, &kb) || kb > UINT64_MAX / 1024)
+		return false;
+	*ret_bytes = kb * 1024;
+	return true;
+}
+
+/* Documentation/filesystems/proc.rst, "smaps". */
+static void take_huge(const char *line, struct proc_map *m)
+{
+	uint64_t shared;
+
+	if (take_kb(line, "Shared_Hugetlb:", &shared))
+		m->all_huge += shared;
+	else if (take_kb(line, "Private_Hugetlb:", &m->own_huge))
+		m->all_huge += m->own_huge;
+	else
+		take_kb(line, "KernelPageSize:", &m->page_bytes);
+}
+
 /* "Key:   value" lines of smaps belong to the mapping before them. */
 static int take_detail(struct maps_cursor *c, struct proc_maps *out, struct cr_err *err)
 {
@@ -246,6 +275,8 @@ static int take_detail(struct maps_cursor *c, struct proc_maps *out, struct cr_e
 		if (!take_dec(&p, &n))
 			return bad_line(c, "not a protection key", err);
 		m->pkey = (uint32_t)n;
+	} else {
+		take_huge(c->p, m);
 	}
 	c->p = eol + 1;
 	return 0;

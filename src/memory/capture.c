@@ -388,7 +388,8 @@ static const char *classify(const struct proc_map *m, struct vma *v)
 	} else if (starts_with(n, "/memfd:")) {
 		v->kind = VMA_FILE_PRIVATE; /* of an object: its own pages over the object's */
 	} else if (starts_with(n, "/anon_hugepage")) {
-		return "huge pages that are not shared: not supported";
+		v->kind = VMA_ANON;
+		return huge_fill(m, v);
 	} else if (starts_with(n, "/[aio]")) {
 		return "kernel AIO context: not supported; io_destroy it first";
 	} else if (starts_with(n, "anon_inode:") || *n == '[' || starts_with(n, "socket:")) {
@@ -459,7 +460,8 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 	}
 	if (!r && v->kind == VMA_FILE_PRIVATE && v->object != UINT32_MAX &&
 	    c->tree->objects[v->object].page_bytes) {
-		refuse(c->refused, pid, label, "huge pages that are not shared: not supported");
+		refuse(c->refused, pid, label,
+		       "a private mapping of a file of huge pages: not supported");
 		return 1;
 	}
 	if (is_of_object(m, v))

@@ -5,6 +5,8 @@
 #include "base/vec.h"
 #include "resource/resource.h"
 
+struct proc_map;
+
 /* Descriptors of the shared memory objects of a tree, same index; kept over all captures. */
 struct object_fds {
 	VEC(int) list;
@@ -22,6 +24,8 @@ int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_er
 bool memory_objects_grow(struct tree *t);
 /* memory/huge.c. The size of the huge pages that a file consists of; 0: of ordinary ones. */
 uint64_t huge_page_bytes(int fd);
+/* Of a private mapping of them: what the tree says of it, or why it cannot move. */
+const char *huge_fill(const struct proc_map *m, struct vma *v);
 /* Preflight: are there as many at this host? */
 void huge_check(const struct tree *t, struct refusals *refused);
 /* memory/exe.c: the program of p, whose path exe says that it was removed. Refused, by name, if it

@@ -1,10 +1,15 @@
-/* Huge pages (Documentation/admin-guide/mm/hugetlbpage.rst) that are shared: shared anonymous
- * memory, System V segments, memfds. They are objects like any other shared memory, and compared
- * whole. */
+/* Huge pages (Documentation/admin-guide/mm/hugetlbpage.rst). Those that are shared (shared
+ * anonymous memory, System V segments, memfds) are objects like any other shared memory, and
+ * compared whole. Private mappings are tracked and copied like ordinary private memory, in pages of
+ * 4 KiB; the kernel tells of a write to one that all of the huge page was written. */
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/vfs.h>
 #include <linux/magic.h>
+#include "kernel/procfs.h"
 #include "memory/capture.h"
+
+enum { TRACKED_BYTES = 2 << 20 };
 
 uint64_t huge_page_bytes(int fd)
 {
@@ -40,26 +45,79 @@ static uint64_t available(uint64_t page_bytes)
 	return (unused > promised ? unused - promised : 0) + (more > surplus ? more - surplus : 0);
 }
 
+const char *huge_fill(const struct proc_map *m, struct vma *v)
+{
+	v->page_bytes = m->page_bytes;
+	v->huge_there = m->all_huge / TRACKED_BYTES;
+	v->huge_own = m->own_huge / TRACKED_BYTES;
+	/* KERNEL: PAGEMAP_SCAN passes over larger ones when it protects
+	 * (pagemap_scan_hugetlb_entry) */
+	if (v->page_bytes != TRACKED_BYTES)
+		return "private huge pages of a size other than 2 MiB: not supported";
+	/* KERNEL: /proc/PID/mem writes to no huge page that its task may not write
+	 * (check_vma_flags) */
+	if (!(v->prot & PROT_WRITE))
+		return "private huge pages without PROT_WRITE: not supported";
+	return NULL;
+}
+
+/* ---- are there enough? ---- */
+
+static uint64_t pages_of(uint64_t bytes, uint64_t page_bytes)
+{
+	return bytes / page_bytes + !!(bytes % page_bytes);
+}
+
+/* Has another process, before this one, the same mapping, by fork(2)? */
+static bool is_inherited(const struct tree *t, size_t proc, const struct vma *v)
+{
+	for (size_t i = 0; i < proc; i++)
+		for (size_t k = 0; k < t->procs[i].mm.n_vmas; k++) {
+			const struct vma *o = &t->procs[i].mm.vmas[k];
+
+			if (o->page_bytes && o->ino == v->ino && o->dev == v->dev)
+				return true;
+		}
+	return false;
+}
+
+/* mmap(2) reserves a page for each, which fork(2) does not. */
+static uint64_t wanted_by(const struct tree *t, size_t proc, const struct vma *v)
+{
+	if (is_inherited(t, proc, v))
+		return v->huge_own;
+	return v->flags & VMA_F_NORESERVE ? v->huge_there
+					  : pages_of(v->end - v->start, v->page_bytes);
+}
+
+static uint64_t wanted(const struct tree *t, uint64_t page_bytes)
+{
+	uint64_t n = 0;
+
+	for (size_t i = 0; i < t->n_objects; i++)
+		if (t->objects[i].page_bytes == page_bytes)
+			n += pages_of(t->objects[i].size, page_bytes);
+	for (size_t i = 0; i < t->n_procs; i++)
+		for (size_t k = 0; k < t->procs[i].mm.n_vmas; k++)
+			if (t->procs[i].mm.vmas[k].page_bytes == page_bytes)
+				n += wanted_by(t, i, &t->procs[i].mm.vmas[k]);
+	return n;
+}
+
 void huge_check(const struct tree *t, struct refusals *refused)
 {
-	for (size_t i = 0; i < t->n_objects; i++) {
-		uint64_t size = t->objects[i].page_bytes, wanted = 0, there;
-		bool before = false; /* has that size been looked at? */
+	/* a power of two each */
+	for (unsigned int shift = 12; shift < 41; shift++) {
+		uint64_t size = 1ull << shift, n = wanted(t, size), there;
 		char label[64];
 
-		for (size_t k = 0; size && k < t->n_objects; k++) {
-			if (t->objects[k].page_bytes != size)
-				continue;
-			before |= k < i;
-			wanted += t->objects[k].size / size + !!(t->objects[k].size % size);
-		}
-		if (!size || before || (there = available(size)) >= wanted)
+		if (!n || (there = available(size)) >= n)
 			continue;
 		snprintf(label, sizeof(label), "huge pages of %llu KiB",
 			 (unsigned long long)size >> 10);
 		refuse(refused, 0, label,
 		       "%llu are needed at the destination and %llu are free there; raise its "
 		       "vm.nr_hugepages",
-		       (unsigned long long)wanted, (unsigned long long)there);
+		       (unsigned long long)n, (unsigned long long)there);
 	}
 }

@@ -19,6 +19,7 @@
 enum {
 	PASSES = 4,
 	LOWEST_GAP = 64 * 1024, /* vm.mmap_min_addr: ranges below are refused */
+	HUGE_BYTES = 2 << 20,
 };
 /* How much is unprotected under one hold of the task's mmap lock. */
 static const uint64_t UNPROTECT_BYTES = 1ull << 30;
@@ -41,11 +42,17 @@ static int remember(struct addr_ranges *list, uint64_t start, uint64_t end, stru
 }
 
 /* 1: something in it cannot be registered, nothing was done. What went away meanwhile, or fails
- * half way, shows in the next look. */
-static int register_range(struct tracker *t, uint64_t start, uint64_t end, struct cr_err *err)
+ * half way, shows in the next look. first: where the first mapping in it begins, as of the last
+ * look. If that consists of huge pages, the range has to begin at one. */
+static int register_range(struct tracker *t, uint64_t start, uint64_t end, uint64_t first,
+			  struct cr_err *err)
 {
 	int r = uffd_register(t->uffd, start, end);
 
+	if (r == -EINVAL && ALIGN_UP(start, HUGE_BYTES) <= first) {
+		start = ALIGN_UP(start, HUGE_BYTES);
+		r = uffd_register(t->uffd, start, end);
+	}
 	if (is_refusal(r))
 		return 1;
 	return remember(&t->unsettled, start, end, err);
@@ -56,21 +63,47 @@ struct unprotecting {
 	bool left;
 };
 
+/* A range that has huge pages in it is refused unless it begins and ends between two of them,
+ * whatever else it has (KERNEL: mwriteprotect_range): mapping by mapping. */
+static int unprotect_mappings(struct unprotecting *u, uint64_t start, uint64_t end,
+			      struct cr_err *err)
+{
+	_cleanup_free_ char *text = NULL;
+	_cleanup_(proc_maps_done) struct proc_maps maps = {0};
+	struct cr_err torn = {0};
+	ssize_t n = proc_read(u->t->pid, "maps", &text, err);
+
+	if (n < 0)
+		return (int)n;
+	u->left |= !!proc_maps_parse(text, &maps, &torn);
+	vec_foreach (m, &maps.list) {
+		uint64_t from = m->start > start ? m->start : start;
+		uint64_t to = m->end < end ? m->end : end;
+
+		if (from < to && uffd_unprotect(u->t->uffd, from, to))
+			u->left = true;
+	}
+	return 0;
+}
+
 static int unprotect_extent(const struct page_extent *e, void *arg, struct cr_err *err)
 {
 	struct unprotecting *u = arg;
+	int r = 0;
 
-	(void)err;
-	for (uint64_t at = e->start; at < e->end;) {
+	for (uint64_t at = e->start; at < e->end && !r;) {
 		uint64_t end = at - at % UNPROTECT_BYTES + UNPROTECT_BYTES;
 
 		if (end > e->end)
 			end = e->end;
-		if (uffd_unprotect(u->t->uffd, at, end))
+		int failed = uffd_unprotect(u->t->uffd, at, end);
+		if (failed == -EINVAL)
+			r = unprotect_mappings(u, at, end, err);
+		else if (failed)
 			u->left = true; /* it has changed: perhaps done half way */
 		at = end;
 	}
-	return 0;
+	return r;
 }
 
 /* All that is registered in these ranges reads as written from here on; what could not be done is
@@ -169,7 +202,7 @@ struct gap {
  * shared): around all that is not wanted. Its edges are as of the look, and may have moved. */
 static int register_around(struct tracker *t, const struct gap *g, struct cr_err *err)
 {
-	uint64_t start = g->start;
+	uint64_t start = g->start, first = 0;
 	bool wanted = false;
 	int r = 0;
 
@@ -177,12 +210,14 @@ static int register_around(struct tracker *t, const struct gap *g, struct cr_err
 		const struct proc_map *m = i < g->n ? &g->maps[i] : NULL;
 
 		if (m && is_wanted(m)) {
+			if (!wanted)
+				first = m->start;
 			wanted = true;
 			continue;
 		}
 		/* 1: its mappings went away, or are never to be tracked: they read as written */
 		if (wanted)
-			r = register_range(t, start, m ? m->start : g->end, err);
+			r = register_range(t, start, m ? m->start : g->end, first, err);
 		start = m ? m->end : 0;
 		wanted = false;
 	}
@@ -195,7 +230,7 @@ static int register_gap(struct tracker *t, const struct gap *g, struct cr_err *e
 	if ((g->start > LOWEST_GAP && !is_registered(t, g->start - CR_PAGE_SIZE)) ||
 	    (g->end < PAGEMAP_TOP && !is_registered(t, g->end)))
 		return 0;
-	int r = register_range(t, g->start, g->end, err);
+	int r = register_range(t, g->start, g->end, g->n ? g->maps->start : 0, err);
 	return r == 1 ? register_around(t, g, err) : r;
 }
 

@@ -8,7 +8,10 @@ bool vma_same_backing(const struct vma *a, const struct vma *b)
 		return false;
 	if ((a->flags ^ b->flags) & (VMA_F_GROWSDOWN | VMA_F_NORESERVE))
 		return false;
-	return a->kind == VMA_ANON || a->offset - a->start == b->offset - b->start;
+	if (a->page_bytes != b->page_bytes)
+		return false;
+	return (a->kind == VMA_ANON && !a->page_bytes) ||
+	       a->offset - a->start == b->offset - b->start;
 }
 
 size_t layout_lower(const struct vma *v, size_t n, uint64_t va)

@@ -7,10 +7,12 @@
 #include "model/tree.h"
 
 /* May pages of it be missing while its tasks run? Locked memory may not: its owner wants no page
- * fault. What is wiped at a fork may not either: the fork would not wipe what is not there yet. */
+ * fault. What is wiped at a fork may not either: the fork would not wipe what is not there yet. Nor
+ * huge pages: what is fetched comes in pages of 4 KiB. */
 static inline bool vma_is_lazy(const struct vma *v)
 {
-	return v->kind == VMA_ANON && !(v->flags & (VMA_F_LOCKED | VMA_F_WIPEONFORK));
+	return v->kind == VMA_ANON && !v->page_bytes &&
+	       !(v->flags & (VMA_F_LOCKED | VMA_F_WIPEONFORK));
 }
 
 /* Pages that are always sent: those that the kernel writes or reads where no fault can be served

@@ -97,6 +97,21 @@ static bool file_kind_known(enum file_kind k)
 
 /* ---- memory ---- */
 
+/* A power of two that mmap(2), shmget(2) and the like can be asked for. */
+static bool huge_page_bytes_valid(uint64_t bytes)
+{
+	return bytes > CR_PAGE_SIZE && bytes <= 1ull << 40 && !(bytes & (bytes - 1));
+}
+
+static bool huge_vma_valid(const struct vma *v)
+{
+	uint64_t pages = (v->end - v->start) / v->page_bytes;
+
+	return huge_page_bytes_valid(v->page_bytes) && v->kind == VMA_ANON &&
+	       !((v->start | v->end) % v->page_bytes) && v->huge_own <= v->huge_there &&
+	       v->huge_there <= pages;
+}
+
 static int check_vma(const struct tree *t, const struct vma *v, struct cr_err *err)
 {
 	unsigned long long at = v->start;
@@ -122,6 +137,7 @@ static int check_vma(const struct tree *t, const struct vma *v, struct cr_err *e
 	if (v->kind == VMA_FILE_PRIVATE)
 		CHECK(v->object != UINT32_MAX || v->file != UINT32_MAX, "mapping %llx: no file",
 		      at);
+	CHECK(!v->page_bytes || huge_vma_valid(v), "mapping %llx: huge pages", at);
 	return 0;
 }
 
@@ -243,11 +259,10 @@ static int check_process(const struct tree *t, const struct process *p, struct c
 	return r ? r : check_locks(p, err);
 }
 
-/* A power of two that shmget(2) and the like can be asked for; whole pages. */
-static bool huge_page_bytes_valid(const struct shared_object *o)
+/* Whole pages; a segment of System V may end within one. */
+static bool huge_object_valid(const struct shared_object *o)
 {
-	return o->page_bytes > CR_PAGE_SIZE && o->page_bytes <= 1ull << 40 &&
-	       !(o->page_bytes & (o->page_bytes - 1)) && o->kind != OBJ_UNLINKED &&
+	return huge_page_bytes_valid(o->page_bytes) && o->kind != OBJ_UNLINKED &&
 	       (o->kind == OBJ_SYSV_SHM || !(o->size % o->page_bytes));
 }
 
@@ -414,8 +429,7 @@ static int check_tables(const struct tree *t, struct cr_err *err)
 			  o->kind == OBJ_SYSV_SHM || o->kind == OBJ_UNLINKED,
 		      "shared object %zu: unknown kind %u", i, o->kind);
 		CHECK(o->size <= INT64_MAX, "shared object %zu: size", i);
-		CHECK(!o->page_bytes || huge_page_bytes_valid(o), "shared object %zu: huge pages",
-		      i);
+		CHECK(!o->page_bytes || huge_object_valid(o), "shared object %zu: huge pages", i);
 		CHECK(o->ipc_id >= 0 && o->mode <= 07777, "shared object %zu: id or mode", i);
 		CHECK(o->kind != OBJ_UNLINKED || absolute(o->name), "shared object %zu: no path",
 		      i);

@@ -148,6 +148,52 @@ static int get_vmas(struct arena *a, const Tree__Mm *pb, struct mm *out, struct 
 	return 0;
 }
 
+/* ---- huge pages ---- */
+
+static bool put_huge(struct arena *a, Tree__Mm *pb, const struct mm *in)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < in->n_vmas; i++)
+		n += !!in->vmas[i].page_bytes;
+	pb->huge_vma = arena_array(a, uint32_t, n);
+	pb->huge_page_bytes = arena_array(a, uint64_t, n);
+	pb->huge_there = arena_array(a, uint64_t, n);
+	pb->huge_own = arena_array(a, uint64_t, n);
+	if (!pb->huge_vma || !pb->huge_page_bytes || !pb->huge_there || !pb->huge_own)
+		return false;
+	pb->n_huge_vma = pb->n_huge_page_bytes = pb->n_huge_there = pb->n_huge_own = n;
+	n = 0;
+	for (size_t i = 0; i < in->n_vmas; i++) {
+		const struct vma *v = &in->vmas[i];
+
+		if (!v->page_bytes)
+			continue;
+		pb->huge_vma[n] = (uint32_t)i;
+		pb->huge_page_bytes[n] = v->page_bytes;
+		pb->huge_there[n] = v->huge_there;
+		pb->huge_own[n++] = v->huge_own;
+	}
+	return true;
+}
+
+static int get_huge(const Tree__Mm *pb, struct mm *out, struct cr_err *err)
+{
+	size_t n = pb->n_huge_vma;
+
+	if (pb->n_huge_page_bytes != n || pb->n_huge_there != n || pb->n_huge_own != n)
+		return tree_bad(err, "columns of the huge pages differ in length");
+	for (size_t i = 0; i < n; i++) {
+		if (pb->huge_vma[i] >= out->n_vmas || !pb->huge_page_bytes[i])
+			return tree_bad(err, "huge pages of mapping %u", pb->huge_vma[i]);
+		struct vma *v = &out->vmas[pb->huge_vma[i]];
+		v->page_bytes = pb->huge_page_bytes[i];
+		v->huge_there = pb->huge_there[i];
+		v->huge_own = pb->huge_own[i];
+	}
+	return 0;
+}
+
 /* ---- guard ranges ---- */
 
 static bool put_guards(struct arena *a, Tree__Mm *pb, const struct mm *in)
@@ -227,7 +273,7 @@ Tree__Mm *tree_put_mm(struct arena *a, const struct mm *in)
 	Tree__Mm *pb = pb_new(a, &tree__mm__descriptor);
 
 	if (!pb || !alloc_columns(a, pb, in->n_vmas) || !put_guards(a, pb, in) ||
-	    !put_held(a, pb, in))
+	    !put_held(a, pb, in) || !put_huge(a, pb, in))
 		return NULL;
 	put_vmas(pb, in);
 	MM_NUMBERS(TREE_PUT)
@@ -240,6 +286,8 @@ int tree_get_mm(struct arena *a, const Tree__Mm *pb, struct mm *out, struct cr_e
 {
 	int r = get_vmas(a, pb, out, err);
 
+	if (r == 0)
+		r = get_huge(pb, out, err);
 	if (r == 0)
 		r = get_guards(a, pb, out, err);
 	if (r == 0)

@@ -103,7 +103,13 @@ static const char smaps_text[] =
     "ProtectionKey:        15\n"
     "VmFlags: rd wr dp \n"
     "7f0000002000-7f0000003000 rw-p 00000000 00:00 0 \n"
-    "VmFlags: \n";
+    "VmFlags: \n"
+    "7f0000200000-7f0001000000 rw-p 00000000 00:0f 1234       /anon_hugepage (deleted)\n"
+    "KernelPageSize:     2048 kB\n"
+    "MMUPageSize:        2048 kB\n"
+    "Shared_Hugetlb:     4096 kB\n"
+    "Private_Hugetlb:    2048 kB\n"
+    "VmFlags: rd wr mr mw me de ht \n";
 
 static void smaps_golden(void **state)
 {
@@ -112,7 +118,7 @@ static void smaps_golden(void **state)
 
 	(void)state;
 	assert_int_equal(proc_smaps_parse(smaps_text, &m, &err), 0);
-	assert_int_equal(m.list.n, 4);
+	assert_int_equal(m.list.n, 5);
 	assert_int_equal(m.list.v[0].vmflags, VMA_F_HUGEPAGE);
 	assert_int_equal(m.list.v[1].vmflags, VMA_F_GROWSDOWN | VMA_F_DONTFORK | VMA_F_DONTDUMP |
 						  VMA_F_NOHUGEPAGE | VMA_F_MERGEABLE |
@@ -123,6 +129,9 @@ static void smaps_golden(void **state)
 	assert_null(m.list.v[1].special);
 	assert_int_equal(m.list.v[2].pkey, 15);
 	assert_non_null(strstr(m.list.v[2].special, "DROPPABLE"));
+	assert_int_equal(m.list.v[4].page_bytes, 2 << 20);
+	assert_int_equal(m.list.v[4].all_huge, 6 << 20);
+	assert_int_equal(m.list.v[4].own_huge, 2 << 20);
 	proc_maps_done(&m);
 	assert_int_equal(proc_smaps_parse("VmFlags: rd\n", &m, &err), -EBADMSG);
 }
