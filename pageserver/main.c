@@ -321,6 +321,8 @@ int main(int argc, char **argv)
 
 	if (r >= 0)
 		return r;
+	if (first.tasks >= 0)
+		return tasks_serve(first.tasks, !first.no_sandbox);
 	/* zeroed by being mapped, so that the large working areas take memory only once they are
 	 * used */
 	struct server *sv =

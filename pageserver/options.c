@@ -16,12 +16,14 @@ static const char usage[] =
     "usage: page-server --listen ADDR:PORT --control unix:PATH [OPTION…]\n"
     "       page-server --listen ADDR:PORT --dir DIR [OPTION…]\n"
     "       page-server --serve --dir DIR [--listen ADDR:PORT] [OPTION…]\n"
+    "       page-server --tasks N (by cr-agent)\n"
     "\n"
     "Takes memory pages of migrating processes from the network and puts them into the\n"
     "processes being rebuilt on this host, as the local agent directs; or, with --dir, takes\n"
     "whole migrations (cr-agent pre-dump, cr-agent dump) into images below DIR; or, with\n"
     "--serve, gives pages out of these images to tasks that run already (cr-agent restore\n"
-    "--lazy=HOST:PORT). With --dir it needs no privilege at all.\n"
+    "--lazy=HOST:PORT). With --dir it needs no privilege at all. With --tasks it serves pages\n"
+    "of tasks that stand still at the source, for the agent that starts it.\n"
     "\n"
     "  --listen ADDR:PORT     where connections come in; a name, an address, [ADDR]:PORT for\n"
     "                         IPv6; port 0: any. Without it the socket that a service manager\n"
@@ -29,6 +31,7 @@ static const char usage[] =
     "  --control unix:PATH    socket for the agents of this host, made with mode 0600\n"
     "  --dir DIR              images, each in a directory of its own below this one\n"
     "  --serve                only read them\n"
+    "  --tasks N              an agent's socket, descriptor N, by which it hands over all else\n"
     "  --token-file FILE      with --dir: 64 hexadecimal digits that others must know\n"
     "  --no-token             with --dir: anybody who can connect is welcome\n"
     "  --threads WHEN         place pages by threads of their own: yes, no or auto (default), "
@@ -66,6 +69,7 @@ static const struct option longopts[] = {
     {"control", required_argument, NULL, 'c'},
     {"dir", required_argument, NULL, 'd'},
     {"serve", no_argument, NULL, 'S'},
+    {"tasks", required_argument, NULL, 'K'},
     {"token-file", required_argument, NULL, 't'},
     {"no-token", no_argument, NULL, 'n'},
     {"threads", required_argument, NULL, 'T'},
@@ -162,6 +166,8 @@ static int take_option(struct options *o, int c, const char *value, struct cr_er
 	case 'u':
 		o->user = value;
 		return 0;
+	case 'K':
+		return parse_fd(value, &o->tasks, err);
 	case 'x':
 		o->no_sandbox = true;
 		return 0;
@@ -274,6 +280,10 @@ static int check(struct options *o, struct cr_err *err)
 {
 	bool passed = socket_passed();
 
+	if (o->tasks >= 0 && (o->listen || o->control || o->dir))
+		return cr_err_set(err, CR_ERR_INPUT, EINVAL, "--tasks is all that there is");
+	if (o->tasks >= 0)
+		return 0;
 	if (o->serve && !o->listen && !passed)
 		o->listen = "127.0.0.1:7711";
 	if (!o->listen && !passed)
@@ -333,6 +343,7 @@ int options_parse(struct options *o, int argc, char **argv)
 			      .max_half_open = 64,
 			      .max_memory = 512 << 20,
 			      .idle_timeout_us = 900 * 1000000ull,
+			      .tasks = -1,
 			      .status_fd = -1};
 	token_none(&o->token);
 	int r = take_command_line(o, argc, argv, false, &err);

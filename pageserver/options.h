@@ -11,6 +11,7 @@ struct options {
 	const char *control, *dir, *user, *config, *token_file;
 	bool serve, no_sandbox, no_token;
 	enum { THREADS_AUTO, THREADS_YES, THREADS_NO } threads;
+	int tasks;     /* -1: none; the socket of an agent whose tasks are served */
 	int status_fd; /* -1: none */
 	/* these may change while it runs */
 	struct mig_token token;

@@ -9,25 +9,27 @@
  * nothing else that is done after the sockets are bound needs a capability. */
 static const cap_value_t kept = CAP_SYS_PTRACE;
 
+enum { NOBODY = 65534 };
+
 static void capsp_free(cap_t *c)
 {
 	if (*c)
 		cap_free(*c);
 }
 
-static int become(const char *user, struct cr_err *err)
-{
-	const struct passwd *pw = getpwnam(user);
+struct ids {
+	uid_t uid;
+	gid_t gid;
+};
 
-	if (!pw)
-		return cr_err_set(err, CR_ERR_INPUT, ENOENT, "--user %s: no such user", user);
-	if (setgroups(0, NULL) || setresgid(pw->pw_gid, pw->pw_gid, pw->pw_gid) ||
-	    setresuid(pw->pw_uid, pw->pw_uid, pw->pw_uid))
-		return cr_err_sys(err, "--user %s", user);
-	return 0;
+static int become(const struct ids *who)
+{
+	return setgroups(0, NULL) || setresgid(who->gid, who->gid, who->gid) ||
+	       setresuid(who->uid, who->uid, who->uid);
 }
 
-int privilege_drop(bool trace, const char *user, struct cr_err *err)
+/* who: NULL: who we are. */
+static int drop(bool trace, const struct ids *who, struct cr_err *err)
 {
 	_cleanup_(capsp_free) cap_t now = cap_get_proc();
 	_cleanup_(capsp_free) cap_t want = cap_init();
@@ -42,9 +44,8 @@ int privilege_drop(bool trace, const char *user, struct cr_err *err)
 		if (cap_drop_bound(c) < 0)
 			return cr_err_sys(err, "drop capability %d from the bounding set", c);
 	/* after that: it takes all that is effective */
-	int r = user ? become(user, err) : 0;
-	if (r)
-		return r;
+	if (who && become(who))
+		return cr_err_sys(err, "becoming user %d", who->uid);
 	if (cap_reset_ambient() < 0)
 		return cr_err_sys(err, "clear ambient capabilities");
 	if (trace && have == CAP_SET &&
@@ -61,4 +62,21 @@ int privilege_drop(bool trace, const char *user, struct cr_err *err)
 	if (trace && have != CAP_SET)
 		log_warn("no CAP_SYS_PTRACE: only processes of this user can be written to");
 	return 0;
+}
+
+int privilege_drop(bool trace, const char *user, struct cr_err *err)
+{
+	const struct passwd *pw = user ? getpwnam(user) : NULL;
+
+	if (user && !pw)
+		return cr_err_set(err, CR_ERR_INPUT, ENOENT, "--user %s: no such user", user);
+	const struct ids who = {pw ? pw->pw_uid : 0, pw ? pw->pw_gid : 0};
+	return drop(trace, user ? &who : NULL, err);
+}
+
+int privilege_drop_all(struct cr_err *err)
+{
+	const struct ids nobody = {NOBODY, NOBODY};
+
+	return drop(false, geteuid() ? NULL : &nobody, err);
 }

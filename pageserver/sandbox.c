@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 #include "base/log.h"
 #include "pageserver/server.h"
 
@@ -100,6 +101,47 @@ static const int tasks[] = {
     CALL(unlinkat),          CALL(newfstatat),        CALL(fallocate), CALL(ftruncate),
     CALL(getdents64),
 };
+/* Pages of stopped tasks: descriptors that are there or are handed over, and threads. */
+static const int handed[] = {
+    CALL(read),
+    CALL(write),
+    CALL(pread64),
+    CALL(recvfrom),
+    CALL(recvmsg),
+    CALL(sendto),
+    CALL(sendmsg),
+    CALL(shutdown),
+    CALL(getsockopt),
+    CALL(setsockopt),
+    CALL(close),
+    CALL(fcntl),
+    CALL(poll),
+    CALL(ppoll),
+    CALL(mmap),
+    CALL(munmap),
+    CALL(mprotect),
+    CALL(mremap),
+    CALL(madvise),
+    CALL(brk),
+    CALL(futex),
+    CALL(set_robust_list),
+    CALL(rseq),
+    CALL(rt_sigaction),
+    CALL(rt_sigprocmask),
+    CALL(rt_sigreturn),
+    CALL(clock_gettime),
+    CALL(clock_nanosleep),
+    CALL(nanosleep),
+    CALL(getpid),
+    CALL(gettid),
+    CALL(exit),
+    CALL(exit_group),
+    CALL(restart_syscall),
+    CALL(sched_yield),
+    CALL(sched_getscheduler),
+    CALL(sched_getaffinity),
+    CALL(getrandom),
+};
 static const int deadly[] = {
     CALL(execve),
     CALL(execveat),
@@ -177,8 +219,28 @@ static int add_images(scmp_filter_ctx f, bool write)
 	return write ? add(f, SCMP_ACT_ALLOW, writing, ARRAY_SIZE(writing)) : add_open_to_read(f);
 }
 
+/* Where a thread runs is its own affair (near_cpu.h); a signal may end the process itself,
+ * abort(3). */
+static int fill_tasks(scmp_filter_ctx f)
+{
+	int r = add(f, SCMP_ACT_ALLOW, handed, ARRAY_SIZE(handed));
+
+	if (!r)
+		r = add(f, SCMP_ACT_KILL_PROCESS, deadly, ARRAY_SIZE(deadly));
+	if (!r)
+		r = seccomp_rule_add(f, SCMP_ACT_ALLOW, CALL(sched_setaffinity), 1,
+				     SCMP_A0(SCMP_CMP_EQ, 0));
+	if (!r)
+		r = seccomp_rule_add(f, SCMP_ACT_ALLOW, CALL(tgkill), 1,
+				     SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+	return r ? r : add_threads(f);
+}
+
 static int fill(scmp_filter_ctx f, enum sandbox_for what)
 {
+	if (what == SANDBOX_TASKS)
+		return fill_tasks(f);
+
 	bool live = what == SANDBOX_LIVE;
 	int r = add(f, SCMP_ACT_ALLOW, always, ARRAY_SIZE(always));
 

@@ -159,6 +159,12 @@ int serving_take(struct server *sv, const struct msg_lazy *l, const struct mig_i
 		 struct cr_err *err) must_check;
 void serving_stop(struct server *sv);
 
+/* tasks.c */
+
+/* The whole life of one that serves stopped tasks; socket: of wire/ps_serve.h. Returns the exit
+ * status. */
+int tasks_serve(int socket, bool sandbox);
+
 /* control.c */
 
 int control_listen(struct server *sv, const char *path, struct cr_err *err) must_check;
@@ -174,13 +180,16 @@ void priority_lower(struct server *sv);
 /* Gives up every capability for good; trace: but CAP_SYS_PTRACE, if it is there. user: who to be
  * from now on; NULL: who we are. */
 int privilege_drop(bool trace, const char *user, struct cr_err *err) must_check;
+/* That one too, and what files and processes root has. */
+int privilege_drop_all(struct cr_err *err) must_check;
 
 /* sandbox.c */
 
-enum sandbox_for {               /* what is left to be done */
-		   SANDBOX_LIVE, /* write into tasks */
-		   SANDBOX_TAKE, /* write images */
-		   SANDBOX_GIVE, /* read images */
+enum sandbox_for {                /* what is left to be done */
+		   SANDBOX_LIVE,  /* write into tasks */
+		   SANDBOX_TAKE,  /* write images */
+		   SANDBOX_GIVE,  /* read images */
+		   SANDBOX_TASKS, /* serve what is handed over */
 };
 
 /* From here on only the system calls that are needed. */

@@ -11,7 +11,9 @@ $(B)/testbed-init: tools/testbed-init.c
 	$(Q)$(CC) -D_GNU_SOURCE -std=gnu17 $(WARN) $(CFLAGS) -o $@ $<
 
 # The test runs the program beside it.
-$(B)/tests/unit/test_page_server: | $(B)/page-server
+$(B)/tests/unit/test_page_server $(B)/tests/unit/test_serve_child: | $(B)/page-server
+$(B)/tests/unit/test_sandbox: $(B)/pageserver/sandbox.o
+$(B)/tests/unit/test_sandbox: LDLIBS += -lseccomp
 $(B)/tests/unit/test_cr_image: | $(B)/cr-image
 
 # Make has looked for sources and packages before deps installs the latter: build in a make of its own.

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
+#include "base/program.h"
 #include "wire/link.h"
 
 enum { LISTEN_FD = 3, TOKEN_FD = 4 }; /* sd_listen_fds(3): the first is 3 */
@@ -52,18 +53,6 @@ static void become(const char *program, const char *dir, int listen, int token, 
 	_exit(127);
 }
 
-static int program_beside(char *buf, size_t size, struct cr_err *err)
-{
-	char self[512];
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-
-	if (n < 0)
-		return cr_err_sys(err, "/proc/self/exe");
-	self[n] = 0;
-	snprintf(buf, size, "%s/page-server", dirname(self));
-	return access(buf, X_OK) ? cr_err_sys(err, "%s", buf) : 0;
-}
-
 int image_server_start(struct image_server *s, const char *path, const struct mig_token *token,
 		       struct cr_err *err)
 {
@@ -74,7 +63,7 @@ int image_server_start(struct image_server *s, const char *path, const struct mi
 		return cr_err_oom(err);
 	snprintf(s->name, sizeof(s->name), "%s", basename(copy_name));
 	const char *dir = dirname(copy_dir);
-	int r = program_beside(program, sizeof(program), err);
+	int r = program_beside("page-server", program, sizeof(program), err);
 	if (r)
 		return r;
 	_cleanup_fd_ int listen = link_listen("127.0.0.1:0", err);

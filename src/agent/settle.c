@@ -390,6 +390,7 @@ static int settle_serve(const struct agent_config *cfg, struct journal *j, struc
 	struct serve_peer peer = {
 	    .address = j->peer, .host = cfg->host, .timeout_ms = SERVE_TIMEOUT_MS};
 	struct serve sv = {.pids = pids};
+	struct serve_child child = {0};
 	char text[200];
 
 	if (!pids)
@@ -406,7 +407,7 @@ static int settle_serve(const struct agent_config *cfg, struct journal *j, struc
 	/* it may not have heard of the decision */
 	int r = settle_ask_peer(cfg, j, MSG_COMMIT, MSG_RUNNING, ANSWER_TIMEOUT_MS, NULL, err);
 	if (!r)
-		r = serve_run(&sv, &peer, err);
+		r = serve_run(&sv, &peer, &child, err);
 	return r ? r : settle_commit(cfg, j, text, sizeof(text), err);
 }
 

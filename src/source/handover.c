@@ -421,7 +421,7 @@ static int serve_destination(struct source *s, struct cr_err *err)
 			pids[sv.n_pids++] = q->pid;
 	source_event(s, "post-copy", "the tasks run at the destination, and fetch what they need");
 	fault_point("source-serving");
-	int r = serve_run(&sv, &peer, err);
+	int r = serve_run(&sv, &peer, &s->page_server, err);
 	s->done.postcopied = !r;
 	s->done.postcopy = sv.result;
 	return r ? cr_err_ctx(err, "serving the pages that are missing there") : 0;

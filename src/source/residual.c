@@ -3,6 +3,7 @@
  * these rounds get short whatever the tasks do, and with them what is left to be told at the stop.
  */
 #include <string.h>
+#include "base/log.h"
 #include "model/lazy.h"
 #include "source/source.h"
 
@@ -113,7 +114,12 @@ int source_drop_rounds(struct source *s, uint32_t first, struct cr_err *err)
 {
 	uint64_t last = UINT64_MAX, before = 0;
 
+	struct cr_err ignored = {0};
+
 	s->lazy = true;
+	/* it gets ready beside the running tasks; should that fail, there is another try later */
+	if (serve_child_start(&s->page_server, &ignored))
+		log_debug("%s", ignored.msg);
 	source_event(s, "post-copy", "leaving what is written at the source");
 	for (uint32_t n = 0; n < ROUNDS_MAX; n++) {
 		int r = source_check_abort(s, err);

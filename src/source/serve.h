@@ -4,11 +4,7 @@
 #include "base/err.h"
 #include "wire/lazy_stream.h"
 #include "wire/msg.h"
-
-struct serve_range {
-	pid_t pid;
-	uint64_t start, end;
-};
+#include "wire/ps_serve.h"
 
 struct serve {
 	const pid_t *pids; /* those whose memory may be asked for; stopped */

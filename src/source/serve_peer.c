@@ -4,8 +4,10 @@
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include "base/clock.h"
+#include "base/log.h"
 #include "wire/link.h"
 
 enum {
@@ -126,19 +128,65 @@ static void set_priority(bool high)
 		return;
 }
 
-static int serve_until_complete(struct serve *sv, const struct serve_peer *p, struct cr_err *err)
+/* A page-server does not trace the tasks. Since 6.12 (proc_mem.force_override) that may be what it
+ * takes to read what has no read permission: shown by a page of our own. */
+static int check_reading(struct cr_err *err)
+{
+	_cleanup_fd_ int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+	void *page = mmap(NULL, CR_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char c;
+
+	if (mem < 0 || page == MAP_FAILED)
+		return cr_err_sys(err, "/proc/self/mem");
+	ssize_t n = pread(mem, &c, 1, (off_t)(uintptr_t)page);
+	munmap(page, CR_PAGE_SIZE);
+	return n == 1 ? 0
+		      : cr_err_set(err, CR_ERR_KERNEL, EACCES,
+				   "only tracers may read memory without read permission");
+}
+
+/* 0: there is one, and it knows all that it needs. */
+static int have_page_server(struct serve_child *c, const struct serve *sv, bool *said)
+{
+	struct cr_err err = {0};
+	int r = check_reading(&err);
+
+	if (!r)
+		r = serve_child_start(c, &err);
+	if (!r)
+		r = serve_child_tell(c, sv, &err);
+	if (r && !*said)
+		log_warn("%s; serving without a page-server", err.msg);
+	*said |= r;
+	return r;
+}
+
+static int serve_by_ourselves(struct serve *sv, struct serve_links *links, struct cr_err *err)
+{
+	set_priority(true);
+	int r = serve_on(sv, links, err);
+	set_priority(false);
+	return r;
+}
+
+static int serve_until_complete(struct serve *sv, const struct serve_peer *p,
+				struct serve_child *child, struct cr_err *err)
 {
 	const struct timespec pause = {.tv_nsec = PAUSE_MS * 1000 * 1000};
 	uint64_t deadline = now_us() + p->timeout_ms * 1000ull;
 
+	bool said = false;
+
 	for (;;) {
 		struct serve_links links;
+		bool alone = have_page_server(child, sv, &said);
 
 		cr_err_clear(err);
 		int r = open_links(p, &links, err);
 
 		if (!r) {
-			r = serve_on(sv, &links, err);
+			r = alone ? serve_by_ourselves(sv, &links, err)
+				  : serve_child_serve(child, sv, &links, err);
 			deadline = now_us() + p->timeout_ms * 1000ull;
 		}
 		if (!r || is_done_there(p)) {
@@ -154,7 +202,8 @@ static int serve_until_complete(struct serve *sv, const struct serve_peer *p, st
 	}
 }
 
-int serve_run(struct serve *sv, const struct serve_peer *peer, struct cr_err *err)
+int serve_run(struct serve *sv, const struct serve_peer *peer, struct serve_child *child,
+	      struct cr_err *err)
 {
 	_cleanup_free_ int *mems = malloc((sv->n_pids + 1) * sizeof(*mems));
 
@@ -163,10 +212,9 @@ int serve_run(struct serve *sv, const struct serve_peer *peer, struct cr_err *er
 	memset(mems, 0xff, sv->n_pids * sizeof(*mems));
 	sv->lifeline = -1;
 	int r = open_memories(sv, mems, err);
-	set_priority(true);
 	if (!r)
-		r = serve_until_complete(sv, peer, err);
-	set_priority(false);
+		r = serve_until_complete(sv, peer, child, err);
+	serve_child_stop(child);
 	close_memories(sv, mems);
 	return r;
 }

@@ -1,6 +1,6 @@
 /* The agent's half of serving pages: connects to the destination, for as long as it takes. */
 #pragma once
-#include "source/serve.h"
+#include "source/serve_child.h"
 
 struct serve_peer { /* the destination's agent */
 	const char *address;
@@ -11,6 +11,8 @@ struct serve_peer { /* the destination's agent */
 	uint32_t timeout_ms; /* how long it is waited for once it is gone */
 };
 
-/* 0: the destination has everything. -ETIMEDOUT: it was away for too long. Of sv the memories are
- * opened here; needs nothing but the tasks. */
-int serve_run(struct serve *sv, const struct serve_peer *peer, struct cr_err *err) must_check;
+/* By a page-server: child, if it was started ahead; it is ended at the end. Where none can be had
+ * we serve by ourselves. 0: the destination has everything. -ETIMEDOUT: it was away for too long.
+ * The memories of sv are opened here; all that it needs is the tasks. */
+int serve_run(struct serve *sv, const struct serve_peer *peer, struct serve_child *child,
+	      struct cr_err *err) must_check;

@@ -44,6 +44,7 @@ void source_take_request(struct source *s, const struct msg_migrate *rq, struct 
 void source_done(struct source *s)
 {
 	vec_done(&s->recent);
+	serve_child_stop(&s->page_server);
 	vec_foreach (spp, &s->procs) {
 		if ((*spp)->has_tracker)
 			tracker_done(&(*spp)->tracker);

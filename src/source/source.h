@@ -33,7 +33,7 @@
 #include "source/pace.h"
 #include "source/parasite.h"
 #include "source/seize.h"
-#include "source/serve.h"
+#include "source/serve_child.h"
 #include "wire/link.h"
 #include "wire/page_tx.h"
 
@@ -126,6 +126,7 @@ struct source {
 	bool more_shells; /* the destination waits for pages before it makes the others */
 	/* what of them was written, the latest round first; not all, perhaps */
 	VEC(struct serve_range) recent;
+	struct serve_child page_server; /* for them; started ahead */
 	/* of the page streams at the stop: what has been sent, when that last grew, when we looked
 	 */
 	uint64_t moved_bytes, moved_us, looked_us;

@@ -84,6 +84,24 @@ supervisor() {
 	on beta ps -o ppid= -p "$(named cr-fetcher)" | tr -d ' '
 }
 
+# The source's, which serves the stopped tasks.
+server() {
+	on alpha pgrep -f '^[^ ]*/page-server --tasks'
+}
+
+server_there() {
+	[ "$(server | wc -l)" = 1 ]
+}
+
+server_or_over() {
+	server_there || ! fetching
+}
+
+strike_server() {
+	local pid
+	pid=$(server) && on alpha kill -KILL "$pid" 2>/dev/null
+}
+
 # strike WHO…: kills them, all at once; fails if one of them was not there any more. Whoever takes over
 # may be faster than kill(1) with the second.
 strike() {
@@ -101,6 +119,42 @@ strike() {
 	return 0
 }
 
+# It has nothing that it does not need: capabilities, other system calls, a user's files.
+confined() {
+	local pid name said=''
+	pid=$(server) || return 1
+	for name in CapEff CapPrm CapBnd NoNewPrivs Seccomp Uid; do
+		said+=$(on alpha sed -n "s/^$name:[[:space:]]*//p" "/proc/$pid/status" | cut -f1)' '
+	done
+	[ "$said" = "0000000000000000 0000000000000000 0000000000000000 1 2 65534 " ]
+}
+
+confined_case() {
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	until_true 10 confined || { diag "page-servers at the source: $(on alpha ps -e -o pid,ppid,user,args | grep page-server)"; return 1; }
+	fetching || { diag "all had arrived"; return 1; }
+	after_slow || return 1
+	! server_there || { diag "there is still one"; return 1; }
+}
+ok "at the source a page-server without any privilege serves, and ends" confined_case dirty --mib 64 --rate 20
+kill_workload
+
+server_case() {
+	local struck=0 n pid
+	start_workload alpha "$@" && runs_on && begin_slow || return 1
+	for n in 1 2 3 4 5; do
+		until_true 10 server_or_over || { diag "no page-server: $(on alpha ps -e -o pid,ppid,args | grep page-server)"; return 1; }
+		fetching || break
+		pid=$(server)
+		strike_server || break
+		struck=$n
+		until_true 30 goes_on "$(pages_left)" "$(progress)" || { diag "nothing arrives, and no progress"; return 1; }
+		random_pause 300
+	done
+	after_slow || return 1
+	((struck == 5)) || { diag "all had arrived after $struck strikes"; return 1; }
+	(($(postcopied .reconnects) > 0)) || { diag "it was not that one that served"; return 1; }
+}
 three_again() {
 	[ "$(named cr-fetcher | wc -l)" = 1 ] && [ "$(named cr-keeper | wc -l)" = 1 ] && [ "$(supervisor)" != 1 ]
 }
@@ -137,6 +191,9 @@ SLOW=30mbit # fifty processes that want their memory
 ok "the fetcher is killed three times: forktree" struck_case fetcher 3 forktree
 kill_workload
 SLOW=8mbit
+SLOW=8mbit
+ok "the source's page-server is killed five times" server_case dirty --mib 64 --rate 2 --threads 2
+kill_workload
 ok "others took over" grep -q 'another one takes over' "$state/beta/agent.log"
 ok "the keeper is killed three times" struck_case keeper 3 dirty --mib 64 --rate 2
 kill_workload
@@ -249,14 +306,19 @@ kill_workload
 # The source's worker: then the daemon there serves, and nobody is left to tell cr-migrate.
 source_worker_case() {
 	start_workload alpha "$@" && runs_on && begin_slow || return 1
-	local worker
+	local worker was
+	was=$(server)
 	# shellcheck disable=SC2016
 	worker=$(on alpha sh -c 'for p in $(pgrep -x cr-agent); do grep -qs "^TracerPid:[[:space:]]*$p$" /proc/[0-9]*/status && echo $p; done')
 	on alpha kill -KILL "$worker" || return 1
+	until_true 10 another_server "$was" || { diag "its page-server lives on, or no other comes"; return 1; }
 	end_slow
 	wl_host=beta
 	until_true 60 settled_everywhere || { say_logs; return 1; }
 	moved_to beta && finish_workload
+}
+another_server() {
+	! fetching || { server_there && [ "$(server)" != "$1" ]; }
 }
 settled_everywhere() {
 	! fetching && gone_from alpha >/dev/null
@@ -295,6 +357,7 @@ break_something() {
 	6) "$testbed" agent beta kill && restart agent beta ;;
 	7) "$testbed" agent alpha kill && restart agent alpha ;;
 	8) "$testbed" link beta down && random_pause 400 && "$testbed" link beta up ;;
+	9) ! until_true 10 server_or_over || ! fetching || strike_server ;;
 	esac
 }
 
@@ -305,7 +368,7 @@ any_case() {
 		random_pause 300
 		until_true 10 three_or_over || break
 		fetching || break
-		said+=($((RANDOM % 9)))
+		said+=($((RANDOM % 10)))
 		break_something "${said[-1]}" || break
 		((n != without)) || kill_cli
 	done
