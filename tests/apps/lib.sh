@@ -104,29 +104,36 @@ now_ms() {
 	echo $((t / 1000))
 }
 
-# rates SECONDS: sets rate[CLIENT], answers a second.
+# rates SECONDS: sets rate[CLIENT], answers a second, and what the machine's pace was meanwhile.
 declare -A rate=() rate_before=()
 rates() {
 	local c start
 	local -A counted=()
 	start=$(now_ms)
 	for c in "${clients[@]}"; do counted[$c]=$(count "$c"); done
-	sleep "$1"
+	pace=$($python "$apps/pace.py" "$1")
 	for c in "${clients[@]}"; do
 		rate[$c]=$((($(count "$c") - counted[$c]) * 1000 / ($(now_ms) - start)))
 	done
 }
 
-# As fast as before: in one of several looks each client gets three quarters of what it got, on a machine that others
-# use as well.
+# is_back NOW BEFORE: three quarters of what it was; of what it would have been, if the machine, which others use as
+# well, has become slower than it was at pace_before.
+is_back() {
+	local slower=$pace
+	((slower <= pace_before)) || slower=$pace_before
+	(($1 * 4 * pace_before >= $2 * 3 * slower))
+}
+
+# As fast as before: each client, in one of several looks.
 rates_are_back() {
 	local c back
 	for _ in {1..40}; do
 		rates 1
 		back=1
-		[ -z "${VERBOSE:-}" ] || diag "now: ${rate[*]}"
+		[ -z "${VERBOSE:-}" ] || diag "now: ${rate[*]}, pace $pace_before -> $pace"
 		for c in "${clients[@]}"; do
-			((rate[$c] * 4 >= rate_before[$c] * 3)) || back=0
+			is_back "${rate[$c]}" "${rate_before[$c]}" || back=0
 		done
 		[ $back = 0 ] || return 0
 	done
@@ -167,6 +174,7 @@ move_once() {
 move_server() {
 	local c i from=alpha to=beta st=0 summary=''
 	rates 2
+	pace_before=$pace
 	for c in "${clients[@]}"; do rate_before[$c]=${rate[$c]}; done
 	for ((i = 0; i < ${MOVES:-1}; i++)); do
 		move_once "$from" "$to" "$@" || return 1
@@ -177,7 +185,7 @@ move_server() {
 	for c in "${clients[@]}"; do
 		summary+="$c ${rate_before[$c]} -> ${rate[$c]}/s$(longest_wait "$c"); "
 	done
-	diag "${summary%; }"
+	diag "${summary}the machine's pace $pace_before -> $pace"
 	diag "the clients' TCP: $(sent_again)"
 }
 

@@ -80,7 +80,7 @@ dies() {
 	CR_FAULT=$2:kill "$testbed" agent "$1" restart
 	migrate alpha beta --pid "$wl_pid" --copy-files
 	"$testbed" agent "$1" restart
-	[ "$mig_status" != 0 ] && moved_to alpha && until_true 10 nothing_in beta && finish_workload
+	[ "$mig_status" != 0 ] && moved_to alpha && until_true 30 nothing_in beta && finish_workload
 }
 case_of "the destination's agent dies while it builds: nothing stays there" dies beta dest-built
 case_of "the destination's agent dies prepared: nothing stays there" dies beta dest-prepared
@@ -92,7 +92,7 @@ decided() {
 	migrate alpha beta --pid "$wl_pid" --copy-files
 	"$testbed" agent "$1" restart
 	wl_host=beta
-	moved_to beta && until_true 10 no_traces && finish_workload
+	moved_to beta && until_true 30 no_traces && finish_workload
 }
 no_traces() {
 	[ -z "$(on beta find /tmp /dev/shm -name '.cr-*' </dev/null)" ] && [ -z "$(on alpha ls /dev/shm </dev/null)" ]
@@ -127,7 +127,7 @@ replace_undone() {
 	CR_FAULT=dest-prepared:kill "$testbed" agent alpha restart
 	migrate beta alpha --pid "$wl_pid" --copy-files=replace
 	"$testbed" agent alpha restart
-	{ [ "$mig_status" != 0 ] && moved_to beta && until_true 10 no_traces_of_replacing; } || return 1
+	{ [ "$mig_status" != 0 ] && moved_to beta && until_true 30 no_traces_of_replacing; } || return 1
 	is "$(on alpha sh -c "cd $place && md5sum data && stat -c '%i %y' data" </dev/null)" "$before" "what was there is there again"
 	migrate beta alpha --pid "$wl_pid" --copy-files=replace --rehearse || { say_migration; return 1; }
 	is "$(on alpha sh -c "cd $place && md5sum data && stat -c '%i %y' data" </dev/null)" "$before" "and after a rehearsal"

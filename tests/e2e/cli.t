@@ -78,21 +78,12 @@ ok "a pid that is not there: said so" json '.outcome != "migrated" and (.error.m
 
 # The pid is taken at the destination: one of beta's own processes has it.
 start_workload alpha regs
-taken_by() {
-	# shellcheck disable=SC2016
-	on beta sh -c 'echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid; sleep 1000 & echo $!' sh "$1"
-}
-taken=
-for _ in 1 2 3 4 5 6 7 8; do
-	taken=$(taken_by "$wl_pid" </dev/null 2>/dev/null | head -n 1)
-	[ "$taken" != "$wl_pid" ] || break
-	on beta kill "$taken"
-done
+take_pid beta "$wl_pid"
 migrate alpha beta --pid "$wl_pid"
 is $mig_status 4 "a pid that is taken: exit status 4" || say_migration
 ok "a pid that is taken: refused by name" grep -q "\"pid\":$wl_pid" "$work/events"
 ok "a pid that is taken: it runs on" runs_on
-on beta kill "$taken"
+on beta kill "$taker"
 ok "with the pid free" move_workload beta
 ok "well" finish_workload
 

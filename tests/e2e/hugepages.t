@@ -51,7 +51,7 @@ free_pages() {
 all_free() {
 	[ "$(free_pages)" = $((had + WANTED)) ]
 }
-ok "none is left behind" until_true 10 all_free
+ok "none is left behind" until_true 30 all_free
 
 rehearsed_case() {
 	start_workload alpha "$1" && runs_on || return 1
@@ -61,7 +61,7 @@ rehearsed_case() {
 for what in hugepages hugepages_private; do
 	ok "nothing is left of a rehearsal: $what" rehearsed_case "$what"
 	kill_workload
-	ok "all are free again" until_true 10 all_free
+	ok "all are free again" until_true 30 all_free
 done
 
 image_case() {
@@ -116,5 +116,5 @@ read_only_case() {
 }
 ok "refused: private huge pages that cannot be written" read_only_case
 kill_workload
-ok "none is left behind" until_true 10 all_free
+ok "none is left behind" until_true 30 all_free
 done_testing

@@ -21,7 +21,7 @@ take_step() {
 	local before
 	before=$(<"$wl_dir/step")
 	on "$wl_host" kill -USR1 "$wl_pid"
-	until_true 20 step_differs "$before" && until_true 10 waits_for_signal
+	until_true 20 step_differs "$before" && until_true 30 waits_for_signal
 }
 
 step_differs() {
@@ -55,8 +55,8 @@ same_as_a_single_dump() {
 	for _ in 1 2 3 4; do
 		verb alpha pre-dump --pid "$wl_pid" --dir "$rounds" && take_step || return 1
 	done
-	verb alpha dump --pid "$wl_pid" --dir "$rounds" --leave-running && until_true 10 waits_for_signal &&
-		verb alpha dump --pid "$wl_pid" --dir "$single" --leave-running && until_true 10 waits_for_signal &&
+	verb alpha dump --pid "$wl_pid" --dir "$rounds" --leave-running && until_true 30 waits_for_signal &&
+		verb alpha dump --pid "$wl_pid" --dir "$single" --leave-running && until_true 30 waits_for_signal &&
 		cr_image verify "$rounds" "$single" && cr_image diff --pages "$rounds" "$single" &&
 		same_as_the_task "$rounds"
 }
@@ -81,7 +81,7 @@ restored_rounds() {
 	rm "$wl_dir/result"
 	verb beta restore --detach --dir "$images/rounds" || return 1
 	wl_host=beta
-	until_true 10 waits_for_signal && take_step && take_step && ends_well
+	until_true 30 waits_for_signal && take_step && take_step && ends_well
 }
 ok "what the rounds left is restored, goes on, and finds its memory right" restored_rounds
 kill_workload

@@ -71,7 +71,7 @@ refused() {
 }
 
 is_as_before() {
-	until_true 5 same_traces "$1" || { diag "before: $1" "now: $(traces)"; return 1; }
+	until_true 30 same_traces "$1" || { diag "before: $1" "now: $(traces)"; return 1; }
 }
 same_traces() {
 	[ "$(traces)" = "$1" ]

@@ -61,13 +61,13 @@ start_server() {
 	# shellcheck disable=SC2016
 	server=$(on "$host" sh -c 'log=$1; shift; setsid "$@" </dev/null >>"$log" 2>&1 & echo $!' start \
 		"$work/server.log" "$build/page-server" --listen "$ip:0" --dir "$dir" --token-file "$work/token" "$@")
-	until_true 10 grep -q 'page streams on' "$work/server.log" || { diag "$(cat "$work/server.log")"; return 1; }
+	until_true 30 grep -q 'page streams on' "$work/server.log" || { diag "$(cat "$work/server.log")"; return 1; }
 	server_address=$(sed -n 's/.*page streams on \([^,]*\),.*/\1/p' "$work/server.log")
 }
 
 stop_server() {
 	on "$1" kill -TERM "$server"
-	until_true 10 server_gone "$1"
+	until_true 30 server_gone "$1"
 }
 
 server_gone() {
@@ -113,7 +113,7 @@ is_stopped() {
 	[ "$(on alpha sh -c "sed 's/.*) //' /proc/$wl_pid/stat | cut -c1")" = T ]
 }
 leave_stopped() {
-	remotely dump --id stopped --leave-stopped && until_true 5 is_stopped || say_out || return 1
+	remotely dump --id stopped --leave-stopped && until_true 30 is_stopped || say_out || return 1
 	on alpha kill -CONT "$wl_pid" && runs_on
 }
 ok "dump --leave-stopped" leave_stopped

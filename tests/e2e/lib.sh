@@ -190,6 +190,19 @@ workload_pids() {
 	done' pids "$workloads"
 }
 
+# take_pid HOST PID: somebody else has it there; sets taker. Whoever forks just then may be the one who is given it.
+take_pid() {
+	for _ in {1..20}; do
+		# shellcheck disable=SC2016
+		taker=$(on "$1" sh -c 'echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid
+			sleep 1000 </dev/null >/dev/null 2>&1 & echo $!' take "$2")
+		[ "$taker" != "$2" ] || return 0
+		on "$1" kill "$taker"
+	done
+	diag "pid $2 is not to be had in $1"
+	return 1
+}
+
 # --- migrations -------------------------------------------------------------------------------------
 
 note_logs() {

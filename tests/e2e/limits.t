@@ -28,7 +28,7 @@ as_nobody() {
 	server=$(on beta sh -c 'log=$1; shift; setsid setpriv --reuid nobody --regid nogroup --clear-groups "$@" \
 		</dev/null >>"$log" 2>&1 & echo $!' start "$server_log" "$build/page-server" --listen "$ip:0" \
 		--dir "$work/nobody" --no-token)
-	until_true 10 grep -q 'page streams on' "$server_log" || return 1
+	until_true 30 grep -q 'page streams on' "$server_log" || return 1
 	server_address=$(sed -n 's/.*page streams on \([^,]*\),.*/\1/p' "$server_log")
 	start_workload alpha dirty --mib 16 && runs_on || return 1
 	to_server pre-dump --id web && to_server dump --id web && gone_from alpha || return 1
@@ -96,10 +96,10 @@ reloads() {
 	to_server dump --id disk --token-file "$work/token" && return 1
 	fails_with 'disk limit (4194304 bytes) is reached' || return 1
 	sed -i 's/4M/1G/' "$work/config"
-	on beta kill -HUP "$server" && until_true 5 grep -q 'options read again' "$server_log" || return 1
+	on beta kill -HUP "$server" && until_true 30 grep -q 'options read again' "$server_log" || return 1
 	{ to_server dump --id disk --token-file "$work/token" && gone_from alpha; } || say_out || return 1
 	echo nonsense >>"$work/config"
-	on beta kill -HUP "$server" && until_true 5 grep -q 'all stays as it was' "$server_log" || return 1
+	on beta kill -HUP "$server" && until_true 30 grep -q 'all stays as it was' "$server_log" || return 1
 	restored beta "$work/images/disk" && finish_workload && stop_server beta
 }
 ok "a full disk limit fails one dump; SIGHUP reads the file again" reloads

@@ -47,7 +47,7 @@ waited_for_case() {
 	start_workload alpha locks || return 1
 	on alpha setsid flock -x "$wl_dir/whole" true </dev/null >/dev/null 2>&1 &
 	waiter=$!
-	until_true 10 grep -q -- "-> FLOCK.*:$(stat -c %i "$wl_dir/whole") " /proc/locks || return 1
+	until_true 30 grep -q -- "-> FLOCK.*:$(stat -c %i "$wl_dir/whole") " /proc/locks || return 1
 	migrate alpha beta --pid "$wl_pid"
 	{ [ "$mig_status" = 4 ] && grep '"event":"refused"' "$work/events" | grep -q 'file lock.*waits'; } || {
 		say_migration

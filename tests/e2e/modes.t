@@ -58,15 +58,27 @@ new_cgroup() {
 	mkdir -p "$cgroup_dir/below"
 }
 
-# All processes of the workload, some of them in a cgroup below. Those that end meanwhile are none.
+# All processes of the workload, some of them in a cgroup below.
 enter_cgroup() {
+	until_true 30 all_enter
+}
+
+# Some end meanwhile, others may be forked by one that was not in it yet.
+all_enter() {
 	local pid to n=0
-	for pid in $(workload_pids alpha); do
+	for pid in $(outside_cgroup); do
 		n=$((n + 1))
 		to=$cgroup_dir/cgroup.procs
 		[ $((n % 3)) != 0 ] || to=$cgroup_dir/below/cgroup.procs
-		"$testbed" pid alpha "$pid" 2>/dev/null >"$to" || ! workload_pids alpha | grep -qx "$pid" ||
-			return 1
+		"$testbed" pid alpha "$pid" 2>/dev/null >"$to"
+	done
+	[ -z "$(outside_cgroup)" ]
+}
+
+outside_cgroup() {
+	local pid
+	for pid in $(workload_pids alpha); do
+		on alpha grep -qsE ":$cgroup(/below)?$" "/proc/$pid/cgroup" || echo "$pid"
 	done
 }
 
@@ -131,7 +143,7 @@ stranger_case() {
 
 progress_moved() {
 	wl_dir=$1
-	until_true 15 progress_is_from beta && runs_on
+	until_true 30 progress_is_from beta && runs_on
 }
 for version in v1 v2; do
 	ok "$version: all of a cgroup with two trees is moved" stranger_case $version
@@ -142,7 +154,7 @@ done
 frozen_case() {
 	new_cgroup "$1" && start_workload alpha threads && enter_cgroup || return 1
 	set_frozen 1
-	until_true 5 frozen || return 1
+	until_true 30 frozen || return 1
 	local st=0
 	migrate alpha beta --pid "$wl_pid" --freeze-cgroup "$cgroup" --rehearse || { say_migration; st=1; }
 	ok "$1: frozen again" frozen

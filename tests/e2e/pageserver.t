@@ -65,7 +65,7 @@ ok "the second pre-dump --track reads what was written" sends_little
 
 without_track() {
 	verb alpha pre-dump --json --pid "$wl_pid" --page-server beta:7712 --id little || return 1
-	[ "$(written)" -lt 8000 ] && until_true 5 no_tracker || return 1
+	[ "$(written)" -lt 8000 ] && until_true 30 no_tracker || return 1
 	verb alpha pre-dump --json --pid "$wl_pid" --page-server beta:7712 --id little || return 1
 	[ "$(written)" -gt 16000 ] && runs_on
 }
@@ -125,8 +125,8 @@ tracker_dies() {
 	verb alpha pre-dump --pid "$wl_pid" --page-server beta:7712 --id killed --track || return 1
 	# shellcheck disable=SC2016 # for the other shell
 	pid=$(on alpha sh -c 'for p in /proc/[0-9]*; do
-		case "$(readlink "$p/exe")" in */cr-agent) grep -q pre-dump "$p/cmdline" && echo "${p#/proc/}" ;; esac; done')
-	on alpha kill -KILL "$pid" && runs_on || return 1
+		case "$(readlink "$p/exe")" in */cr-agent) tr "\0" " " <"$p/cmdline" | grep -q "pre-dump.* --id killed" && echo "${p#/proc/}" ;; esac; done')
+	[ -n "$pid" ] && on alpha kill -KILL "$pid" && runs_on || return 1
 	verb alpha dump --pid "$wl_pid" --page-server beta:7712 --id killed && gone_from alpha &&
 		restored beta "$work/beta/killed" && finish_workload
 }
@@ -136,7 +136,7 @@ kill_workload
 ends_with_the_tasks() {
 	start_workload alpha dirty --mib 16 && runs_on || return 1
 	verb alpha pre-dump --pid "$wl_pid" --page-server beta:7712 --id gone --track || return 1
-	finish_workload && until_true 10 no_tracker
+	finish_workload && until_true 30 no_tracker
 }
 ok "the tracking ends with the tasks" ends_with_the_tasks
 kill_workload

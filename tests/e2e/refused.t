@@ -97,7 +97,7 @@ different_case() {
 	new_dir different
 	# shellcheck disable=SC2016
 	on alpha setsid sh -c 'exec 7</tmp/data; echo $$ >"$1/pid"; exec sleep 1000' sh "$wl_dir" </dev/null >"$wl_dir/log" 2>&1
-	until_true 5 test -s "$wl_dir/pid" || return 1
+	until_true 30 test -s "$wl_dir/pid" || return 1
 	wl_pid=$(<"$wl_dir/pid")
 	migrate alpha beta --pid "$wl_pid"
 	local st=$mig_status
@@ -161,7 +161,7 @@ both_case() {
 	new_dir both
 	# shellcheck disable=SC2016
 	on alpha setsid sh -c 'exec 7</tmp/data 8</dev/kmsg; echo $$ >"$1/pid"; exec sleep 1000' sh "$wl_dir" </dev/null >"$wl_dir/log" 2>&1
-	until_true 5 test -s "$wl_dir/pid" || return 1
+	until_true 30 test -s "$wl_dir/pid" || return 1
 	wl_pid=$(<"$wl_dir/pid")
 	migrate alpha beta --pid "$wl_pid"
 	local st=$mig_status

@@ -54,7 +54,7 @@ given_up() {
 	dies_at source-prepared "$@" || return 1
 	[ -n "$(workload_pids beta)" ] || { diag "nothing was prepared in beta"; return 1; }
 	resolve --abort beta || { diag "$(cat "$work/resolved")"; return 1; }
-	until_true 10 gone_from beta
+	until_true 30 gone_from beta
 }
 
 # Not prepared yet: there is nothing to take over, and it does not pretend to.

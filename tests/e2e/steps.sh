@@ -42,7 +42,7 @@ start_server() {
 	# shellcheck disable=SC2016
 	server=$(on "$host" sh -c 'log=$1; shift; setsid "$@" </dev/null >>"$log" 2>&1 & echo $!' start \
 		"$server_log" "$build/page-server" "$@")
-	until_true 10 grep -q 'page streams on' "$server_log" || {
+	until_true 30 grep -q 'page streams on' "$server_log" || {
 		diag "$(cat "$server_log")"
 		return 1
 	}
@@ -56,5 +56,5 @@ server_gone() {
 
 stop_server() {
 	on "$1" kill -TERM "$server"
-	until_true 10 server_gone "$1"
+	until_true 30 server_gone "$1"
 }

@@ -31,7 +31,7 @@ whole_case() {
 	gone_from alpha || return 1
 	for pid in $(workload_pids beta); do
 		# shellcheck disable=SC2016
-		until_true 5 on beta sh -c 'grep -q "^State:[[:space:]]*T" "/proc/$1/status"' sh "$pid" || {
+		until_true 30 on beta sh -c 'grep -q "^State:[[:space:]]*T" "/proc/$1/status"' sh "$pid" || {
 			diag "$pid is not stopped"
 			return 1
 		}
@@ -120,10 +120,10 @@ job_case() {
 	tmux_on alpha send-keys "$workloads/regs --dir $wl_dir" Enter
 	workload_is_up regs && runs_on || return 1
 	tmux_on alpha send-keys C-z
-	until_true 10 shell_says alpha Stopped || { diag "$(tmux_on alpha capture-pane -p)"; return 1; }
+	until_true 30 shell_says alpha Stopped || { diag "$(tmux_on alpha capture-pane -p)"; return 1; }
 	migrate alpha beta --pid "$pid" || { say_migration; return 1; }
 	tmux_on beta send-keys jobs Enter
-	until_true 10 lists_it beta || { diag "$(tmux_on beta capture-pane -p)"; return 1; }
+	until_true 30 lists_it beta || { diag "$(tmux_on beta capture-pane -p)"; return 1; }
 	tmux_on beta send-keys fg Enter
 	until_true 20 progress_is_from beta && runs_on && finish_workload
 	local st=$?

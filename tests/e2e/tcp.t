@@ -69,13 +69,13 @@ state_moved() {
 	start_server --listen :: && start_peer "$address" --conns 3 "$@" || return 1
 	touch "$server/states"
 	case $* in
-	*G* | *H*) until_true 10 in_state alpha fin-wait-1 3 || { diag "not in FIN_WAIT1"; return 1; } ;;
+	*G* | *H*) until_true 30 in_state alpha fin-wait-1 3 || { diag "not in FIN_WAIT1"; return 1; } ;;
 	esac
 	case $* in
-	*U* | *u) until_true 10 urgent_came || { diag "no urgent data"; return 1; } ;;
+	*U* | *u) until_true 30 urgent_came || { diag "no urgent data"; return 1; } ;;
 	esac
 	touch "$wl_dir/shut"
-	[ -z "$state" ] || until_true 10 in_state alpha "$state" 3 || { diag "not in $state"; return 1; }
+	[ -z "$state" ] || until_true 30 in_state alpha "$state" 3 || { diag "not in $state"; return 1; }
 	move_server beta --move-address "$move" || return 1
 	touch "${peers[@]/%//read}"
 	[ ! -e "$server/sent" ] || all_got || return 1
@@ -124,7 +124,7 @@ import socket, sys, time
 s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
 s.sendall(b"O")
 time.sleep(60)' 10.77.0.100 "$port" </dev/null >/dev/null 2>&1 &
-	wait_for "$server/closed" 10 && until_true 10 gives_up || st=1
+	wait_for "$server/closed" 10 && until_true 30 gives_up || st=1
 	[ $st != 0 ] || { move_server beta --move-address "$service" && finish_all; } || st=1
 	if ! grep -q '"event":"warning".*10.77.0.100:.*closed, with [0-9]* bytes that 10.77.0.3:' "$work/events" ||
 		! grep -q "1 connections that the program has closed are reset" "$work/events"; then

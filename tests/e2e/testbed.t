@@ -51,14 +51,14 @@ monotonic() {
 greeter='my $l = IO::Socket::INET->new(Listen => 1, LocalAddr => $ARGV[0]) or die;
 	$| = 1; print $l->sockport, "\n"; print { $l->accept } "hello\n"'
 
-# reaches TESTBED FROM TO: a TCP connection, to a port that the kernel chooses.
+# reaches TESTBED FROM TO [SECONDS]: a TCP connection, to a port that the kernel chooses.
 reaches() {
 	local tb=$1 from=$2 to=$3 ip port fd pid st=0
 	ip=$("$tb" addr "$to")
 	coproc "$tb" exec "$to" timeout 20 perl -MIO::Socket::INET -e "$greeter" "$ip"
 	fd=${COPROC[0]} pid=$COPROC_PID
 	read -r port <&"$fd"
-	"$tb" exec "$from" timeout 3 bash -c "read -r line </dev/tcp/$ip/$port && [ \$line = hello ]" || st=1
+	"$tb" exec "$from" timeout "${4:-15}" bash -c "read -r line </dev/tcp/$ip/$port && [ \$line = hello ]" || st=1
 	[ $st = 0 ] || kill "$pid"
 	wait "$pid" 2>/dev/null
 	return $st
@@ -107,7 +107,7 @@ ok "alpha reaches beta" reaches t1 alpha beta
 ok "client reaches alpha" reaches t1 client alpha
 ok "the second testbed has the same addresses" reaches t2 alpha beta
 t1 link beta down
-reaches t1 alpha beta
+reaches t1 alpha beta 3
 is $? 1 "a cut link"
 ok "the other testbed's link is not cut" reaches t2 alpha beta
 t1 link beta up

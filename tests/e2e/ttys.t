@@ -39,7 +39,7 @@ taken_case() {
 	[ "$number" = 0 ] || return 1
 	# shellcheck disable=SC2016
 	on beta setsid sh -c 'exec 7<>/dev/ptmx; : >"$1/taken"; exec sleep 1000' sh "$wl_dir" </dev/null >/dev/null 2>&1 &
-	until_true 5 test -e "$wl_dir/taken" || return 1
+	until_true 30 test -e "$wl_dir/taken" || return 1
 	migrate alpha beta --pid "$wl_pid"
 	{ [ "$mig_status" = 4 ] && grep '"event":"refused"' "$work/events" | grep -q '/dev/pts/0 is in use'; } || {
 		say_migration

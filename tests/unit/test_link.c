@@ -283,17 +283,17 @@ static void talk(int listen_fd, const char *address)
 	struct msg m = {.type = MSG_HELLO, .hello = hello}, n;
 
 	FAILS(link_accept(listen_fd, &b, err), EAGAIN, CR_ERR_IO);
-	OK(link_connect(&a, address, 1000, err));
+	OK(link_connect(&a, address, 10000, err));
 	struct pollfd pfd = {.fd = listen_fd, .events = POLLIN};
-	assert_int_equal(poll(&pfd, 1, 1000), 1);
+	assert_int_equal(poll(&pfd, 1, 10000), 1);
 	OK(link_accept(listen_fd, &b, err));
 	m.hello.role = MSG_ROLE_AGENT;
 	OK(link_send(b, &m, err));
-	OK(link_hello(a, &hello, 1000, &n, err));
+	OK(link_hello(a, &hello, 10000, &n, err));
 	assert_int_equal(n.hello.role, MSG_ROLE_AGENT);
 	assert_string_equal(n.hello.host, "here");
 	msg_free(&n);
-	OK(link_recv(b, 1000, &n, err));
+	OK(link_recv(b, 10000, &n, err));
 	assert_int_equal(n.hello.role, MSG_ROLE_QUERY);
 	msg_free(&n);
 	link_free(a);

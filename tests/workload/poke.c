@@ -4,11 +4,12 @@
  * (hexadecimal) poke anon PID          the same for the largest private anonymous mapping poke
  * gpr|xstate|gs PID flip a bit of r15, of the last xmm/ymm bytes, change the GS base
  *
- * Registers are only worth changing while the task computes: it tries until it stops outside a
- * system call. Exit 0 if something was changed. */
+ * Registers are only worth changing while the task holds them (regs_hold() in regs.c): it tries
+ * until it stops there. Exit 0 if something was changed. */
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -91,6 +92,15 @@ static int change(int pid, const char *what)
 								: 0;
 }
 
+/* Within `1: pause; loop 1b`, wherever that is. */
+static bool holds(int pid, uint64_t rip)
+{
+	static const uint8_t loop[] = {0xf3, 0x90, 0xe2, 0xfc};
+	const long at = ptrace(PTRACE_PEEKTEXT, pid, rip, 0);
+
+	return !memcmp(&at, loop, 4) || !memcmp(&at, loop + 2, 2);
+}
+
 static int change_registers(int pid, const char *what)
 {
 	struct user_regs_struct r;
@@ -98,11 +108,11 @@ static int change_registers(int pid, const char *what)
 
 	if (ptrace(PTRACE_SEIZE, pid, 0, 0))
 		return die("SEIZE");
-	for (int tries = 0; tries < 200; tries++) {
+	for (int tries = 0; tries < 2000; tries++) {
 		ptrace(PTRACE_INTERRUPT, pid, 0, 0);
 		if (waitpid(pid, &status, __WALL) != pid || !WIFSTOPPED(status))
 			return die("wait");
-		if (!ptrace(PTRACE_GETREGS, pid, 0, &r) && (long)r.orig_rax < 0) {
+		if (!ptrace(PTRACE_GETREGS, pid, 0, &r) && holds(pid, r.rip)) {
 			st = change(pid, what);
 			ptrace(PTRACE_DETACH, pid, 0, 0);
 			return st;
