@@ -64,7 +64,7 @@ sysvpart System V shared memory
 sysvsem System V semaphores.*SEM_UNDO
 sysvmsg System V message queue.*process [0-9]*, which is outside the tree
 aio aio
-hugetlb huge
+hugetlb private mapping of a file of huge pages
 droppable droppable
 pkey pkey|protection key
 traced traced|ptrace|tracer|debug

@@ -398,7 +398,12 @@ static int mapped(int prot, int flags)
 
 static int do_hugetlb(void)
 {
-	return mapped(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_HUGETLB | MAP_NORESERVE);
+	const int fd = memfd_create("huge", MFD_HUGETLB);
+
+	return ftruncate(fd, 2 << 20) || mmap(NULL, 2 << 20, PROT_READ | PROT_WRITE,
+					      MAP_PRIVATE | MAP_NORESERVE, fd, 0) == MAP_FAILED
+		   ? -1
+		   : 0;
 }
 
 static int do_droppable(void)
