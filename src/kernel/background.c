@@ -10,6 +10,7 @@ enum {
 	/* a tenth of the time of a processor that one other wants (the weights of nice, sched(7))
 	 */
 	BACKGROUND_NICE = 10,
+	FIRST_NICE = -10, /* ten times as much as others */
 	NICE_MAX = 19,
 	/* less than this part of a processor for so long: many want it, or much is waited for */
 	LEAST_SHARE = 20,
@@ -28,28 +29,42 @@ static int session_nice(int fd)
 	return sscanf(text, "/autogroup-%*u nice %d", &nice) == 1 ? nice : 0;
 }
 
-static void set_session(int nice)
+/* From one value to another; what is neither is somebody else's. Absent where sessions share
+ * nothing. */
+static void set_session(int from, int to)
 {
 	_cleanup_fd_ int fd = -1;
 
-	if (getsid(0) != getpid())
+	if (from == to || getsid(0) != getpid())
 		return;
 	fd = open("/proc/self/autogroup", O_RDWR | O_CLOEXEC);
-	/* absent where sessions share nothing; one that somebody set is his */
-	if (fd >= 0 && session_nice(fd) == (nice ? 0 : BACKGROUND_NICE))
-		(void)!dprintf(fd, "%d", nice);
+	if (fd >= 0 && session_nice(fd) == from)
+		(void)!dprintf(fd, "%d", to);
+}
+
+static int own_session(void)
+{
+	_cleanup_fd_ int fd = open("/proc/self/autogroup", O_RDONLY | O_CLOEXEC);
+
+	return fd < 0 ? 0 : session_nice(fd);
+}
+
+void background_never(void)
+{
+	set_session(0, FIRST_NICE);
 }
 
 void background_enter(struct background *b)
 {
 	*b = (struct background){.on = true,
 				 .nice = getpriority(PRIO_PROCESS, 0),
+				 .session = own_session() == FIRST_NICE ? FIRST_NICE : 0,
 				 .since_us = now_us(),
 				 .cpu_us = clock_ns(CLOCK_THREAD_CPUTIME_ID) / 1000};
 	int low = b->nice + BACKGROUND_NICE;
 
 	(void)!setpriority(PRIO_PROCESS, 0, low < NICE_MAX ? low : NICE_MAX);
-	set_session(BACKGROUND_NICE);
+	set_session(b->session, BACKGROUND_NICE);
 }
 
 void background_check(struct background *b)
@@ -68,5 +83,5 @@ void background_leave(struct background *b)
 	b->on = false;
 	/* without the privilege to go back it stays */
 	(void)!setpriority(PRIO_PROCESS, 0, b->nice);
-	set_session(0);
+	set_session(BACKGROUND_NICE, b->session);
 }

@@ -438,6 +438,8 @@ static uint64_t memory_bytes(const struct source *s)
 void source_run(struct source *s)
 {
 	struct cr_err err = {0};
+
+	background_never(); /* but in the first round */
 	int r = run(s, &err);
 	bool told = s->committed || !source_tell_abort(s);
 

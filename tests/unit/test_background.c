@@ -62,6 +62,15 @@ static int leader(void)
 	background_leave(&b);
 	background_check(&b);
 	expect(&wrong, "left twice", getpriority(PRIO_PROCESS, 0), before);
+	/* before all others but while in the background */
+	background_never();
+	expect(&wrong, "its session, first", session_nice(), shared == -100 ? -100 : -10);
+	background_enter(&b);
+	expect(&wrong, "its session, in the background", session_nice(),
+	       shared == -100 ? -100 : 10);
+	background_leave(&b);
+	expect(&wrong, "its session, first again", session_nice(), shared == -100 ? -100 : -10);
+	shared = session_nice();
 	/* nothing of a processor in what it takes for a long time */
 	background_enter(&b);
 	background_check(&b);
