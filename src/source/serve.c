@@ -355,7 +355,10 @@ static int serve(struct server *s, struct cr_err *err)
 	if (!r) {
 		r = serve_connected(s);
 		if (r)
-			cr_err_set(err, CR_ERR_PEER, -r, "the connection broke: %s", strerror(-r));
+			cr_err_set(err, CR_ERR_PEER, -r, "%s: %s",
+				   r == -EPROTO ? "nonsense from the destination"
+						: "the connection broke",
+				   strerror(-r));
 	}
 	near_cpu_leave(&s->near);
 	return r;

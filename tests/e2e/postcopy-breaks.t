@@ -314,6 +314,31 @@ daemon_case() {
 ok "the daemons and page-servers are killed and started again" daemon_case dirty --mib 64 --rate 20
 kill_workload
 
+# A destination that says what makes no sense: it is connected to anew, by another page-server.
+mad_case() {
+	local st=0 there=$work/mad before
+	mkdir -p "$there"
+	on beta setsid "$e2e/poisoner.py" "$("$testbed" addr beta):7710" 3 "$there" </dev/null >"$there/log" 2>&1 &
+	until_true 10 test -e "$there/port" || { diag "$(<"$there/log")"; return 1; }
+	on beta nft -f - <<-EOF
+		table ip mad {
+			chain in {
+				type nat hook prerouting priority dstnat;
+				tcp dport 7710 redirect to :$(<"$there/port")
+			}
+		}
+	EOF
+	before=$(grep -c 'serving tasks: .*Protocol error' "$state/alpha/agent.log")
+	start_workload alpha "$@" && runs_on && begin_slow && after_slow || st=1
+	on beta nft delete table ip mad
+	on beta kill "$(<"$there/pid")"
+	[ "$(wc -l <"$there/poisoned")" = 3 ] || { diag "not poisoned"; st=1; }
+	(($(grep -c 'serving tasks: .*Protocol error' "$state/alpha/agent.log") - before == 3)) || { diag "not seen"; st=1; }
+	return $st
+}
+ok "the destination talks nonsense three times: each time another page-server serves" mad_case dirty --mib 64 --rate 20
+kill_workload
+
 # The source's worker: then the daemon there serves, and nobody is left to tell cr-migrate.
 source_worker_case() {
 	start_workload alpha "$@" && runs_on && begin_slow || return 1
