@@ -20,10 +20,11 @@ struct agent_config { /* filled once from the command line, then constant */
 	const char *peer_listen; /* "IP:PORT" for other agents */
 	const char *page_server; /* path of its control socket */
 	const char *state_dir;
-	struct taskview *view;    /* NULL: not to be had here */
-	struct vmaview *vmas;     /* likewise */
-	struct reqview *requests; /* likewise */
-	struct sock_alike *socks; /* likewise */
+	struct taskview *view;      /* NULL: not to be had here */
+	struct vmaview *vmas;       /* likewise */
+	struct reqview *requests;   /* likewise */
+	struct orphanview *orphans; /* likewise */
+	struct sock_alike *socks;   /* likewise */
 };
 
 int verb_serve(int argc, char **argv);

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "kernel/taskview.h"
+#include "kernel/orphanview.h"
 #include "kernel/reqview.h"
 #include "kernel/vmaview.h"
 #include "resource/sockopt_alike.h"
@@ -300,6 +301,10 @@ int verb_serve(int argc, char **argv)
 			 err.msg);
 	if (reqview_new(&cfg.requests, &err))
 		log_info("connections that are just being made are lost by a move: %s", err.msg);
+	if (orphanview_new(&cfg.orphans, &err))
+		log_info("connections that their program has closed are lost by a move, unless "
+			 "their peer has acknowledged everything: %s",
+			 err.msg);
 	if (sock_alike_new(&cfg.socks, &err))
 		log_info("the options of connections are asked one by one at the switch-over: %s",
 			 err.msg);

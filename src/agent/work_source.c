@@ -36,6 +36,7 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	    .view = cfg->view,
 	    .vmas = cfg->vmas,
 	    .requests = cfg->requests,
+	    .orphans = cfg->orphans,
 	    .socks = cfg->socks,
 	    .life_fd = life_fd,
 	};

@@ -50,12 +50,13 @@ struct dest {
 	struct fileset *files;  /* until the tasks run: what they close is to be closed then */
 	int announce_fd;        /* of netdev_announce() */
 	struct net_ways *ways;  /* for packets that came to the source; NULL: none */
-	struct waiting waiting; /* connections that nobody has accepted, in waiting_arena */
+	struct waiting waiting; /* connections that no process has, in waiting_arena */
 	struct arena *waiting_arena;
-	struct ttys *ttys;     /* until the launch */
-	struct lazy *lazy;     /* what stays behind; NULL: nothing so far */
-	struct cgroup *cgroup; /* holds the tasks */
-	struct tree *tree;     /* as built */
+	struct net_closed *closed; /* those of them that were closed, as rebuilt */
+	struct ttys *ttys;         /* until the launch */
+	struct lazy *lazy;         /* what stays behind; NULL: nothing so far */
+	struct cgroup *cgroup;     /* holds the tasks */
+	struct tree *tree;         /* as built */
 	struct refusals notes;
 	struct journal journal;
 	struct carrying *carrying; /* a file that is being written; NULL: none */
@@ -142,6 +143,9 @@ void dest_check_ways(const struct tree *t, struct refusals *notes);
 int dest_on_waiting(struct dest *d, const struct msg_waiting *w, struct cr_err *err) must_check;
 /* After the addresses have come. */
 void dest_tell_waiting(struct dest *d);
+/* Connections that nobody has: before their address is here, and when the tasks run. */
+void dest_build_closed(struct dest *d);
+void dest_launch_closed(struct dest *d);
 /* 1: no more come. */
 int dest_on_packets(struct dest *d, const struct msg_packets *p);
 void dest_close_ways(struct dest *d);

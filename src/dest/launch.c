@@ -260,6 +260,8 @@ int dest_launch(struct dest *d, struct cr_err *err)
 	d->state = DEST_COMMITTED;
 	fault_point("dest-commit");
 	if (!r)
+		dest_build_closed(d);
+	if (!r)
 		r = net_take_addresses(d->tree, &d->announce_fd, err);
 	if (!r)
 		dest_open_switched_ways(d);
@@ -278,6 +280,7 @@ int dest_launch(struct dest *d, struct cr_err *err)
 		r = cgroup_thaw(d->cgroup, err);
 	if (!r)
 		d->state = DEST_RUNNING;
+	dest_launch_closed(d); /* the tasks do not wait for them */
 	if (!r)
 		carried_keep(&d->journal);
 	return r;

@@ -3,6 +3,8 @@
  * nobody had accepted there wait to be accepted here. */
 #include "base/log.h"
 #include "dest/dest.h"
+#include "base/clock.h"
+#include "resource/net_closed.h"
 #include "resource/net_ways.h"
 #include "wire/tree_codec.h"
 
@@ -65,6 +67,19 @@ void dest_tell_waiting(struct dest *d)
 		fileset_tell_waiting(d->files, d->tree, &d->waiting);
 }
 
+void dest_build_closed(struct dest *d)
+{
+	if (!d->closed)
+		d->closed = net_closed_rebuild(&d->waiting);
+}
+
+void dest_launch_closed(struct dest *d)
+{
+	net_closed_launch(d->closed, d->tree, d->ways,
+			  clock_ns(CLOCK_MONOTONIC) + (uint64_t)d->clock_offset_ns);
+	d->closed = NULL;
+}
+
 int dest_on_packets(struct dest *d, const struct msg_packets *list)
 {
 	for (size_t i = 0; i < list->n && d->ways; i++) {
@@ -84,10 +99,12 @@ void dest_close_ways(struct dest *d)
 {
 	if (d->files)
 		fileset_set_ways(d->files, NULL);
+	net_closed_free(d->closed);
+	d->closed = NULL;
 	net_ways_free(d->ways);
 	close_fdp(&d->announce_fd);
 	d->ways = NULL;
 	arena_free(d->waiting_arena);
 	d->waiting_arena = NULL;
-	d->waiting.n = 0;
+	d->waiting = (struct waiting){0};
 }

@@ -125,6 +125,49 @@ static int dump(const struct question *q, int family)
 	return r;
 }
 
+/* ---- ending one ---- */
+
+static uint16_t put_id(const struct sockaddr_storage *sa, uint32_t address[4])
+{
+	const struct sockaddr_in *in = (const void *)sa;
+	const struct sockaddr_in6 *in6 = (const void *)sa;
+
+	if (sa->ss_family == AF_INET)
+		memcpy(address, &in->sin_addr, 4);
+	else
+		memcpy(address, &in6->sin6_addr, 16);
+	return in->sin_port; /* sin6_port is at the same place */
+}
+
+int tcp_diag_destroy(const struct sockaddr_storage *us, const struct sockaddr_storage *peer,
+		     int device, struct cr_err *err)
+{
+	_cleanup_(nl_closep) struct mnl_socket *nl =
+	    mnl_socket_open2(NETLINK_SOCK_DIAG, SOCK_CLOEXEC);
+	_cleanup_free_ char *buf = malloc((size_t)MNL_SOCKET_BUFFER_SIZE);
+
+	if (!nl || !buf || mnl_socket_bind(nl, 0, MNL_SOCKET_AUTOPID) < 0)
+		return cr_err_sys(err, "sock_diag");
+	struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+	nlh->nlmsg_type = SOCK_DESTROY;
+	nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+	nlh->nlmsg_seq = 1;
+	struct inet_diag_req_v2 *rq = mnl_nlmsg_put_extra_header(nlh, sizeof(*rq));
+	rq->sdiag_family = (uint8_t)us->ss_family;
+	rq->sdiag_protocol = IPPROTO_TCP;
+	rq->idiag_states = UINT32_MAX;
+	rq->id.idiag_sport = put_id(us, rq->id.idiag_src);
+	rq->id.idiag_dport = put_id(peer, rq->id.idiag_dst);
+	rq->id.idiag_if = (uint32_t)device;
+	rq->id.idiag_cookie[0] = rq->id.idiag_cookie[1] = (uint32_t)INET_DIAG_NOCOOKIE;
+	if (mnl_socket_sendto(nl, nlh, nlh->nlmsg_len) < 0)
+		return cr_err_sys(err, "SOCK_DESTROY");
+	ssize_t n = mnl_socket_recvfrom(nl, buf, (size_t)MNL_SOCKET_BUFFER_SIZE);
+	if (n < 0 || mnl_cb_run(buf, (size_t)n, 1, mnl_socket_get_portid(nl), NULL, NULL) < 0)
+		return cr_err_sys(err, "SOCK_DESTROY");
+	return 0;
+}
+
 static int cmp_ino(const void *va, const void *vb)
 {
 	const struct tcp_diag_entry *a = va, *b = vb;

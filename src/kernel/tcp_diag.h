@@ -39,6 +39,12 @@ int tcp_diag_unowned(struct tcp_unowned_list *ret, struct cr_err *err) must_chec
 int tcp_diag_unaccepted(struct tcp_unowned_list *ret, struct cr_err *err) must_check;
 void tcp_unowned_done(struct tcp_unowned_list *l);
 
+/* device: of one that is bound to it, 0: to none. Ends one, as tcp(7) ends a connection that is
+ * aborted: its peer is told, if there is a way there. Linux 4.5, CONFIG_INET_DIAG_DESTROY. -ENOENT:
+ * there is none. */
+int tcp_diag_destroy(const struct sockaddr_storage *us, const struct sockaddr_storage *peer,
+		     int device, struct cr_err *err) must_check;
+
 /* All that have a peer, or are on the way there, and belong to a descriptor. */
 int tcp_diag_read(struct tcp_diag *ret, struct cr_err *err) must_check;
 void tcp_diag_done(struct tcp_diag *d);

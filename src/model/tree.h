@@ -410,6 +410,10 @@ struct file { /* one open file description: what dup and fork share */
 struct waiting {
 	struct file *list;
 	size_t n;
+	/* And those that their program has closed, while their peer has not acknowledged
+	 * everything: TCP_CONN, in FIN_WAIT1, CLOSING or LAST_ACK. */
+	struct file *closed;
+	size_t n_closed;
 };
 
 /* ---- terminals ---- */

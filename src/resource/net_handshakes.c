@@ -124,13 +124,12 @@ static bool is_there(const struct waiting *w, const struct sockaddr_storage *us,
 	return false;
 }
 
-/* Our timestamps (RFC 7323) as TCP_TIMESTAMP would tell them, the lowest bit as their unit. */
-static uint32_t timestamp(const struct handshake *h)
+uint32_t net_timestamp(uint32_t clock_offset, bool usec)
 {
 	uint64_t now = clock_ns(CLOCK_MONOTONIC);
 
-	return h->usec ? ((uint32_t)(now / 1000) + h->clock_offset) | 1
-		       : ((uint32_t)(now / 1000000) + h->clock_offset) & ~1u;
+	return usec ? ((uint32_t)(now / 1000) + clock_offset) | 1
+		    : ((uint32_t)(now / 1000000) + clock_offset) & ~1u;
 }
 
 static int add(const struct handshake *h, int family, int64_t clock_offset_ns, struct arena *a,
@@ -155,7 +154,7 @@ static int add(const struct handshake *h, int family, int64_t clock_offset_ns, s
 	    .mss = h->mss,
 	    .rcv_seq = h->rcv_seq,
 	    .snd_seq = h->snd_seq,
-	    .timestamp = timestamp(h),
+	    .timestamp = net_timestamp(h->clock_offset, h->usec),
 	    .timestamp_ns = clock_ns(CLOCK_MONOTONIC) + (uint64_t)clock_offset_ns,
 	};
 	*f = (struct file){.kind = FILE_TCP_CONN,

@@ -26,3 +26,6 @@ int net_handshakes_add(struct net_handshakes *h, uint64_t cookie, int family,
 void net_handshakes_free(struct net_handshakes *h); /* takes NULL */
 /* A fresh entry at the end of *w, which has room for *cap; NULL when memory is out. */
 struct file *waiting_push(struct waiting *w, size_t *cap, struct arena *a);
+/* Our timestamps (RFC 7323) as TCP_TIMESTAMP would tell them now, the lowest bit as their unit,
+ * where the connection's clock is so far from the kernel's. */
+uint32_t net_timestamp(uint32_t clock_offset, bool usec);

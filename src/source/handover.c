@@ -248,8 +248,10 @@ static int prepare(struct source *s, const struct tree *t, struct cr_err *err)
 	if (!r)
 		r = wait_prepared(s, source_patience_ms(s, source_work_ms(t)), &reply, err);
 
-	if (!r)
+	if (!r) {
+		s->takes_closed = reply.prepared.takes_closed;
 		msg_free(&reply);
+	}
 	return r;
 }
 
@@ -644,6 +646,8 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	/* neighbours have been told by now where the addresses are */
 	source_send_packets(s, !r && s->lazy);
 	source_real_time(false);
+	if (!r)
+		source_end_closed(s);
 	tree_free(t);
 	if (!r && s->lazy)
 		r = serve_destination(s, err);

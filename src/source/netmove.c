@@ -2,10 +2,13 @@
  * taken while nothing reaches them. */
 #include "source/source.h"
 
+#include <stdio.h>
 #include <string.h>
 #include "base/fault.h"
 #include "kernel/netcap.h"
 #include "kernel/netdev.h"
+#include "kernel/netmute.h"
+#include "resource/net_closed.h"
 #include "resource/net_ways.h"
 #include "resource/resource.h"
 #include "wire/tree_codec.h"
@@ -247,6 +250,20 @@ void source_replay_packets(struct source *s)
 
 /* ---- what waits to be accepted ---- */
 
+static void collect_closed(struct source *s, const struct tree *t, struct waiting *w)
+{
+	struct cr_err why = {0};
+	char text[160];
+	size_t lost = 0;
+
+	if (!source_takes_closed(s, t) || !net_has_closed() ||
+	    (!net_closed_collect(s->env->orphans, t, w, &lost, &why) && !lost))
+		return;
+	snprintf(text, sizeof(text), "%zu connections that the program has closed are lost: %.80s",
+		 lost, why.msg);
+	source_event(s, "warning", text);
+}
+
 int source_collect_waiting(struct source *s, const struct tree *t, struct cr_err *err)
 {
 	struct waiting w;
@@ -254,7 +271,12 @@ int source_collect_waiting(struct source *s, const struct tree *t, struct cr_err
 	if (!s->net_lock || s->rq->opts.leave_running || s->image)
 		return 0;
 	int r = net_lock_accept(s->net_lock, t, &w, err);
-	return r || !w.n ? r : waiting_encode(&w, &s->waiting, &s->waiting_len, err);
+	collect_closed(s, t, &w);
+	s->closed = w.closed;
+	s->n_closed = w.n_closed;
+	if (r) /* which goes on with what there is */
+		source_event(s, "warning", err->msg);
+	return !w.n && !w.n_closed ? 0 : waiting_encode(&w, &s->waiting, &s->waiting_len, err);
 }
 
 int source_send_waiting(struct source *s, struct cr_err *err)
@@ -275,4 +297,39 @@ void source_leave_addresses(struct source *s)
 		if (netdev_del_address(a, &err))
 			source_event(s, "warning", err.msg);
 	}
+}
+
+/* Where an address is still here, or over IPv6 in any case, their peers would hear of their end. */
+static bool may_end(struct source *s)
+{
+	vec_foreach (a, &s->journal.moved) {
+		struct cr_err err = {0};
+		bool has = true;
+
+		if (netdev_has_address(a, &has, NULL, &err) || has)
+			return false;
+	}
+	return true;
+}
+
+void source_end_closed(struct source *s)
+{
+	VEC(int) mutes = {0};
+	bool quiet = s->n_closed && may_end(s);
+
+	vec_foreach (a, &s->journal.moved) {
+		struct cr_err err = {0};
+		int *mute = quiet && a->family == AF_INET6 ? vec_push(&mutes) : NULL;
+
+		if (mute && (*mute = netmute_open(a, &err)) < 0) {
+			quiet = false;
+			source_event(s, "warning", err.msg);
+		}
+	}
+	if (quiet)
+		net_closed_end(s->closed, s->n_closed);
+	s->n_closed = 0;
+	vec_foreach (mute, &mutes)
+		close_fdp(mute);
+	vec_done(&mutes);
 }

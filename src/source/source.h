@@ -37,13 +37,14 @@
 #include "wire/link.h"
 #include "wire/page_tx.h"
 
-struct source_env {                     /* of the agent */
-	const char *host;               /* what this host is called */
-	const char *state_dir;          /* journals */
-	const struct taskview *view;    /* NULL: not to be had */
-	const struct vmaview *vmas;     /* likewise */
-	const struct reqview *requests; /* likewise */
-	const struct sock_alike *socks; /* likewise */
+struct source_env {                       /* of the agent */
+	const char *host;                 /* what this host is called */
+	const char *state_dir;            /* journals */
+	const struct taskview *view;      /* NULL: not to be had */
+	const struct vmaview *vmas;       /* likewise */
+	const struct reqview *requests;   /* likewise */
+	const struct orphanview *orphans; /* likewise */
+	const struct sock_alike *socks;   /* likewise */
 	int life_fd; /* readable once the daemon is gone: then this migration is to end, undone */
 };
 
@@ -106,6 +107,9 @@ struct source {
 	size_t digest_budget;
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure;   /* while the tasks are stopped */
+	bool takes_closed;         /* the destination: connections that their program has closed */
+	const struct file *closed; /* those that went there, until the final tree is freed */
+	size_t n_closed;
 	struct net_lock *net_lock; /* while the tasks' sockets are out of the network */
 	uint8_t *waiting;          /* connections that nobody had accepted; of waiting_encode() */
 	size_t waiting_len;
@@ -290,6 +294,10 @@ int source_check_addresses(struct source *s, struct cr_err *err) must_check;
 /* unowned.c: connections that nobody has a descriptor of, and that lose their address: named ahead,
  * and waited for, not for long, at the switch-over. */
 void source_warn_unowned(struct source *s, const struct tree *t);
+/* Do they go along? Known once the destination is prepared. */
+bool source_takes_closed(const struct source *s, const struct tree *t);
+/* Once they run there: ends what is left of those here. */
+void source_end_closed(struct source *s);
 void source_wait_unowned(struct source *s, const struct tree *t);
 /* The tasks do not run on by themselves from here on, whatever becomes of this process. */
 int source_hold(struct source *s, struct cr_err *err) must_check;

@@ -1,13 +1,14 @@
 /* Connections that a program has closed while what it sent last was not acknowledged: the kernel
- * sees them to their end, and nobody has a descriptor by which they could be taken along. Left
- * behind without their address they would never be, and the destination, which knows nothing of
- * them, would answer their peers by a reset.
+ * sees them to their end, and nobody has a descriptor by which they could be taken along
+ * (resource/net_closed.h, which needs BPF, a destination that knows of it, and to move the address
+ * ourselves). Left behind without their address they would never be, and the destination, which
+ * knows nothing of them, would answer their peers by a reset.
  *
- * So the switch-over waits for those that are just ending, which takes them a round trip. Those
- * whose peer does not answer, or takes nothing more, are named: ahead, and if they are left. */
+ * So without that the switch-over waits for those that are just ending, which takes them a round
+ * trip. Those whose peer does not answer, or takes nothing more, are named: ahead, and if they are
+ * left. */
 #include "source/source.h"
 
-#include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -15,6 +16,7 @@
 #include "base/log.h"
 #include "kernel/tcp_diag.h"
 #include "resource/file_kind.h"
+#include "resource/net_closed.h"
 
 enum {
 	PATIENCE_MS = 25, /* for a peer far away; who is near takes less than one */
@@ -23,43 +25,20 @@ enum {
 	ADDR_TEXT = 128,
 };
 
-static bool is_loopback(const struct tcp_unowned *u)
+/* Where others move an address, the destination has it before the decision: too early. */
+static bool could_take(const struct source *s, const struct tree *t)
 {
-	const struct sockaddr_in *in = (const void *)&u->us;
-	const struct sockaddr_in6 *in6 = (const void *)&u->us;
-	const uint8_t *v4 = (const uint8_t *)&in->sin_addr;
-
-	if (u->family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr))
-		v4 = &in6->sin6_addr.s6_addr[12];
-	else if (u->family == AF_INET6)
-		return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr);
-	return v4[0] == IN_LOOPBACKNET;
+	return s->env->orphans && !s->rq->opts.no_bpf && !t->switched;
 }
 
-static bool loses_address(const struct tree *t, const struct tcp_unowned *u)
+bool source_takes_closed(const struct source *s, const struct tree *t)
 {
-	size_t len =
-	    u->family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
-
-	return tree_moves_address(t, &u->us, len) || (t->switched && !is_loopback(u));
-}
-
-/* How many of this host's sockets nobody has: without walking all of its connections. */
-static bool are_any(void)
-{
-	_cleanup_file_ FILE *f = fopen("/proc/net/sockstat", "re");
-	char line[256];
-	unsigned long n = 1;
-
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "TCP: inuse %*u orphan %lu", &n) == 1)
-			break;
-	return n > 0;
+	return could_take(s, t) && s->takes_closed;
 }
 
 static bool concerns(const struct source *s, const struct tree *t)
 {
-	return !s->image && (t->n_moved || t->switched) && are_any();
+	return !s->image && (t->n_moved || t->switched) && net_has_closed();
 }
 
 /* Those that lose their address; *ret_ending: of them, those that are just ending. */
@@ -73,7 +52,7 @@ static size_t count(const struct tree *t, size_t *ret_ending)
 	if (tcp_diag_unowned(&l, &ignored))
 		return 0;
 	vec_foreach (u, &l.list)
-		if (loses_address(t, u)) {
+		if (net_loses_address(t, &u->us)) {
 			n++;
 			*ret_ending += !u->stuck;
 		}
@@ -87,10 +66,10 @@ void source_warn_unowned(struct source *s, const struct tree *t)
 	char us[ADDR_TEXT], peer[ADDR_TEXT];
 	size_t n = 0;
 
-	if (!concerns(s, t) || tcp_diag_unowned(&l, &ignored))
+	if (could_take(s, t) || !concerns(s, t) || tcp_diag_unowned(&l, &ignored))
 		return;
 	vec_foreach (u, &l.list) {
-		if (!u->stuck || !loses_address(t, u) || n++ >= SAID_MAX)
+		if (!u->stuck || !net_loses_address(t, &u->us) || n++ >= SAID_MAX)
 			continue;
 		sockaddr_text(&u->us, sizeof(u->us), us, sizeof(us));
 		refuse_warn(&s->notes, 0, us,
@@ -109,7 +88,7 @@ void source_wait_unowned(struct source *s, const struct tree *t)
 	size_t left, ending;
 	char text[128];
 
-	if (!concerns(s, t))
+	if (source_takes_closed(s, t) || !concerns(s, t))
 		return;
 	while ((left = count(t, &ending)) && ending && clock_ns(CLOCK_MONOTONIC) < end)
 		nanosleep(&pause, NULL);

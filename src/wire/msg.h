@@ -347,6 +347,7 @@ struct msg_part {
 	uint64_t us;
 };
 struct msg_prepared {
+	bool takes_closed;      /* connections that their program has closed */
 	struct msg_part *parts; /* of the time that it took */
 	size_t n_parts;
 };

@@ -283,6 +283,7 @@ int msg_put_prepared(struct arena *a, const struct msg *m, void *p)
 	const struct msg_prepared *in = &m->prepared;
 	Wire__Prepared *pb = p;
 
+	pb->takes_closed = in->takes_closed;
 	pb->parts = arena_array(a, Wire__Part *, in->n_parts);
 	if (!pb->parts)
 		return -ENOMEM;
@@ -303,6 +304,7 @@ int msg_get_prepared(struct arena *a, struct msg *m, void *p, struct cr_err *err
 	struct msg_prepared *out = &m->prepared;
 	Wire__Prepared *pb = p;
 
+	out->takes_closed = pb->takes_closed;
 	out->parts = arena_array(a, struct msg_part, pb->n_parts);
 	if (!out->parts)
 		return cr_err_oom(err);

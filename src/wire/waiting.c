@@ -9,6 +9,26 @@ static void arena_freep(struct arena **a)
 	arena_free(*a);
 }
 
+static int check_closed(struct file *list, size_t n, struct cr_err *err)
+{
+	struct tree none = {.files = list, .n_files = n};
+
+	for (size_t i = 0; i < n; i++) {
+		int r = tree_check_file(&none, &list[i], i, err);
+
+		if (r)
+			return r;
+		if (list[i].kind != FILE_TCP_CONN || !list[i].tcp || list[i].n_targets)
+			return tree_bad(err, "file %zu is no connection", i);
+		/* TCP_FIN_WAIT1, TCP_LAST_ACK, TCP_CLOSING; who has closed it reads no more */
+		if ((list[i].tcp->state != 4 && list[i].tcp->state != 9 &&
+		     list[i].tcp->state != 11) ||
+		    list[i].tcp->in_len || list[i].tcp->has_urgent)
+			return tree_bad(err, "file %zu is no connection that was closed", i);
+	}
+	return 0;
+}
+
 static int check(struct file *list, size_t n, struct cr_err *err)
 {
 	struct tree none = {.files = list, .n_files = n};
@@ -29,28 +49,51 @@ static int check(struct file *list, size_t n, struct cr_err *err)
 	return 0;
 }
 
+static int put_list(struct arena *a, const struct file *list, size_t n, Tree__File ***ret,
+		    size_t *ret_n)
+{
+	*ret = arena_array(a, Tree__File *, n + 1);
+	for (size_t i = 0; *ret && i < n; i++) {
+		(*ret)[i] = tree_put_file(a, &list[i]);
+		if (!(*ret)[i])
+			return -1;
+		*ret_n = i + 1;
+	}
+	return *ret ? 0 : -1;
+}
+
 int waiting_encode(const struct waiting *w, uint8_t **ret, size_t *ret_len, struct cr_err *err)
 {
 	_cleanup_(arena_freep) struct arena *a = arena_new();
 	Tree__Waiting *pb = a ? pb_new(a, &tree__waiting__descriptor) : NULL;
 	int r = check(w->list, w->n, err);
 
+	if (!r)
+		r = check_closed(w->closed, w->n_closed, err);
 	if (r) {
 		err->kind = CR_ERR_BUG;
 		return r;
 	}
-	if (pb)
-		pb->list = arena_array(a, Tree__File *, w->n);
-	if (!pb || !pb->list)
+	if (!pb || put_list(a, w->list, w->n, &pb->list, &pb->n_list) ||
+	    put_list(a, w->closed, w->n_closed, &pb->closed, &pb->n_closed))
 		return cr_err_oom(err);
-	for (size_t i = 0; i < w->n; i++) {
-		Tree__File *f = tree_put_file(a, &w->list[i]);
-
-		if (!f)
-			return cr_err_oom(err);
-		pb->list[pb->n_list++] = f;
-	}
 	return pb_pack(&pb->base, WAITING_BYTES_MAX, ret, ret_len, err);
+}
+
+static int get_list(struct arena *a, Tree__File **list, size_t n, struct file **ret, size_t *ret_n,
+		    struct cr_err *err)
+{
+	int r = 0;
+
+	if (n > WAITING_MAX)
+		return tree_bad(err, "%zu connections that wait", n);
+	*ret_n = 0;
+	*ret = arena_array(a, struct file, n + 1);
+	if (!*ret)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < n && !r; i++)
+		r = tree_get_file(a, list[i], &(*ret)[(*ret_n)++], err);
+	return r;
 }
 
 int waiting_decode(const uint8_t *data, size_t len, struct arena *a, struct waiting *ret,
@@ -66,13 +109,10 @@ int waiting_decode(const uint8_t *data, size_t len, struct arena *a, struct wait
 	if (r)
 		return r;
 	const Tree__Waiting *pb = p;
-	if (pb->n_list > WAITING_MAX)
-		return tree_bad(err, "%zu connections that wait", pb->n_list);
-	ret->list = arena_array(a, struct file, pb->n_list + 1);
-	if (!ret->list)
-		return cr_err_oom(err);
-	ret->n = 0;
-	for (size_t i = 0; i < pb->n_list && !r; i++)
-		r = tree_get_file(a, pb->list[i], &ret->list[ret->n++], err);
-	return r ? r : check(ret->list, ret->n, err);
+	r = get_list(a, pb->list, pb->n_list, &ret->list, &ret->n, err);
+	if (!r)
+		r = get_list(a, pb->closed, pb->n_closed, &ret->closed, &ret->n_closed, err);
+	if (!r)
+		r = check(ret->list, ret->n, err);
+	return r ? r : check_closed(ret->closed, ret->n_closed, err);
 }

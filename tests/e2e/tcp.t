@@ -114,31 +114,40 @@ dials() {
 case_of "IPv4: a program that connects (SYN_SENT)" dials 10.77.0.100 10.77.0.3 "$service"
 case_of "IPv6: a program that connects (SYN_SENT)" dials fd77::100 "[fd77::3]" "$service6"
 
-# A connection that its program has closed, while its peer takes nothing more: nobody has it any more, so that it cannot
-# move. That is said ahead, and once more when it is lost.
-closed_said() {
-	local st=0
-	start_server --listen :: && start_peer $v4_address --conns 3 || return 1
-	on client python3 -c '
-import socket, sys, time
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-s.sendall(b"O")
-time.sleep(60)' 10.77.0.100 "$port" </dev/null >/dev/null 2>&1 &
-	wait_for "$server/closed" 10 && until_true 30 gives_up || st=1
-	[ $st != 0 ] || { move_server beta --move-address "$service" && finish_all; } || st=1
-	if ! grep -q '"event":"warning".*10.77.0.100:.*closed, with [0-9]* bytes that 10.77.0.3:' "$work/events" ||
-		! grep -q "1 connections that the program has closed are reset" "$work/events"; then
-		diag "not said: $(cat "$work/events")"
-		st=1
-	fi
-	kill %% 2>/dev/null
-	wait
-	return $st
-}
+# Connections that their program has closed, while the peer takes nothing more: nobody has them any more. The peer gets
+# all of it nevertheless. Where that cannot be, it is said ahead, and once more when they are lost.
 gives_up() {
-	on alpha ss -tnoH state fin-wait-1 | grep -q 'timer:(persist'
+	[ "$(on alpha ss -tnoH state "$1" | grep -c 'timer:(persist')" = 3 ]
 }
-case_of "a connection that its program has closed is named" closed_said
+closed_peers() {
+	start_server --listen :: && start_peer "$1" --conns 3 --late --use "$2" || return 1
+	touch "$wl_dir/shut"
+	until_true 30 gives_up "$3" || { diag "not in $3"; return 1; }
+}
+closed_moved() {
+	local to
+	closed_peers "$1" "$3" "$4" || return 1
+	for to in beta alpha beta; do
+		move_server $to --move-address "$2" || return 1
+	done
+	touch "${peers[@]/%//read}"
+	all_got && finish_all
+}
+for use in "O fin-wait-1" "o last-ack"; do
+	case_of "IPv4: closed by its program, in ${use#* }" closed_moved $v4_address "$service" "${use% *}" "${use#* }"
+	case_of "IPv6: closed by its program, in ${use#* }" closed_moved "$v6_address" "$service6" "${use% *}" "${use#* }"
+done
+closed_said() {
+	closed_peers $v4_address O fin-wait-1 && start_peer $v4_address --conns 3 || return 1
+	at_server
+	migrate alpha beta --pid "$wl_pid" --move-address "$service" --no-bpf || { say_migration; return 1; }
+	if ! grep -q '"event":"warning".*10.77.0.100:.*closed, with [0-9]* bytes that 10.77.0.3:' "$work/events" ||
+		! grep -q "3 connections that the program has closed are reset" "$work/events"; then
+		diag "not said: $(cat "$work/events")"
+		return 1
+	fi
+}
+case_of "closed by its program: named without BPF" closed_said
 
 # --- nobody has accepted them -------------------------------------------------------------------------
 

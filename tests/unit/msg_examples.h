@@ -160,7 +160,7 @@ static inline struct msg example(enum msg_type type)
 		m.verify = (struct msg_digests){some_digests, 2};
 		break;
 	case MSG_PREPARED:
-		m.prepared = (struct msg_prepared){some_parts, 2};
+		m.prepared = (struct msg_prepared){true, some_parts, 2};
 		break;
 	case MSG_RUNNING:
 		m.running.us = 345;
@@ -383,6 +383,7 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 		same_digests(&a->verify, &b->verify);
 		break;
 	case MSG_PREPARED:
+		SAME(prepared.takes_closed);
 		SAME(prepared.n_parts);
 		for (size_t i = 0; i < a->prepared.n_parts; i++) {
 			SAME_STR(prepared.parts[i].name);

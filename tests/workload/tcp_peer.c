@@ -56,6 +56,8 @@ static bool server_ends(void)
 	case USE_FIN_WAIT1:
 	case USE_CLOSING:
 	case USE_LAST_ACK:
+	case USE_CLOSED:
+	case USE_CLOSED_LAST:
 		return true;
 	default:
 		return false;
@@ -183,7 +185,7 @@ static void connect_all(const char *text)
 		if (s.late)
 			ev.events = 0;
 		wl_must(!epoll_ctl(s.epoll, EPOLL_CTL_ADD, c->fd, &ev), "epoll_ctl");
-		if (s.use == USE_PEER_SHUT || s.use == USE_LAST_ACK)
+		if (s.use == USE_PEER_SHUT || s.use == USE_LAST_ACK || s.use == USE_CLOSED_LAST)
 			wl_must(!shutdown(c->fd, SHUT_WR), "shutdown");
 		if (s.use == USE_URGENT || s.use == USE_URGENT_READ)
 			send_urgent(c);

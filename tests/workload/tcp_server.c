@@ -208,6 +208,7 @@ static void begin(struct conn *c)
 	case USE_CLOSING:
 	case USE_LAST_ACK:
 	case USE_CLOSED:
+	case USE_CLOSED_LAST:
 		watch(c, EPOLLOUT | EPOLLIN);
 		break;
 	case USE_CORKED:
@@ -320,6 +321,16 @@ static bool ends_early(const struct conn *c)
 	return c->use == USE_FIN_WAIT1 || c->use == USE_CLOSING || c->use == USE_LAST_ACK;
 }
 
+static void say_sent(const struct conn *c)
+{
+	char text[32], path[256];
+
+	s.ended_early += c->out;
+	snprintf(text, sizeof(text), "%lu\n", s.ended_early);
+	unlink(wl_path(path, "sent"));
+	wl_write("sent", text);
+}
+
 /* Sends until nothing is taken any more; then shuts its side down, as the use says when. What has
  * been sent goes on being sent afterwards. */
 static void send_and_shut(struct conn *c)
@@ -332,14 +343,9 @@ static void send_and_shut(struct conn *c)
 		c->out += sent;
 	}
 	if (!c->shut && (c->use != USE_LAST_ACK || c->peer_ended)) {
-		char text[32], path[256];
-
 		wl_must(!shutdown(c->fd, SHUT_WR), "shutdown");
 		c->shut = true;
-		s.ended_early += c->out;
-		snprintf(text, sizeof(text), "%lu\n", s.ended_early);
-		unlink(wl_path(path, "sent"));
-		wl_write("sent", text);
+		say_sent(c);
 	}
 	watch(c, c->peer_ended ? 0 : EPOLLIN);
 }
@@ -347,13 +353,17 @@ static void send_and_shut(struct conn *c)
 static void send_and_close(struct conn *c)
 {
 	size_t sent;
+	bool more = true;
 
-	do
+	if (c->use == USE_CLOSED_LAST && !c->peer_ended)
+		return;
+	while (more) {
 		stream_fill(s.buf, 65536, c->out);
-	while (send_some(c, s.buf, 65536, &sent));
+		more = send_some(c, s.buf, 65536, &sent);
+		c->out += sent;
+	}
+	say_sent(c);
 	finish(c);
-	unlink(wl_path((char[256]){0}, "closed"));
-	wl_write("closed", "");
 }
 
 static int tcp_state(const struct conn *c)
@@ -452,7 +462,7 @@ static void serve(struct conn *c, uint32_t events)
 		return;
 	for (int i = 0; events & EPOLLIN && i < 16 && receive(c); i++)
 		;
-	if (c->use == USE_CLOSED) {
+	if (c->use == USE_CLOSED || c->use == USE_CLOSED_LAST) {
 		send_and_close(c);
 		return;
 	}

@@ -26,7 +26,9 @@ enum tcp_use {
 	USE_FIN_WAIT1 = 'G', /* and the server shuts its side down */
 	USE_CLOSING = 'H',   /* and the peer its, after that */
 	USE_LAST_ACK = 'A',  /* and the peer before that */
-	USE_CLOSED = 'O', /* the server sends all that is taken, and closes: nobody has it then */
+	/* and the server closes, so that nobody has it: */
+	USE_CLOSED = 'O',
+	USE_CLOSED_LAST = 'o', /* after the peer has shut its side down */
 };
 enum { URGENT_BEFORE = 300, URGENT_AFTER = 500 }; /* bytes of the stream */
 #define URGENT_BYTE '!'
