@@ -7,16 +7,19 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <stddef.h>
 #include <string.h>
 #include <time.h>
 #include "base/clock.h"
 #include "kernel/netinject.h"
+#include "kernel/tcp_diag.h"
 #include "resource/file_kind.h"
 #include "resource/tcp_segment.h"
 
 enum {
 	CHUNK_BYTES = 1400, /* like what comes: large ones need more memory than the buffer has */
 	PATIENCE_MS = 100,
+	MAPPED_AT = offsetof(struct sockaddr_in6, sin6_addr) + 12, /* of an IPv4 address */
 };
 
 static bool peer_has_ended(const struct tcp_conn *c)
@@ -158,6 +161,24 @@ static void put_address(const uint8_t *sockaddr, uint8_t out[16], uint16_t *port
 		memcpy(out, &in6->sin6_addr, 16);
 }
 
+/* A connection of the same ends that was closed on this host is in the way for a minute
+ * (TIME_WAIT), of which the peer need not know any more: it has connected anew where its address
+ * has been since. */
+static bool forget_closed(const struct file *f, bool v4)
+{
+	struct sockaddr_storage us = {0}, peer = {0};
+	struct cr_err ignored = {0};
+
+	memcpy(&us, f->sockaddr, f->sockaddr_len);
+	memcpy(&peer, f->peeraddr, f->peeraddr_len);
+	if (v4 && us.ss_family == AF_INET6) {
+		memcpy(&((struct sockaddr_in *)&us)->sin_addr, f->sockaddr + MAPPED_AT, 4);
+		memcpy(&((struct sockaddr_in *)&peer)->sin_addr, f->peeraddr + MAPPED_AT, 4);
+		us.ss_family = peer.ss_family = AF_INET;
+	}
+	return !tcp_diag_destroy(&us, &peer, 0, &ignored);
+}
+
 int tcp_tell_waiting(const struct file *f, uint64_t now_ns, struct netinject *in,
 		     struct cr_err *err)
 {
@@ -184,6 +205,8 @@ int tcp_tell_waiting(const struct file *f, uint64_t now_ns, struct netinject *in
 	put_address(f->peeraddr, h.peer, &h.peer_port, v4);
 	segment_make(&s, &buf, &p);
 	int r = netinject_handshake(in, &h, &p, err);
+	if (r == -ENOENT && forget_closed(f, v4))
+		r = netinject_handshake(in, &h, &p, err);
 	if (!r)
 		r = say_data(in, f, 0, err);
 	return r ? r : say_end(in, f, err);

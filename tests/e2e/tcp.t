@@ -167,6 +167,61 @@ waiting_moved() {
 case_of "IPv4: connections that nobody has accepted" waiting_moved $v4_address "$service"
 case_of "IPv6: connections that nobody has accepted" waiting_moved "$v6_address" "$service6"
 
+# A peer that connects again from the same port, after the server had closed its connection on the host to which it comes
+# back: that is in TIME_WAIT there.
+cat >"$work/closes.py" <<EOF
+import os, socket, sys, time
+d = sys.argv[1]
+def say(name, text):
+    with open(d + "/." + name, "w") as f:
+        f.write(text)
+    os.rename(d + "/." + name, d + "/" + name)
+s = socket.create_server(("0.0.0.0", 0), backlog=8)
+say("pid", str(os.getpid()))
+say("port", str(s.getsockname()[1]))
+s.accept()[0].close()
+while not os.path.exists(d + "/accept"):
+    time.sleep(0.01)
+c = s.accept()[0]
+c.sendall(c.recv(5))
+EOF
+cat >"$work/comes-back.py" <<EOF
+import os, socket, sys, time
+d, address = sys.argv[1], (sys.argv[2], int(sys.argv[3]))
+s = socket.create_connection(address)
+us = s.getsockname()
+assert s.recv(1) == b""
+s.close()
+open(d + "/closed", "w").close()
+while not os.path.exists(d + "/again"):
+    time.sleep(0.01)
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(us)
+s.connect(address)
+s.sendall(b"hello")
+open(d + "/connected", "w").close()
+assert s.recv(5) == b"hello"
+open(d + "/answered", "w").close()
+EOF
+same_port() {
+	local pid
+	new_dir closes
+	server=$wl_dir
+	on alpha setsid python3 "$work/closes.py" "$wl_dir" </dev/null >"$wl_dir/log" 2>&1 &
+	wait_for "$wl_dir/port" 20 || return 1
+	pid=$(<"$wl_dir/pid")
+	on client setsid python3 "$work/comes-back.py" "$wl_dir" 10.77.0.100 "$(<"$wl_dir/port")" </dev/null >>"$wl_dir/log" 2>&1 &
+	wait_for "$wl_dir/closed" 20 && migrate alpha beta --pid "$pid" --move-address "$service" && touch "$wl_dir/again" &&
+		wait_for "$wl_dir/connected" 20 && migrate beta alpha --pid "$pid" --move-address "$service" &&
+		touch "$wl_dir/accept" && wait_for "$wl_dir/answered" 20 && return 0
+	say_migration
+	diag "$(<"$wl_dir/log")"
+	on alpha kill -KILL "$pid" 2>/dev/null || on beta kill -KILL "$pid" 2>/dev/null
+	return 1
+}
+case_of "a connection that nobody has accepted, where one of the same ends was closed" same_port
+
 # Handshakes that are under way when the move comes: the client has connected, and nothing that it says
 # gets through (its own firewall sees to that) until the tasks run at the destination.
 muffle() {
