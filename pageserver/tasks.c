@@ -17,6 +17,7 @@ struct serving_tasks {
 	struct serve sv;
 	VEC(pid_t) pids;
 	VEC(int) mems;
+	VEC(struct serve_file) files;
 	VEC(struct serve_range) recent;
 	struct pss_in in;
 };
@@ -80,6 +81,14 @@ static void tell_left(void *arg, uint64_t left)
 static int add_tasks(struct serving_tasks *t, struct cr_err *err)
 {
 	for (size_t i = 0; i < t->in.m.n; i++) {
+		if (t->in.ranges[i].pid >= LAZY_OBJECT) {
+			struct serve_file *f = vec_push(&t->files);
+
+			if (!f)
+				return cr_err_oom(err);
+			*f = (struct serve_file){t->in.ranges[i].pid, t->in.fds[i]};
+			continue;
+		}
 		pid_t *pid = vec_push(&t->pids);
 		int *mem = pid ? vec_push(&t->mems) : NULL;
 
@@ -120,6 +129,8 @@ static int serve(struct serving_tasks *t, struct cr_err *err)
 	t->sv.pids = t->pids.v;
 	t->sv.mems = t->mems.v;
 	t->sv.n_pids = t->pids.n;
+	t->sv.files = t->files.v;
+	t->sv.n_files = t->files.n;
 	t->sv.recent = t->recent.v;
 	t->sv.n_recent = t->recent.n;
 	t->sv.result = (struct msg_postcopy){0};

@@ -6,6 +6,7 @@
 #include <time.h>
 #include "agent/agent.h"
 #include "dest/lazy.h"
+#include "source/serve_objects.h"
 #include "source/serve_peer.h"
 #include "base/log.h"
 #include "kernel/cgroup.h"
@@ -387,6 +388,7 @@ int settle_abort(const struct agent_config *cfg, struct journal *j, char *text, 
 static int settle_serve(const struct agent_config *cfg, struct journal *j, struct cr_err *err)
 {
 	_cleanup_free_ pid_t *pids = calloc(j->pids.n + 1, sizeof(*pids));
+	_cleanup_(serve_files_done) struct serve_files files = {0};
 	struct serve_peer peer = {
 	    .address = j->peer, .host = cfg->host, .timeout_ms = SERVE_TIMEOUT_MS};
 	struct serve sv = {.pids = pids};
@@ -406,6 +408,10 @@ static int settle_serve(const struct agent_config *cfg, struct journal *j, struc
 	}
 	/* it may not have heard of the decision */
 	int r = settle_ask_peer(cfg, j, MSG_COMMIT, MSG_RUNNING, ANSWER_TIMEOUT_MS, NULL, err);
+	if (!r)
+		r = serve_files_open(&files, j, err);
+	sv.files = files.list.v;
+	sv.n_files = files.list.n;
 	if (!r)
 		r = serve_run(&sv, &peer, &child, err);
 	return r ? r : settle_commit(cfg, j, text, sizeof(text), err);

@@ -74,6 +74,9 @@ static void print(FILE *f, const struct journal *j)
 	vec_foreach (p, &j->pids)
 		fprintf(f, "pid %d %llu%s\n", p->pid, (unsigned long long)p->starttime,
 			p->stopped ? " stopped" : "");
+	vec_foreach (o, &j->objects)
+		fprintf(f, "object %u %d %llx %llx\n", o->index, o->pid,
+			(unsigned long long)o->start, (unsigned long long)o->end);
 	vec_foreach (m, &j->renames)
 		fprintf(f, "rename %s\t%s\n", m->from, m->to);
 	vec_foreach (s, &j->shms)
@@ -163,6 +166,14 @@ static bool parse_line(struct journal *j, const char *key, char *value)
 			return false;
 		p->starttime = start;
 		p->stopped = strstr(value, " stopped");
+	} else if (!strcmp(key, "object")) {
+		struct journal_object *o = vec_push(&j->objects);
+		unsigned long long start, end;
+
+		if (!o || sscanf(value, "%u %d %llx %llx", &o->index, &o->pid, &start, &end) != 4)
+			return false;
+		o->start = start;
+		o->end = end;
 	} else if (!strcmp(key, "shm")) {
 		struct journal_shm *s = vec_push(&j->shms);
 
@@ -277,6 +288,7 @@ struct journal journal_take(struct journal *from)
 	memset(&from->dirs, 0, sizeof(from->dirs));
 	memset(&from->shms, 0, sizeof(from->shms));
 	memset(&from->pids, 0, sizeof(from->pids));
+	memset(&from->objects, 0, sizeof(from->objects));
 	memset(&from->moved, 0, sizeof(from->moved));
 	return j;
 }
@@ -297,6 +309,7 @@ void journal_done(struct journal *j)
 		free(*d);
 	vec_done(&j->dirs);
 	vec_done(&j->shms);
+	vec_done(&j->objects);
 	vec_done(&j->pids);
 	vec_done(&j->moved);
 }

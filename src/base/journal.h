@@ -36,6 +36,12 @@ struct journal_shm { /* a System V object */
 	int kind;   /* 0: shared memory; else as kernel/sysv_ipc.h has it */
 };
 
+struct journal_object { /* source: shared memory that stays behind, by a mapping of it */
+	uint32_t index;
+	pid_t pid;
+	uint64_t start, end;
+};
+
 struct journal {
 	char id[40];    /* of the migration, hex */
 	char token[80]; /* hex */
@@ -47,6 +53,7 @@ struct journal {
 			    * destination is done, both are needed */
 	int64_t since_sec; /* CLOCK_REALTIME: of its begin; once done, of its end */
 	VEC(struct journal_pid) pids;
+	VEC(struct journal_object) objects;
 	VEC(struct journal_rename) renames;
 	/* source: goes with the tasks, once they are the destination's; destination: was made for
 	 * them, goes with the shells */

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "kernel/sysv_ipc.h"
 #include "memory/digest.h"
+#include "model/lazy.h"
 #include "resource/carried.h"
 #include "wire/tree_codec.h"
 
@@ -179,6 +180,7 @@ static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *e
 		ok->hole_start = d->shells->hole_start;
 		ok->hole_end = d->shells->hole_end;
 		ok->more = more;
+		ok->lazy_objects = lazy_has_objects();
 		r = dest_targets(d, &ok->targets, &ok->n_targets, err);
 	}
 	if (!r)
@@ -235,23 +237,38 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 	return r || !final ? r : dest_leave_early(d, err);
 }
 
+/* All of it, and nothing else. */
+static bool is_object(const struct dest *d, const struct msg_reset *rs)
+{
+	return rs->object < d->objects.list.n && rs->object < d->tree->n_objects &&
+	       (rs->taken_back || object_is_lazy(d->tree, rs->object)) && rs->n_ranges == 1 &&
+	       !rs->ranges[0].start &&
+	       rs->ranges[0].end ==
+		   ALIGN_UP(d->tree->objects[rs->object].size, (uint64_t)CR_PAGE_SIZE);
+}
+
 /* Pages that the tasks will fetch once they run here. */
 static int on_reset(struct dest *d, const struct msg_reset *rs, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_OK);
-	struct shell *sh =
-	    d->state == DEST_BUILT && !d->final ? shells_find(d->shells, rs->pid) : NULL;
+	bool may = d->state == DEST_BUILT && !d->final;
+	struct shell *sh = may && rs->pid ? shells_find(d->shells, rs->pid) : NULL;
 	char path[256];
 	int r = 0;
 
-	if (!sh || sh->zombie)
+	if (rs->pid ? !sh || sh->zombie : !may || !is_object(d, rs))
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "pages of a process that is not here");
 	if (!d->lazy) {
 		lazy_stats_path(path, sizeof(path), d->env->state_dir, d->journal.id);
 		r = lazy_new(&d->lazy, path, d->opts.postcopy_timeout_ms, err);
 	}
-	if (!r)
+	if (!r && sh)
 		r = lazy_leave(d->lazy, sh, rs, err);
+	else if (!r && rs->taken_back)
+		lazy_take_back_object(d->lazy, rs->object);
+	else if (!r)
+		r = lazy_leave_object(d->lazy, rs->object, d->objects.list.v[rs->object].fd,
+				      rs->ranges[0].end, err);
 	return r ? r : link_send(d->peer, &m, err);
 }
 

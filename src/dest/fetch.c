@@ -163,6 +163,27 @@ static int tell_missing_of(struct fetch *f, pid_t origin)
 	return r;
 }
 
+static int tell_missing_object(struct fetch *f, const struct lazy_object *o)
+{
+	_cleanup_free_ uint8_t *payload = malloc(LAZY_CHUNKS_MAX * LAZY_CHUNK_BYTES);
+	struct lazy_frame fr = {.type = LAZY_MISSING, .pid = LAZY_OBJECT + (pid_t)o->index};
+	int r = payload ? 0 : -ENOMEM;
+
+	for (uint64_t page = 0; page < o->pages && !r; page += CHUNK_PAGES) {
+		struct lazy_chunk c = {.start = page * CR_PAGE_SIZE};
+
+		if (!lazy_object_words(f->sh, o, page, c.bits))
+			continue;
+		lazy_chunk_encode(payload + fr.npages++ * LAZY_CHUNK_BYTES, &c);
+		fr.payload = fr.npages * LAZY_CHUNK_BYTES;
+		if (fr.npages == LAZY_CHUNKS_MAX) {
+			r = say(f, &fr, payload);
+			fr.npages = 0;
+		}
+	}
+	return !r && fr.npages ? say(f, &fr, payload) : r;
+}
+
 static int tell_missing(struct fetch *f)
 {
 	const struct lazy_frame end = {.type = LAZY_MISSING_END};
@@ -183,6 +204,8 @@ static int tell_missing(struct fetch *f)
 			*slot = sp->origin;
 	}
 	vec_done(&seen);
+	for (uint32_t i = 0; i < f->sh->n_objects && !r; i++)
+		r = tell_missing_object(f, &f->sh->objects[i]);
 	if (!r)
 		r = say(f, &end, NULL);
 	f->told = true;
@@ -223,6 +246,11 @@ static int on_frame(struct fetch *f, const struct lazy_frame *fr, const uint8_t 
 		return put_pages(f, fr, NULL, FILL_ZEROS, pushed);
 	case LAZY_UNREADABLE:
 		return put_pages(f, fr, NULL, FILL_POISON, pushed);
+	case LAZY_UNCHANGED:
+		if (fr->pid >= LAZY_OBJECT)
+			return put_pages(f, fr, NULL, FILL_UNCHANGED, pushed);
+		give_up(f, "memory of a process, unchanged");
+		return 0;
 	case LAZY_BYE:
 		f->bye |= !pushed;
 		return 0;
@@ -319,7 +347,8 @@ static int say_complete(struct fetch *f)
 	uint8_t payload[LAZY_STATS_BYTES];
 	const struct lazy_frame fr = {.type = LAZY_COMPLETE, .payload = sizeof(payload)};
 
-	f->st->ended_us = now_us();
+	if (!f->sh->guarding)
+		f->st->ended_us = now_us();
 	lazy_stats_fill(f->st, &p);
 	lazy_stats_encode(payload, &p);
 	f->complete_sent = true;
@@ -334,6 +363,28 @@ static void finished(struct fetch *f)
 	lazy_untie(f->sh);
 }
 
+static bool any_space(const struct fetch *f)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < f->sh->top; i++)
+		any |= f->sh->spaces[i].used;
+	return any;
+}
+
+/* Shared memory is lost: as long as anybody has it mapped, the userfaultfds stay. The source is
+ * told that nothing more is wanted, should it come back. 1: the end. */
+static int guard_lost(struct fetch *f)
+{
+	f->sh->guarding = 1;
+	if (!any_space(f)) {
+		finished(f);
+		f->st->ended_us = now_us();
+		return 1;
+	}
+	return f->told && !f->complete_sent ? say_complete(f) : 0;
+}
+
 /* With the lock. 1: the end. */
 static int conclude(struct fetch *f)
 {
@@ -346,11 +397,15 @@ static int conclude(struct fetch *f)
 		return -EOWNERDEAD;
 	if (now - f->swept_us > SWEEP_US)
 		tasks_sweep(f);
+	if (f->sh->guarding)
+		return guard_lost(f);
 	if (f->st->left && f->alone_since_us && now - f->alone_since_us > f->timeout_us) {
 		pthread_mutex_unlock(&f->lock);
 		put_poison_all(f);
 		pthread_mutex_lock(&f->lock);
 		tasks_count_left(f);
+		if (lazy_objects_any_lost(f->sh))
+			return guard_lost(f);
 		finished(f);
 		f->st->ended_us = now_us();
 		return 1;
@@ -361,6 +416,8 @@ static int conclude(struct fetch *f)
 	tasks_count_left(f);
 	if (f->st->left)
 		return 0;
+	if (lazy_objects_any_lost(f->sh))
+		return guard_lost(f);
 	finished(f);
 	if (!f->st->ended_us)
 		f->st->ended_us = now;
@@ -511,6 +568,7 @@ static void init_lock(pthread_mutex_t *lock)
 int fetch_run(const struct fetch_args *a)
 {
 	static struct life l;
+	struct cr_err err = {0};
 	pthread_t urgent;
 
 	l = (struct life){.takes_over = a->takes_over,
@@ -524,6 +582,10 @@ int fetch_run(const struct fetch_args *a)
 				.alone_since_us = now_us(),
 				.swept_us = now_us()}};
 	init_lock(&l.f.lock);
+	if (objects_guard(&l.f, &err)) {
+		log_error("fetching pages: %s", err.msg);
+		return 1;
+	}
 	if (!l.f.urgent.buf || pthread_create(&urgent, NULL, urgent_main, &l))
 		return 1;
 	pthread_join(urgent, NULL);

@@ -5,7 +5,11 @@
  * were asked for. Others, one for each connection, take what is pushed. Nobody looks at what is
  * missing, reads an event or puts a page without the lock; so nothing changes between looking and
  * putting: an event that happens in between makes the kernel refuse the page (EAGAIN) until it was
- * read. */
+ * read.
+ *
+ * Shared memory (fetch_objects.c) is written through a mapping of the fetcher's own, in which a
+ * page that a task has removed is not made again (uffd_guard()), and then let show in the tasks'.
+ */
 #pragma once
 #include <pthread.h>
 #include <stdbool.h>
@@ -37,6 +41,7 @@ struct bulk {
 };
 
 struct fetch {
+	uint8_t *guards[LAZY_OBJECTS]; /* mappings of the objects */
 	pthread_mutex_t lock; /* of sh and st, the userfaultfds, the waiters and lost_why */
 	struct lazy_shared *sh;
 	struct lazy_stats *st;
@@ -65,6 +70,10 @@ void tasks_count_left(struct fetch *f);
 void tasks_drop_space(struct fetch *f, struct lazy_space *sp);
 /* Spaces of processes that have ended or called execve(2), of which nothing tells. */
 void tasks_sweep(struct fetch *f);
+/* Somebody waits at va, for the page at src of origin: it is asked for. */
+int tasks_wait_for(struct fetch *f, struct lazy_space *sp, uint64_t va, pid_t origin,
+		   uint64_t src) must_check;
+void tasks_note_latency(struct fetch *f, const struct waiter *w);
 /* A page is in place: those who waited for it have done so. */
 void tasks_arrived(struct fetch *f, const struct lazy_space *sp, uint64_t va);
 /* The urgent thread's alone. Returns how many events were read, or a negative errno. */
@@ -72,9 +81,26 @@ int tasks_read_events(struct fetch *f, struct lazy_space *sp) must_check;
 /* What the fetcher before has read, and perhaps not acted upon. */
 int tasks_act_on_left_over(struct fetch *f) must_check;
 
+/* ---- fetch_objects.c, with the lock but for objects_put() ---- */
+
+/* Before anything else. */
+int objects_guard(struct fetch *f, struct cr_err *err) must_check;
+/* A touch of shared memory that its mapping does not show. */
+int objects_fault(struct fetch *f, struct lazy_space *sp, uint64_t va) must_check;
+/* A touch of what is not there, at va: if it is shared memory, it has been removed. */
+int objects_removed(struct fetch *f, const struct lazy_space *sp, uint64_t va) must_check;
+/* Those of sp who wait look again: what is mapped where has changed. */
+void objects_wake(struct fetch *f, const struct lazy_space *sp);
+/* What is missing is lost. Says what. */
+void objects_lose_all(struct fetch *f);
+
+enum fill { FILL_DATA, FILL_ZEROS, FILL_POISON, FILL_UNCHANGED };
+/* fr: of an object. */
+int objects_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, enum fill fill,
+		bool pushed) must_check;
+
 /* ---- fetch_put.c, without the lock ---- */
 
-enum fill { FILL_DATA, FILL_ZEROS, FILL_POISON };
 /* Wherever they are missing. pushed: by another than the urgent thread. */
 int put_pages(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, enum fill fill,
 	      bool pushed) must_check;

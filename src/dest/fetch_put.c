@@ -147,6 +147,8 @@ int put_pages(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data,
 	struct put p = {.f = f, .fr = fr, .data = data, .fill = fill, .pushed = pushed};
 	int r = 0;
 
+	if (fr->pid >= LAZY_OBJECT)
+		return objects_put(f, fr, data, fill, pushed);
 	pthread_mutex_lock(&f->lock);
 	for (size_t i = 0; i < f->sh->top && !r; i++) {
 		struct lazy_space *sp = &f->sh->spaces[i];
@@ -194,6 +196,10 @@ void put_poison_all(struct fetch *f)
 		const struct lazy_seg *v = lazy_segs(f->sh, sp, &n);
 
 		for (uint32_t k = 0; sp->used && k < n; k++)
-			poison_seg(f, sp, &v[k]);
+			if (!v[k].object)
+				poison_seg(f, sp, &v[k]);
 	}
+	pthread_mutex_lock(&f->lock);
+	objects_lose_all(f);
+	pthread_mutex_unlock(&f->lock);
 }

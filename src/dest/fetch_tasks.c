@@ -14,7 +14,7 @@ void tasks_count_left(struct fetch *f)
 
 	for (size_t i = 0; i < f->sh->top; i++)
 		n += lazy_count(f->sh, &f->sh->spaces[i]);
-	f->st->left = n;
+	f->st->left = n + lazy_objects_count(f->sh);
 }
 
 void tasks_drop_space(struct fetch *f, struct lazy_space *sp)
@@ -40,6 +40,15 @@ void tasks_sweep(struct fetch *f)
 	f->swept_us = now_us();
 }
 
+void tasks_note_latency(struct fetch *f, const struct waiter *w)
+{
+	uint64_t us = now_us() - w->since_us;
+
+	f->st->buckets[lazy_bucket(us)]++;
+	if (us > f->st->max_us)
+		f->st->max_us = us;
+}
+
 void tasks_arrived(struct fetch *f, const struct lazy_space *sp, uint64_t va)
 {
 	for (size_t i = 0; i < f->waiters.n;) {
@@ -49,10 +58,7 @@ void tasks_arrived(struct fetch *f, const struct lazy_space *sp, uint64_t va)
 			i++;
 			continue;
 		}
-		uint64_t us = now_us() - w->since_us;
-		f->st->buckets[lazy_bucket(us)]++;
-		if (us > f->st->max_us)
-			f->st->max_us = us;
+		tasks_note_latency(f, w);
 		*w = f->waiters.v[--f->waiters.n];
 	}
 }
@@ -82,26 +88,32 @@ static int give_zeros(struct fetch *f, struct lazy_space *sp, uint64_t va)
 	}
 }
 
-static int on_fault(struct fetch *f, struct lazy_space *sp, uint64_t va)
+int tasks_wait_for(struct fetch *f, struct lazy_space *sp, uint64_t va, pid_t origin, uint64_t src)
 {
-	uint64_t page;
-	struct lazy_seg *seg;
 	bool asked = false;
 
-	va &= ~(CR_PAGE_SIZE - 1);
-	seg = lazy_find_here(f->sh, sp, va, &page);
-	if (!seg)
-		return give_zeros(f, sp, va);
-	uint64_t src = seg->src + page * CR_PAGE_SIZE;
 	vec_foreach (w, &f->waiters)
-		asked |= w->origin == sp->origin && w->src == src;
+		asked |= w->origin == origin && w->src == src;
 	struct waiter *w = vec_push(&f->waiters);
 	if (!w)
 		return -ENOMEM;
 	*w = (struct waiter){
-	    .space = sp, .va = va, .origin = sp->origin, .src = src, .since_us = now_us()};
+	    .space = sp, .va = va, .origin = origin, .src = src, .since_us = now_us()};
 	f->st->faults++;
-	return asked ? 0 : fetch_want(f, sp->origin, src);
+	return asked ? 0 : fetch_want(f, origin, src);
+}
+
+static int on_fault(struct fetch *f, struct lazy_space *sp, const struct uffd_msg *m)
+{
+	uint64_t page, va = m->arg.pagefault.address & ~(CR_PAGE_SIZE - 1);
+
+	if (m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR)
+		return objects_fault(f, sp, va);
+	struct lazy_seg *seg = lazy_find_here(f->sh, sp, va, &page);
+	if (seg)
+		return tasks_wait_for(f, sp, va, sp->origin, seg->src + page * CR_PAGE_SIZE);
+	int r = objects_removed(f, sp, va);
+	return r ? r : give_zeros(f, sp, va);
 }
 
 /* Waiters whose address has changed: they are woken, and look again. */
@@ -132,6 +144,7 @@ static void on_move(struct fetch *f, struct lazy_space *sp, uint64_t from, uint6
 		f->st->lost += lazy_forget(f->sh, sp, from, from + len);
 	}
 	forget_waiters(f, sp, from, from + len);
+	objects_wake(f, sp);
 }
 
 /* The supervisor ties the child's life to ours. */
@@ -153,7 +166,7 @@ static int act(struct fetch *f)
 
 	switch (m->event) {
 	case UFFD_EVENT_PAGEFAULT:
-		r = on_fault(f, sp, m->arg.pagefault.address);
+		r = on_fault(f, sp, m);
 		break;
 	case UFFD_EVENT_FORK:
 		if (!lazy_fork(f->sh, sp, (int)m->arg.fork.ufd)) {
@@ -167,8 +180,13 @@ static int act(struct fetch *f)
 	case UFFD_EVENT_REMAP:
 		on_move(f, sp, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
 		break;
-	case UFFD_EVENT_REMOVE:
 	case UFFD_EVENT_UNMAP:
+		r = lazy_unmap(f->sh, sp, m->arg.remove.start, m->arg.remove.end);
+		if (r)
+			return r;
+		objects_wake(f, sp);
+		/* fall through */
+	case UFFD_EVENT_REMOVE: /* of shared memory it says nothing: lazy_state.h */
 		f->st->left -= lazy_forget(f->sh, sp, m->arg.remove.start, m->arg.remove.end);
 		forget_waiters(f, sp, m->arg.remove.start, m->arg.remove.end);
 		break;
@@ -188,7 +206,7 @@ static int act_once(struct fetch *f)
 		uint32_t space = f->sh->event_space;
 
 		f->sh->event.event = 0;
-		r = on_fault(f, &f->sh->spaces[space], event.arg.pagefault.address);
+		r = on_fault(f, &f->sh->spaces[space], &event);
 	} else {
 		r = act(f);
 		f->sh->event.event = 0;

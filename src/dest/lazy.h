@@ -29,8 +29,16 @@ struct lazy_proc { /* what of a process stays behind */
 	uint64_t segs, bits; /* how much its space will need */
 };
 
+struct lazy_behind { /* shared memory */
+	uint32_t index;
+	int fd;
+	uint64_t bytes;
+	bool taken_back;
+};
+
 struct lazy {
 	VEC(struct lazy_proc) procs;
+	VEC(struct lazy_behind) objects;
 	size_t no_digests; /* budget of the maps: none */
 	char stats_path[256];
 	uint32_t timeout_ms; /* how long a source that is gone is waited for */
@@ -57,6 +65,13 @@ void lazy_free(struct lazy *l);
 /* The pages of rs stay behind: what the shell has there of old is discarded. */
 int lazy_leave(struct lazy *l, struct shell *sh, const struct msg_reset *rs,
 	       struct cr_err *err) must_check;
+/* All of an object stays behind, whatever is there of it; fd stays the caller's. Can this host do
+ * that? */
+bool lazy_has_objects(void);
+int lazy_leave_object(struct lazy *l, uint32_t index, int fd, uint64_t bytes,
+		      struct cr_err *err) must_check;
+/* It is sent after all. */
+void lazy_take_back_object(struct lazy *l, uint32_t index);
 /* The same for pages that were never placed: nothing has to be discarded. */
 int lazy_note(struct lazy *l, pid_t pid, uint64_t start, uint64_t end,
 	      struct cr_err *err) must_check;

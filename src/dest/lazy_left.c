@@ -1,5 +1,6 @@
 /* What stays behind at the source: noted round by round, discarded here, and at last put under a
  * userfaultfd. */
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -7,6 +8,7 @@
 #include "dest/lazy.h"
 #include "dest/uffd_shell.h"
 #include "kernel/pagemap.h"
+#include "kernel/thp.h"
 #include "kernel/uffd.h"
 #include "model/lazy.h"
 
@@ -149,6 +151,60 @@ int lazy_leave(struct lazy *l, struct shell *sh, const struct msg_reset *rs, str
 	if (!r)
 		r = discard(sh, rs->ranges, rs->n_ranges, err);
 	return r ? cr_err_ctx(err, "discarding what is to be fetched of %d", sh->pid) : 0;
+}
+
+/* ---- shared memory ---- */
+
+bool lazy_has_objects(void)
+{
+	/* a huge page is mapped whole, with what is missing in it */
+	return !thp_shared();
+}
+
+static struct lazy_behind *behind(struct lazy *l, uint32_t index)
+{
+	vec_foreach (o, &l->objects)
+		if (o->index == index)
+			return o;
+	return NULL;
+}
+
+static const struct lazy_behind *behind_of(struct lazy *l, const struct vma *v)
+{
+	const struct lazy_behind *o = v->object == UINT32_MAX ? NULL : behind(l, v->object);
+
+	return o && !o->taken_back ? o : NULL;
+}
+
+/* Each of its pages has to be there, see lazy_state.h. */
+int lazy_leave_object(struct lazy *l, uint32_t index, int fd, uint64_t bytes, struct cr_err *err)
+{
+	struct lazy_behind *o = behind(l, index);
+
+	if (!o) {
+		_cleanup_fd_ int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+
+		if (own < 0)
+			return cr_err_sys(err, "dup");
+		o = vec_push(&l->objects);
+		if (!o)
+			return cr_err_oom(err);
+		*o = (struct lazy_behind){.index = index, .fd = take_fd(&own)};
+	}
+	o->bytes = bytes;
+	o->taken_back = false;
+	if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes))
+		return cr_err_sys(err, "memory for %llu bytes of shared memory",
+				  (unsigned long long)bytes);
+	return 0;
+}
+
+void lazy_take_back_object(struct lazy *l, uint32_t index)
+{
+	struct lazy_behind *o = behind(l, index);
+
+	if (o)
+		o->taken_back = true;
 }
 
 /* ---- the end ---- */
@@ -308,6 +364,62 @@ static int register_all(struct lazy_proc *lp, struct shell *sh, struct walk *w, 
 	return r;
 }
 
+/* Every mapping of what stays behind, with nothing of it in the page tables. The kernel makes no
+ * huge page of it for anybody who asks for one (MADV_COLLAPSE): it would map what is missing as
+ * well. */
+static int register_shared(struct lazy *l, struct lazy_proc *lp, struct shell *sh,
+			   const struct process *p, struct cr_err *err)
+{
+	struct rtask *rt = shell_leader(sh);
+	int r = 0;
+
+	for (size_t i = 0; i < p->mm.n_vmas && !r; i++) {
+		const struct vma *v = &p->mm.vmas[i];
+
+		if (!behind_of(l, v))
+			continue;
+		/* a kernel without huge pages says EINVAL */
+		rqueue(rt, NULL, SYS_madvise, v->start, v->end - v->start, MADV_NOHUGEPAGE);
+		rqueue(rt, "MADV_DONTNEED", SYS_madvise, v->start, v->end - v->start,
+		       MADV_DONTNEED);
+		r = rtask_run(rt, err);
+		if (!r && lp->uffd < 0)
+			lp->uffd = uffd_shell_open(sh, 0, uffd_missing_features(), err);
+		if (!r)
+			r = lp->uffd < 0 ? lp->uffd : 0;
+		if (!r)
+			r = uffd_serve_shared(lp->uffd, v->start, v->end, err);
+	}
+	return r;
+}
+
+static int on_shown(const struct page_extent *e, void *arg, struct cr_err *err)
+{
+	(void)e, (void)err;
+	*(bool *)arg = true;
+	return 0;
+}
+
+/* Has somebody who looked into the shell had the kernel fill its page tables meanwhile? */
+static int shows_shared(struct lazy *l, const struct shell *sh, const struct process *p, bool *ret,
+			struct cr_err *err)
+{
+	_cleanup_fd_ int fd = pagemap_open(sh->pid, err);
+	int r = fd < 0 ? fd : 0;
+
+	*ret = false;
+	for (size_t i = 0; i < p->mm.n_vmas && !r; i++) {
+		const struct pagemap_query q = {.start = p->mm.vmas[i].start,
+						.end = p->mm.vmas[i].end,
+						.mask = PAGE_CAT_PRESENT,
+						.ret = PAGE_CAT_PRESENT};
+
+		if (behind_of(l, &p->mm.vmas[i]))
+			r = pagemap_walk(fd, &q, on_shown, ret, err);
+	}
+	return r;
+}
+
 struct intruders { /* pages that are missing, and there */
 	struct lazy_proc *lp;
 	VEC(struct msg_range) list;
@@ -359,19 +471,24 @@ static int find_intruders(struct intruders *in, const struct shell *sh, const st
  * page of zeros where one is missing: it would be taken for the one that is to be fetched. None
  * comes once the mappings are registered, so there they are looked for; the mappings are let go
  * for as long as it takes to discard them. */
-static int register_clean(struct lazy_proc *lp, struct shell *sh, struct walk *w,
+static int register_clean(struct lazy *l, struct lazy_proc *lp, struct shell *sh, struct walk *w,
 			  struct cr_err *err)
 {
 	struct intruders in = {.lp = lp};
+	bool shown = false;
 	int r = -EAGAIN;
 
 	for (unsigned int i = 0; i < REGISTER_ATTEMPTS && r == -EAGAIN; i++) {
 		r = in.list.n ? discard(sh, in.list.v, in.list.n, err) : 0;
 		if (!r)
 			r = register_all(lp, sh, w, err);
+		if (!r)
+			r = register_shared(l, lp, sh, w->p, err);
 		if (!r && lp->uffd >= 0)
 			r = find_intruders(&in, sh, w, err);
-		if (r || !in.list.n)
+		if (!r)
+			r = shows_shared(l, sh, w->p, &shown, err);
+		if (r || (!in.list.n && !shown))
 			break;
 		close_fdp(&lp->uffd);
 		r = cr_err_set(err, CR_ERR_KERNEL, EAGAIN,
@@ -381,22 +498,69 @@ static int register_clean(struct lazy_proc *lp, struct shell *sh, struct walk *w
 	return r;
 }
 
+static size_t count_shared(struct lazy *l, const struct process *p)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < p->mm.n_vmas; i++)
+		n += behind_of(l, &p->mm.vmas[i]) != NULL;
+	return n;
+}
+
 int lazy_register(struct lazy *l, struct shell *sh, const struct process *p, struct cr_err *err)
 {
-	struct lazy_proc *lp = proc_of(l, sh->pid, false);
+	size_t shared = count_shared(l, p);
+	struct lazy_proc *lp = proc_of(l, sh->pid, shared > 0);
 	_cleanup_(walk_done) struct walk w = {0};
 
 	if (!lp)
-		return 0;
+		return shared ? cr_err_oom(err) : 0;
 	int r = walk_init(&w, lp, p, err);
 	if (!r)
-		r = register_clean(lp, sh, &w, err);
+		r = register_clean(l, lp, sh, &w, err);
 	if (!r)
 		r = walk_all(&w, err);
 	if (r)
 		return cr_err_ctx(err, "memory of %d that is to be fetched", sh->pid);
-	lp->segs = w.segs;
+	lp->segs = w.segs + shared;
 	lp->bits = w.bits;
+	return 0;
+}
+
+static int add_shared(struct lazy *l, struct lazy_space *sp, const struct process *p,
+		      struct cr_err *err)
+{
+	for (size_t i = 0; i < p->mm.n_vmas; i++) {
+		const struct vma *v = &p->mm.vmas[i];
+
+		if (!behind_of(l, v))
+			continue;
+		const struct lazy_object *o = lazy_object_of(l->shared, v->object);
+		const struct lazy_seg seg = {.start = v->start,
+					     .pages = (v->end - v->start) / CR_PAGE_SIZE,
+					     .src = v->offset,
+					     .object = (uint32_t)(o - l->shared->objects) + 1};
+		if (lazy_space_add(l->shared, sp, &seg))
+			return cr_err_set(err, CR_ERR_BUG, ENOSPC, "no room for shared memory");
+	}
+	return 0;
+}
+
+static int add_objects(struct lazy *l, const struct tree *t, struct cr_err *err)
+{
+	vec_foreach (o, &l->objects) {
+		if (o->taken_back)
+			continue;
+		if (!object_is_lazy(t, o->index))
+			return cr_err_set(err, CR_ERR_PEER, EPROTO,
+					  "shared memory %u cannot stay behind", o->index);
+		if (lazy_object_add(l->shared, o->index, o->fd, o->bytes / CR_PAGE_SIZE))
+			return cr_err_set(err, CR_ERR_UNSUPPORTED, E2BIG,
+					  "more than %d pieces of shared memory are missing; use "
+					  "--mode precopy",
+					  LAZY_OBJECTS);
+		o->fd = -1; /* the state's now */
+	}
 	return 0;
 }
 
@@ -416,6 +580,8 @@ static int make_space(struct lazy *l, struct lazy_proc *lp, const struct process
 				  "pages are missing in more than %d processes; use --mode precopy",
 				  LAZY_SPACES);
 	r = walk_all(&w, err);
+	if (!r)
+		r = add_shared(l, w.space, p, err);
 	if (r)
 		return r;
 	lp->uffd = -1; /* the space's now */
@@ -425,14 +591,18 @@ static int make_space(struct lazy *l, struct lazy_proc *lp, const struct process
 
 int lazy_make_spaces(struct lazy *l, const struct tree *t, struct cr_err *err)
 {
-	uint64_t segs = 0, bits = 0;
+	uint64_t segs = 0, bits = 0, object_pages = 0;
 	int r;
 
 	vec_foreach (lp, &l->procs) {
 		segs = lp->segs > segs ? lp->segs : segs;
 		bits = lp->bits > bits ? lp->bits : bits;
 	}
-	r = lazy_state_new(&l->shared, segs, bits, err);
+	vec_foreach (o, &l->objects)
+		object_pages += o->bytes / CR_PAGE_SIZE;
+	r = lazy_state_new(&l->shared, segs, bits, object_pages, (uint32_t)l->objects.n, err);
+	if (!r)
+		r = add_objects(l, t, err);
 	vec_foreach (lp, &l->procs) {
 		const struct process *p = tree_find_process(t, lp->pid);
 

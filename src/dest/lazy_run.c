@@ -85,6 +85,9 @@ void lazy_free(struct lazy *l)
 		sentmap_done(&p->left);
 	}
 	vec_done(&l->procs);
+	vec_foreach (o, &l->objects)
+		close_fdp(&o->fd);
+	vec_done(&l->objects);
 	lazy_state_free(l->shared);
 	if (l->stats)
 		munmap(l->stats, sizeof(*l->stats));
@@ -158,6 +161,8 @@ int lazy_start(struct lazy *l, const struct tree *t, struct cr_err *err)
 
 	for (size_t i = 0; i < LAZY_SPACES && !r; i++)
 		l->stats->pages_lazy += lazy_count(l->shared, &l->shared->spaces[i]);
+	if (!r)
+		l->stats->pages_lazy += lazy_objects_count(l->shared);
 	l->stats->left = l->stats->pages_lazy;
 	if (!r)
 		r = lazy_tie_begin(l->shared, err);

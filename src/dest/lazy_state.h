@@ -14,13 +14,25 @@
 #include "base/err.h"
 #include "wire/lazy_stream.h"
 
-enum { LAZY_SPACES = 1024, LAZY_BUCKETS = 256, LAZY_TIES = 4096 };
+enum { LAZY_SPACES = 1024, LAZY_BUCKETS = 256, LAZY_TIES = 4096, LAZY_OBJECTS = 256 };
 
 struct lazy_seg {
 	uint64_t start; /* here */
 	uint64_t pages;
-	uint64_t src;  /* at the source */
-	uint64_t bit0; /* of its first page, in the space's bitmap */
+	uint64_t src;    /* at the source; offset in an object */
+	uint64_t bit0;   /* of its first page, in the space's bitmap; not of an object */
+	uint32_t object; /* a mapping of objects[object - 1], as long as it is mapped; 0: private */
+};
+
+/* Shared memory. What is missing of it is there all the same, with old contents or zeros, but in no
+ * task's page tables: whoever touches it waits (userfaultfd's minor faults). So the kernel tells it
+ * from what a task has removed, madvise(2) MADV_REMOVE: that is there no more, and not missing.
+ * What is missing is never made: a page that is not there stays so until a task touches it. */
+struct lazy_object {
+	uint32_t index; /* at the source */
+	int fd;
+	uint64_t pages;
+	uint64_t word0; /* of its first page, in the objects' bitmaps */
 };
 
 struct lazy_space {
@@ -63,13 +75,20 @@ struct lazy_shared {
 	pid_t fetcher;                /* written before it runs */
 	int tie_hold, tie_read;       /* of the pipe; -1 */
 	struct lazy_tie ties[LAZY_TIES];
+	/* Shared memory has pages that are lost with the source: who touches them is to get SIGBUS
+	 * for as long as anybody can, and nothing but a userfaultfd sees to that. */
+	uint32_t guarding;
+	int guard_fds[LAZY_OBJECTS]; /* of the fetcher, at whose end the next one closes them; -1 */
+	uint32_t n_objects;
+	uint64_t object_words; /* in each of two bitmaps: missing, lost */
+	struct lazy_object objects[LAZY_OBJECTS];
 	uint32_t top; /* spaces from here on have never been used */
 	struct lazy_space spaces[LAZY_SPACES];
 };
 
-/* seg_cap, pages: of the largest space. */
-int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages,
-		   struct cr_err *err) must_check;
+/* segs, pages: of the largest space; object_pages: of all objects. */
+int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages, uint64_t object_pages,
+		   uint32_t n_objects, struct cr_err *err) must_check;
 /* A number noted here that is closed may be another's at once: first it is forgotten. */
 void lazy_close(int *fd);
 void lazy_state_free(struct lazy_shared *s); /* takes NULL */
@@ -95,9 +114,38 @@ struct lazy_seg *lazy_find_src(struct lazy_shared *s, struct lazy_space *sp, uin
 			       uint64_t *page);
 uint64_t lazy_count(struct lazy_shared *s, const struct lazy_space *sp);
 
+/* ---- shared memory ---- */
+
+/* All of its pages are missing; fd becomes the state's. -ENOSPC. */
+int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t pages) must_check;
+/* NULL: there is none. */
+struct lazy_object *lazy_object_of(struct lazy_shared *s, uint32_t index);
+bool lazy_object_missing(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
+bool lazy_object_lost(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
+/* Returns whether it was missing. */
+bool lazy_object_clear(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
+void lazy_object_lose(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
+void lazy_object_found(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
+/* The missing ones among the 512 from first on, a multiple of 512. Returns whether there are any.
+ */
+bool lazy_object_words(struct lazy_shared *s, const struct lazy_object *o, uint64_t first,
+		       uint64_t ret[8]);
+/* Of all objects. */
+uint64_t lazy_objects_count(struct lazy_shared *s);
+bool lazy_objects_any_lost(struct lazy_shared *s);
+/* What is mapped at va, if it is shared memory, and which page of it; up to where it goes on so, as
+ * far as is known (until may be NULL). A mapping may have grown: it is the one that begins closest
+ * to va. NULL: none. */
+struct lazy_object *lazy_object_at(struct lazy_shared *s, const struct lazy_space *sp, uint64_t va,
+				   uint64_t *page, uint64_t *until);
+
 /* What a task did. Each may be applied twice. */
 uint64_t lazy_forget(struct lazy_shared *s, struct lazy_space *sp, uint64_t start, uint64_t end);
-/* -ENOSPC: nothing was changed. */
+/* Mappings of shared memory: gone. -ENOSPC: nothing was changed. */
+int lazy_unmap(struct lazy_shared *s, struct lazy_space *sp, uint64_t start,
+	       uint64_t end) must_check;
+/* Of shared memory what was there stays until lazy_unmap(): mremap(2) may leave it, or only make
+ * another mapping (len 0). -ENOSPC: nothing was changed. */
 int lazy_move(struct lazy_shared *s, struct lazy_space *sp, uint64_t from, uint64_t to,
 	      uint64_t len) must_check;
 /* NULL: no room. */

@@ -5,3 +5,5 @@
 /* Does this host give huge pages, of any size, to anonymous memory that has not asked for them
  * by madvise(2)? False where it cannot be found out. */
 bool thp_always(void);
+/* May shared memory get huge pages, other than by MADV_COLLAPSE? */
+bool thp_shared(void);

@@ -3,6 +3,9 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "base/cleanup.h"
 
 /* 6.7 and older: names that the distribution's headers may lack. */
 #ifndef UFFD_USER_MODE_ONLY
@@ -78,6 +81,34 @@ int uffd_serve_missing(int fd, uint64_t start, uint64_t end, struct cr_err *err)
 	return 0;
 }
 
+int uffd_serve_shared(int fd, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	struct uffdio_register reg = {
+	    .range = {start, end - start},
+	    .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
+	};
+
+	if (ioctl(fd, UFFDIO_REGISTER, &reg))
+		return cr_err_sys(err, "userfaultfd on %#llx-%#llx", (unsigned long long)start,
+				  (unsigned long long)end);
+	return 0;
+}
+
+int uffd_guard(const void *map, uint64_t bytes, struct cr_err *err)
+{
+	struct uffdio_api api = {.api = UFFD_API,
+				 .features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_MISSING_SHMEM};
+	struct uffdio_register reg = {
+	    .range = {(uintptr_t)map, bytes},
+	    .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	_cleanup_fd_ int fd = (int)syscall(SYS_userfaultfd, uffd_create_flags());
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &reg))
+		return cr_err_sys(err, "userfaultfd on shared memory");
+	return take_fd(&fd);
+}
+
 /* What an ioctl did before it failed counts. */
 static int64_t outcome(int r, int64_t done)
 {
@@ -98,6 +129,15 @@ int64_t uffd_put(int fd, uint64_t va, const void *from, uint64_t bytes)
 	int r = ioctl(fd, UFFDIO_COPY, &c);
 
 	return outcome(r, c.copy);
+}
+
+int64_t uffd_continue(int fd, uint64_t va, uint64_t bytes, bool quiet)
+{
+	struct uffdio_continue c = {.range = {va, bytes},
+				    .mode = quiet ? UFFDIO_CONTINUE_MODE_DONTWAKE : 0};
+	int r = ioctl(fd, UFFDIO_CONTINUE, &c);
+
+	return outcome(r, c.mapped);
 }
 
 int64_t uffd_poison(int fd, uint64_t va, uint64_t bytes)

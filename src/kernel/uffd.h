@@ -30,6 +30,15 @@ int uffd_serve_missing(int fd, uint64_t start, uint64_t end, struct cr_err *err)
  * (an event has to be read first), -EEXIST (there is a page already; nobody was woken), -ENOENT
  * (nothing is mapped), -ESRCH (the address space is gone). from NULL: zeros. */
 int64_t uffd_put(int fd, uint64_t va, const void *from, uint64_t bytes) must_check;
+/* Shared memory: whoever touches a page of [start, end) for which this mapping has no entry yet, be
+ * it there or not, waits. Linux 5.14. */
+int uffd_serve_shared(int fd, uint64_t start, uint64_t end, struct cr_err *err) must_check;
+/* Let the page that is there show in this mapping, and wake who waits (unless quiet). Returns as
+ * uffd_put(); -EFAULT: there is none. */
+int64_t uffd_continue(int fd, uint64_t va, uint64_t bytes, bool quiet) must_check;
+/* A userfaultfd of this process on [map, map + bytes), a mapping of shared memory: who touches a
+ * page that is not there gets SIGBUS or EFAULT, and makes none. */
+int uffd_guard(const void *map, uint64_t bytes, struct cr_err *err) must_check;
 /* Whoever touches it gets SIGBUS. Returns as uffd_put(). */
 int64_t uffd_poison(int fd, uint64_t va, uint64_t bytes) must_check;
 /* Those who wait look again. */

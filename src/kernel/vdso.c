@@ -5,6 +5,8 @@
 #include <xxhash.h>
 #include "kernel/procfs.h"
 
+enum { TORN_READS = 20 };
+
 enum { VDSO_BYTES_MAX = 65536 };
 
 static int read_vdso(pid_t pid, uint64_t start, uint64_t end, uint8_t **ret, size_t *ret_len,
@@ -26,18 +28,30 @@ static int read_vdso(pid_t pid, uint64_t start, uint64_t end, uint8_t **ret, siz
 	return 0;
 }
 
+/* Of a task that runs: what it maps meanwhile may show torn, and then is read again. */
+static int read_maps(pid_t pid, struct proc_maps *maps, struct cr_err *err)
+{
+	for (int i = 0;; i++) {
+		_cleanup_free_ char *text = NULL;
+		ssize_t n = proc_read(pid, "maps", &text, err);
+		int r = n < 0 ? (int)n : proc_maps_parse(text, maps, err);
+
+		if (r != -EBADMSG || i == TORN_READS)
+			return r;
+		cr_err_clear(err);
+	}
+}
+
 int vdso_describe(pid_t pid, uint64_t *ret_start, uint64_t *ret_end, uint8_t ret_digest[16],
 		  struct cr_err *err)
 {
-	_cleanup_free_ char *text = NULL;
 	_cleanup_free_ uint8_t *code = NULL;
 	struct proc_maps maps = {0};
 	XXH128_canonical_t canon;
 	size_t len;
 
 	*ret_start = *ret_end = 0;
-	ssize_t n = proc_read(pid, "maps", &text, err);
-	int r = n < 0 ? (int)n : proc_maps_parse(text, &maps, err);
+	int r = read_maps(pid, &maps, err);
 	if (r)
 		return r;
 	vec_foreach (m, &maps.list)

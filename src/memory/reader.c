@@ -176,7 +176,8 @@ static int judge(struct reader *r, const uint8_t *page, uint64_t va, bool fresh,
 	}
 	*hash = page_hash(page, r->target, va);
 	/* the first time is likely the last: digests are kept from the second on */
-	XXH128_hash_t *d = was_sent ? sentmap_digests(r->sent, c) : c->digests;
+	bool keeps = was_sent || r->sent->digests_at_once;
+	XXH128_hash_t *d = keeps ? sentmap_digests(r->sent, c) : c->digests;
 	if (was_sent && d && XXH128_isEqual(d[i], *hash)) {
 		r->stats.pages_same++;
 		return -1;

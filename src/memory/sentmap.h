@@ -25,6 +25,7 @@ struct sentmap {
 	struct sent_chunk *slots; /* open addressing */
 	size_t n, cap;
 	size_t *budget; /* bytes that digests may still take, shared by all maps of a migration */
+	bool digests_at_once; /* of all that is sent; else from the second time on */
 };
 
 void sentmap_init(struct sentmap *m, size_t *budget);

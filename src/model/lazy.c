@@ -66,3 +66,46 @@ bool lazy_is_eager(const uint64_t *pages, size_t n, uint64_t va)
 {
 	return n && bsearch(&va, pages, n, sizeof(va), by_value);
 }
+
+static bool mapping_is_lazy(const struct vma *v, const uint64_t *eager, size_t n_eager)
+{
+	/* who wants huge pages of it may ask for them at any time, madvise(2) MADV_COLLAPSE: the
+	 * kernel maps them without asking us */
+	const uint32_t never = VMA_F_LOCKED | VMA_F_DONTFORK | VMA_F_WIPEONFORK | VMA_F_HUGEPAGE;
+
+	if (v->kind != VMA_SHARED_OBJ || v->flags & never)
+		return false;
+	for (size_t i = 0; i < n_eager; i++)
+		if (eager[i] >= v->start && eager[i] < v->end)
+			return false;
+	return true;
+}
+
+static bool process_lets_it_be_lazy(const struct process *p, uint32_t object)
+{
+	uint64_t *eager = NULL;
+	size_t n = 0;
+	bool is = true;
+
+	for (size_t i = 0; i < p->mm.n_vmas && is; i++) {
+		if (p->mm.vmas[i].object != object)
+			continue;
+		is = (eager || !lazy_eager_pages(p, &eager, &n)) &&
+		     mapping_is_lazy(&p->mm.vmas[i], eager, n);
+	}
+	free(eager);
+	return is;
+}
+
+bool object_is_lazy(const struct tree *t, uint32_t object)
+{
+	const struct shared_object *so = object < t->n_objects ? &t->objects[object] : NULL;
+	bool is = so && so->kind == OBJ_SHARED_ANON && !so->page_bytes &&
+		  so->size >= LAZY_OBJECT_MIN_BYTES;
+
+	for (size_t i = 0; i < t->n_files && is; i++)
+		is = t->files[i].object != object;
+	for (size_t i = 0; i < t->n_procs && is; i++)
+		is = process_lets_it_be_lazy(&t->procs[i], object);
+	return is;
+}

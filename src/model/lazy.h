@@ -6,6 +6,9 @@
 #include <stdint.h>
 #include "model/tree.h"
 
+/* Less is compared and sent faster than it is asked for. */
+enum { LAZY_OBJECT_MIN_BYTES = 1 << 20 };
+
 /* May pages of it be missing while its tasks run? Locked memory may not: its owner wants no page
  * fault. What is wiped at a fork may not either: the fork would not wipe what is not there yet. Nor
  * huge pages: what is fetched comes in pages of 4 KiB. */
@@ -14,6 +17,10 @@ static inline bool vma_is_lazy(const struct vma *v)
 	return v->kind == VMA_ANON && !v->page_bytes &&
 	       !(v->flags & (VMA_F_LOCKED | VMA_F_WIPEONFORK));
 }
+
+/* May all of an object be missing while its tasks run? Shared anonymous memory to which nothing but
+ * its mappings leads, by which whoever touches it can be made to wait. */
+bool object_is_lazy(const struct tree *t, uint32_t object);
 
 /* Pages that are always sent: those that the kernel writes or reads where no fault can be served
  * (rseq areas; what the exit of a thread touches: its robust list, and the mutexes on it), and,

@@ -3,6 +3,7 @@
  * these rounds get short whatever the tasks do, and with them what is left to be told at the stop.
  */
 #include <string.h>
+#include <sys/stat.h>
 #include "base/log.h"
 #include "model/lazy.h"
 #include "source/source.h"
@@ -90,9 +91,83 @@ static int note_round(struct source *s, struct cr_err *err)
 	return r;
 }
 
+/* ---- shared memory ---- */
+
+/* Writes to shared memory leave no mark that could be trusted: who has written may have ended
+ * since, and his page tables with him. So all of an object stays behind, whatever the destination
+ * has of it; once it is wanted there, it is compared with what was sent. */
+
+static int tell_object(struct source *s, uint32_t i, bool taken_back, struct cr_err *err)
+{
+	struct msg_range all = {0, ALIGN_UP(s->tree->objects[i].size, CR_PAGE_SIZE)};
+	struct msg m = msg_of(MSG_RESET), reply;
+
+	m.reset = (struct msg_reset){
+	    .object = i, .ranges = &all, .n_ranges = 1, .taken_back = taken_back};
+	/* memory for all of it may have to be found there */
+	int r = link_call(s->peer, &m, MSG_OK, source_patience_ms(s, all.end >> 20), &reply, err);
+	if (!r)
+		msg_free(&reply);
+	return r;
+}
+
+/* Twice its size would be taken there, for a while, of what is mostly holes. */
+static bool is_dense(int fd, uint64_t size)
+{
+	struct stat st;
+
+	return !fstat(fd, &st) && (uint64_t)st.st_blocks * 512 * 2 >= size;
+}
+
+static bool may_stay(const struct source *s, const struct tree *t, uint32_t i)
+{
+	return s->lazy_objects && object_is_lazy(t, i) &&
+	       is_dense(s->object_fds.list.v[i], t->objects[i].size);
+}
+
+static void leave_objects(struct source *s)
+{
+	for (uint32_t i = 0; i < s->objects.n && i < s->tree->n_objects; i++)
+		s->objects.v[i].behind |= may_stay(s, s->tree, i);
+}
+
+static int tell_objects(struct source *s, struct cr_err *err)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < s->objects.n && !r; i++) {
+		struct source_object *o = &s->objects.v[i];
+
+		if (!o->behind || o->told)
+			continue;
+		r = tell_object(s, i, false, err);
+		o->told = true;
+	}
+	return r;
+}
+
+int source_take_back_objects(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < s->objects.n && !r; i++) {
+		struct source_object *o = &s->objects.v[i];
+
+		if (!o->behind || object_is_lazy(t, i))
+			continue;
+		o->behind = false;
+		if (o->told)
+			r = tell_object(s, i, true, err);
+	}
+	return r ? cr_err_ctx(err, "sending what was to stay behind") : 0;
+}
+
 int source_tell_left(struct source *s, struct cr_err *err)
 {
 	int r = note_round(s, err);
+
+	if (!r)
+		r = tell_objects(s, err);
 
 	vec_foreach (spp, &s->procs)
 		if (!r && (*spp)->has_tracker)
@@ -126,6 +201,8 @@ int source_drop_rounds(struct source *s, uint32_t first, struct cr_err *err)
 
 		if (!r && first + n > 1)
 			r = source_follow_structure(s, err);
+		if (!r)
+			leave_objects(s);
 		if (!r)
 			r = source_one_round(s, first + n, NULL, err);
 		if (!r)

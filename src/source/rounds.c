@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "memory/donor.h"
 #include "model/layout.h"
+#include "model/lazy.h"
 #include "wire/tree_codec.h"
 
 enum {
@@ -116,9 +117,22 @@ static int begin_in_image(struct source *s, const struct source_proc *sp, struct
 	return r ? r : source_image_clear(s, sp->pid, err);
 }
 
+/* Of what may stay behind it is asked later which pages are as they were sent: all digests are
+ * kept, 1/256 of its size. */
+static void init_sent(struct source *s, struct source_object *o, const struct tree *t, uint32_t i)
+{
+	bool may = (s->rq->opts.mode == MSG_MODE_HYBRID ||
+		    s->rq->opts.no_convergence == MSG_NO_CONVERGENCE_POSTCOPY) &&
+		   !s->image && s->lazy_objects && object_is_lazy(t, i);
+
+	sentmap_init(&o->sent, may ? &s->object_digests : &s->digest_budget);
+	o->sent.digests_at_once = may;
+}
+
 static int take_targets(struct source *s, const struct tree *t, const struct msg_tree_ok *ok,
 			struct cr_err *err)
 {
+	s->lazy_objects = ok->lazy_objects;
 	for (size_t i = 0; i < ok->n_targets; i++) {
 		const struct msg_target *tg = &ok->targets[i];
 		struct source_proc *sp = tg->pid > 0 ? source_find(s, tg->pid) : NULL;
@@ -142,7 +156,7 @@ static int take_targets(struct source *s, const struct tree *t, const struct msg
 
 			if (!o)
 				return cr_err_oom(err);
-			sentmap_init(&o->sent, &s->digest_budget);
+			init_sent(s, o, t, (uint32_t)s->objects.n - 1);
 		}
 		if (tg->object < s->objects.n)
 			s->objects.v[tg->object].target = tg->target;
@@ -306,7 +320,8 @@ int source_send_memory(struct source *s, const struct tree *t, bool final, struc
 	int r = send_processes(s, t, final, err);
 
 	for (size_t i = 0; i < t->n_objects && i < s->objects.n && !r; i++)
-		r = send_object(s, i, t->objects[i].size, err);
+		if (!s->objects.v[i].behind)
+			r = send_object(s, i, t->objects[i].size, err);
 	/* what an image has to forget, before it gets anything that is newer */
 	if (!r && s->image)
 		r = source_tell_left(s, err);

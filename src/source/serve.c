@@ -267,6 +267,26 @@ static int serve_connected(struct server *s)
 	return 0;
 }
 
+static int take_files(struct server *s, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < s->sv->n_files && !r; i++) {
+		const struct serve_file *f = &s->sv->files[i];
+		struct memory *m = f->id & SERVE_KNOWN ? NULL : vec_push(&s->memories);
+
+		if (f->id & SERVE_KNOWN)
+			continue;
+		if (!m)
+			return cr_err_oom(err);
+		*m = (struct memory){.sv = s->sv, .pid = f->id, .mem = f->fd};
+		for (size_t k = 0; k < s->sv->n_files && !r; k++)
+			if (s->sv->files[k].id == (f->id | SERVE_KNOWN))
+				r = serve_known_open(&m->known, s->sv->files[k].fd, err);
+	}
+	return r;
+}
+
 static int take_memories(struct server *s, struct cr_err *err)
 {
 	for (size_t i = 0; i < s->sv->n_pids; i++) {
@@ -277,7 +297,7 @@ static int take_memories(struct server *s, struct cr_err *err)
 		*m = (struct memory){
 		    .sv = s->sv, .pid = s->sv->pids[i], .mem = s->sv->read ? -1 : s->sv->mems[i]};
 	}
-	return 0;
+	return take_files(s, err);
 }
 
 static void server_free(struct server **sp)

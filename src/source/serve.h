@@ -6,10 +6,20 @@
 #include "wire/msg.h"
 #include "wire/ps_serve.h"
 
+/* Shared memory: id LAZY_OBJECT and its index; or, with SERVE_KNOWN besides, what was sent of it
+ * (serve_known.h). */
+struct serve_file {
+	pid_t id;
+	int fd;
+};
+enum { SERVE_KNOWN = 1 << 25 };
+
 struct serve {
 	const pid_t *pids; /* those whose memory may be asked for; stopped */
 	const int *mems;   /* of each: /proc/PID/mem. Not used if there is read */
 	size_t n_pids;
+	const struct serve_file *files;
+	size_t n_files;
 	uint64_t max_bandwidth; /* bytes/s of what is pushed; 0: no limit */
 	const struct serve_range
 	    *recent; /* what was written last, the latest first: pushed first */

@@ -124,11 +124,27 @@ static int tell_tasks(const struct serve_child *c, const struct serve *sv, struc
 	return r;
 }
 
+static int tell_files(const struct serve_child *c, const struct serve *sv, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < sv->n_files && !r; i++) {
+		const struct serve_range id = {.pid = sv->files[i].id};
+		const struct pss_msg m = {.type = PSS_TASKS, .ranges = &id, .n = 1};
+
+		r = pss_send(c->socket, &m, &sv->files[i].fd, 1, err);
+	}
+	return r;
+}
+
 static int tell(const struct serve_child *c, const struct serve *sv, struct pss_in *buf,
 		struct cr_err *err)
 {
 	struct pss_msg limit = {.type = PSS_LIMIT, .value = sv->max_bandwidth};
 	int r = tell_tasks(c, sv, buf, err);
+
+	if (!r)
+		r = tell_files(c, sv, err);
 
 	for (size_t at = 0; at < sv->n_recent && !r; at += PSS_RANGES_MAX) {
 		struct pss_msg m = {.type = PSS_RECENT,

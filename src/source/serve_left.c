@@ -91,6 +91,7 @@ int left_sort(struct server *s)
 void left_done(struct server *s)
 {
 	vec_foreach (m, &s->memories) {
+		serve_known_done(&m->known);
 		vec_done(&m->left);
 		vec_done(&m->told);
 	}

@@ -26,24 +26,33 @@ static uint32_t read_some(const struct memory *m, uint64_t va, uint32_t n, uint8
 	return got < 0 ? 0 : (uint32_t)((size_t)got / CR_PAGE_SIZE);
 }
 
-/* Stretches of zeros and of others go as frames of their own. */
-static int put_stretches(pid_t pid, uint64_t va, uint32_t n, const uint8_t *buf, serve_put_fn put,
-			 void *arg)
+static enum lazy_type type_of(const struct memory *m, uint64_t va, const uint8_t *page)
 {
+	if (page_is_zero(page))
+		return LAZY_ZEROS;
+	return serve_known_same(&m->known, va, page) ? LAZY_UNCHANGED : LAZY_PAGES;
+}
+
+/* Stretches of one type go as frames of their own. */
+static int put_stretches(const struct memory *m, uint64_t va, uint32_t n, const uint8_t *buf,
+			 serve_put_fn put, void *arg)
+{
+	enum lazy_type type, next = n ? type_of(m, va, buf) : LAZY_ZEROS;
 	int r = 0;
 
 	for (uint32_t at = 0, end; at < n && !r; at = end) {
-		bool zero = page_is_zero(buf + at * CR_PAGE_SIZE);
-
-		for (end = at + 1; end < n; end++)
-			if (page_is_zero(buf + end * CR_PAGE_SIZE) != zero)
+		type = next;
+		for (end = at + 1; end < n; end++) {
+			next = type_of(m, va + end * CR_PAGE_SIZE, buf + end * CR_PAGE_SIZE);
+			if (next != type)
 				break;
+		}
 		const uint8_t *payload = buf + at * CR_PAGE_SIZE;
-		struct lazy_frame f = {.type = zero ? LAZY_ZEROS : LAZY_PAGES,
-				       .pid = pid,
+		struct lazy_frame f = {.type = type,
+				       .pid = m->pid,
 				       .npages = end - at,
 				       .addr = va + at * CR_PAGE_SIZE};
-		if (!zero) {
+		if (type == LAZY_PAGES) {
 			f.payload = f.npages * (uint32_t)CR_PAGE_SIZE;
 			f.digest = lazy_digest(payload, f.payload);
 		}
@@ -61,7 +70,7 @@ int serve_read_pages(const struct memory *m, uint64_t va, uint32_t n, uint8_t *b
 		uint32_t got = read_some(m, va, n, buf);
 
 		if (got) {
-			r = put_stretches(m->pid, va, got, buf, put, arg);
+			r = put_stretches(m, va, got, buf, put, arg);
 		} else {
 			struct lazy_frame f = {
 			    .type = LAZY_UNREADABLE, .pid = m->pid, .npages = 1, .addr = va};

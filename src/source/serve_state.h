@@ -7,6 +7,7 @@
 #include "base/vec.h"
 #include "kernel/near_cpu.h"
 #include "source/serve.h"
+#include "source/serve_known.h"
 #include "wire/lazy_stream.h"
 #include "wire/token_bucket.h"
 
@@ -21,7 +22,8 @@ enum {
 struct memory {                 /* of one process: what is still to be sent */
 	const struct serve *sv; /* who may read it in our place */
 	pid_t pid;
-	int mem;                           /* not ours */
+	int mem; /* not ours */
+	struct serve_known known;
 	VEC(struct lazy_chunk) left, told; /* ascending once all is said */
 	size_t at;                         /* chunks before it are empty */
 };

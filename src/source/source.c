@@ -24,7 +24,8 @@ enum {
 void source_init(struct source *s, const struct source_env *env, const struct msg_migrate *rq,
 		 struct link *client)
 {
-	*s = (struct source){.env = env, .digest_budget = DIGEST_BYTES};
+	*s = (struct source){
+	    .env = env, .digest_budget = DIGEST_BYTES, .object_digests = SIZE_MAX / 2};
 	source_take_request(s, rq, client);
 }
 

@@ -69,6 +69,8 @@ struct source_object { /* a shared memory object's pages */
 	struct sentmap sent;
 	uint32_t target;
 	uint64_t size; /* bytes, as the destination had it when pages were sent last */
+	bool behind;   /* it is not sent any more, but stays here; told: the destination knows */
+	bool told;
 };
 
 struct source_image { /* a migration into an image */
@@ -105,6 +107,8 @@ struct source {
 	pid_t young_pid;               /* a process forked since, as seen in the last look */
 	uint64_t young_start;
 	size_t digest_budget;
+	size_t object_digests; /* the budget of objects that may stay behind */
+	bool lazy_objects;     /* the destination can have them do so */
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure;   /* while the tasks are stopped */
 	bool takes_closed;         /* the destination: connections that their program has closed */
@@ -275,6 +279,8 @@ int source_note_held(struct source *s, struct tree *t, struct cr_err *err) must_
  * themselves. */
 int source_note_eager(struct source_proc *sp, const struct process *p,
 		      struct cr_err *err) must_check;
+/* At the stop: those that may not after all are sent. */
+int source_take_back_objects(struct source *s, const struct tree *t, struct cr_err *err) must_check;
 /* Tell the destination what was noted since. */
 int source_tell_left(struct source *s, struct cr_err *err) must_check;
 uint64_t source_pages_left(const struct source *s);

@@ -52,7 +52,7 @@ int lazy_frame_decode(struct lazy_frame *ret, const uint8_t in[LAZY_HDR_BYTES], 
 	    .payload = le_get32(in + 32),
 	};
 
-	if (le_get32(in) != MAGIC || f.type < LAZY_START || f.type > LAZY_BYE)
+	if (le_get32(in) != MAGIC || f.type < LAZY_START || f.type > LAZY_UNCHANGED)
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "fetching pages: no frame of ours");
 	if (f.payload != payload_of(&f))
 		return bad(err, &f, "length");
@@ -65,6 +65,7 @@ int lazy_frame_decode(struct lazy_frame *ret, const uint8_t in[LAZY_HDR_BYTES], 
 	case LAZY_PAGES:
 	case LAZY_ZEROS:
 	case LAZY_UNREADABLE:
+	case LAZY_UNCHANGED:
 		if (f.pid <= 0 || !f.npages || f.npages > LAZY_PAGES_MAX)
 			return bad(err, &f, "count");
 		if (f.addr % CR_PAGE_SIZE || f.addr >= ADDR_END ||

@@ -3,7 +3,7 @@
  * Frames both ways, each a header of LAZY_HDR_BYTES and its payload. A connection begins as a peer
  * link (HELLO, LAZY, OK); the first frame on it is the source's START.
  *
- *   source -> destination   START; PAGES, ZEROS, UNREADABLE; BYE
+ *   source -> destination   START; PAGES, ZEROS, UNREADABLE, UNCHANGED; BYE
  *   destination -> source   MISSING…, MISSING_END, WANT…, COMPLETE (on the urgent connection)
  *
  * A connection carries all that the source has to know: what is missing. So a broken one is
@@ -21,6 +21,8 @@ enum {
 	LAZY_STATS_BYTES = 10 * 8,
 	LAZY_PAYLOAD_MAX = LAZY_PAGES_MAX * 4096,
 	LAZY_BULK_MAX = 4, /* connections on which pages are pushed */
+	/* shared memory: its index plus this in the place of a pid; addresses are offsets */
+	LAZY_OBJECT = 1 << 24,
 };
 
 enum lazy_type {
@@ -33,6 +35,7 @@ enum lazy_type {
 	LAZY_UNREADABLE,  /* the source itself cannot read them */
 	LAZY_COMPLETE,    /* nothing is missing any more; payload: numbers, lazy_stats */
 	LAZY_BYE,         /* understood: the source ends its tasks */
+	LAZY_UNCHANGED,   /* of shared memory: as they were sent before */
 };
 
 struct lazy_frame {

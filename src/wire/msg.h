@@ -315,16 +315,20 @@ struct msg_tree_ok {
 	/* Some processes are not made yet: they begin as copies of others, whose pages come first.
 	 * Then the same tree again. */
 	bool more;
+	bool lazy_objects; /* objects may stay behind, see struct msg_reset */
 };
 struct msg_range {
 	uint64_t start, end; /* page aligned, start < end */
 };
-struct msg_reset { /* pages that the destination must forget: discarded, or unknown what they are */
+struct msg_reset { /* pages that the destination must forget: discarded, or unknown what they are;
+		    * an object, in one range: whatever it holds of it, it asks before a task does
+		    */
 	pid_t pid; /* process; 0: an object … */
 	uint32_t
 	    object; /* … by index into tree.objects (ranges: offsets); UINT32_MAX for a process */
 	struct msg_range *ranges;
 	size_t n_ranges;
+	bool taken_back; /* the object is sent after all */
 };
 struct msg_waiting {         /* with COMMIT, before it: connections that nobody has accepted */
 	const uint8_t *list; /* of waiting_encode() */

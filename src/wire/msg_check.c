@@ -188,6 +188,7 @@ static int check_reset(const struct msg *m, struct cr_err *err)
 
 	CHECK(owner_ok(s->pid, s->object), "owner of the ranges");
 	CHECK(s->n_ranges > 0, "range");
+	CHECK(!s->taken_back || !s->pid, "owner of the ranges");
 	for (size_t i = 0; i < s->n_ranges; i++) {
 		CHECK(!((s->ranges[i].start | s->ranges[i].end) % CR_PAGE_SIZE), "range");
 		CHECK(s->ranges[i].start < s->ranges[i].end, "range");

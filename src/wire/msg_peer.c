@@ -108,6 +108,7 @@ int msg_put_tree_ok(struct arena *a, const struct msg *m, void *p)
 	pb->hole_start = in->hole_start;
 	pb->hole_end = in->hole_end;
 	pb->more = in->more;
+	pb->lazy_objects = in->lazy_objects;
 	pb->refusals = pb_new(a, &wire__notes__descriptor);
 	pb->warnings = pb_new(a, &wire__notes__descriptor);
 	if (!pb->refusals || msg_put_notes(a, &in->refusals, pb->refusals) < 0)
@@ -125,6 +126,7 @@ int msg_get_tree_ok(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	out->hole_start = pb->hole_start;
 	out->hole_end = pb->hole_end;
 	out->more = pb->more;
+	out->lazy_objects = pb->lazy_objects;
 	out->targets = arena_array(a, struct msg_target, pb->n_targets);
 	if (!out->targets || msg_get_notes(a, &out->refusals, pb->refusals) < 0 ||
 	    msg_get_notes(a, &out->warnings, pb->warnings) < 0)
@@ -145,6 +147,7 @@ int msg_put_reset(struct arena *a, const struct msg *m, void *p)
 
 	pb->pid = (uint32_t)in->pid;
 	pb->object = put_index(in->object);
+	pb->taken_back = in->taken_back;
 	pb->first_page = arena_array(a, uint64_t, in->n_ranges);
 	pb->n_pages = arena_array(a, uint64_t, in->n_ranges);
 	if (!pb->first_page || !pb->n_pages)
@@ -169,6 +172,7 @@ int msg_get_reset(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 				  pb->n_first_page, pb->n_n_pages);
 	out->pid = (pid_t)pb->pid;
 	out->object = get_index(pb->object);
+	out->taken_back = pb->taken_back;
 	out->ranges = arena_array(a, struct msg_range, pb->n_first_page);
 	if (!out->ranges)
 		return cr_err_oom(err);

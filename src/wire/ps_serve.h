@@ -17,7 +17,8 @@ enum {
 
 enum pss_type {
 	PSS_READY = 1,
-	PSS_TASKS,  /* n pids; descriptors: /proc/PID/mem of each */
+	PSS_TASKS, /* n pids, or what stands for shared memory (serve.h); descriptors: /proc/PID/mem
+		    * of each, or what that says */
 	PSS_RECENT, /* n ranges, after those before */
 	PSS_LIMIT,  /* value: bytes/s of what is pushed; 0: none */
 	PSS_SERVE,  /* descriptors: the connection for requests, and those to push on */

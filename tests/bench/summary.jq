@@ -65,6 +65,7 @@ def peak_row($case; $program):
       ($c | row("first round, bytes/s over iperf3"; "x"; 0.5; 0.9; .["first-round"].first_round_ratio) | judge(true)),
       ($c | ["memory-1g", "memory-4g"][] as $m | select(.[$m]) | peak_row($m; "cr-agent"), peak_row($m; "page-server")),
       ($c | row("downtime, \($lazy_mib) MiB written as fast as can be, hybrid"; "ms"; 20; 5; .["lazy-write"].gap_us | scale(1000)) | judge(false)),
+      ($c | row("downtime, 1024 MiB of shared memory written as fast as can be, hybrid"; "ms"; 50; 10; .["lazy-shared"].gap_us | scale(1000)) | judge(false)),
       ($c | row("wait for a page, p50, beside the push"; "us"; 120; 20; .["lazy-faults"].wait_p50_us) | judge(false)),
       ($c | row("  p99"; "us"; 1000; 150; .["lazy-faults"].wait_p99_us) | judge(false)),
       ($c | row("push, bytes/s over iperf3"; "x"; 0.5; 0.9; .["lazy-bulk"].bulk_ratio) | judge(true)),

@@ -4,7 +4,7 @@ def lpad($n): tostring | " " * ([$n - length, 0] | max) + .;
 def num: if . == null then "-" elif . >= 100 then round elif . >= 10 then . * 10 | round / 10 else . * 100 | round / 100 end;
 def us: if . == null then "-" else round end;
 def order: ["idle-16m", "idle-1g", "write-1g", "threads-200", "first-round", "memory-1g", "memory-4g",
-  "lazy-write", "lazy-faults", "lazy-bulk", "lazy-order", "net-echo", "net-redis", "net-10k"];
+  "lazy-write", "lazy-shared", "lazy-faults", "lazy-bulk", "lazy-order", "net-echo", "net-redis", "net-10k"];
 def phases: ["freeze", "last_pages", "capture", "rebuild", "launch", "commit"];
 
 .machine as $m

@@ -218,6 +218,14 @@ for name in "dirty --mib 64 --rate 2" "churn --seed 6"; do
 	kill_workload
 done
 SLOW=8mbit
+for name in "shared --steady --pause-us 1000" "shared --pause-us 2000"; do
+	# shellcheck disable=SC2086
+	ok "the fetcher is killed five times: $name" struck_case fetcher 5 $name
+	kill_workload
+	# shellcheck disable=SC2086
+	ok "supervisor and fetcher are killed at once, three times: $name" struck_case "supervisor fetcher" 3 $name
+	kill_workload
+done
 ok "fetcher and keeper are killed at once, three times" struck_case "fetcher keeper" 3 dirty --mib 64 --rate 2 --threads 4
 kill_workload
 ok "the keeper took over" grep -q 'its keeper takes over' "$state/beta/agent.log"
@@ -253,7 +261,8 @@ resolved() {
 	"$build/cr-migrate" resolve --hosts "$hosts_file" --abort alpha >"$work/resolved" 2>&1
 }
 PATIENCE=3s
-for name in "dirty --mib 64 --rate 200 --threads 2" "touch --mib 64 --pattern rewrite" "churn --seed 7" "forktree --procs 20"; do
+for name in "dirty --mib 64 --rate 200 --threads 2" "touch --mib 64 --pattern rewrite" "churn --seed 7" "forktree --procs 20" \
+	"shared --steady --pause-us 500"; do
 	# shellcheck disable=SC2086
 	ok "all who fetch are killed at once: $name" all_struck_case $name
 	kill_workload
@@ -277,7 +286,8 @@ cut_case() {
 	after_slow
 }
 SLOW=8mbit
-for name in "dirty --mib 64 --rate 20" "touch --mib 64 --pattern order --work-us 1000"; do
+for name in "dirty --mib 64 --rate 20" "touch --mib 64 --pattern order --work-us 1000" \
+	"shared --mib 32 --steady --pause-us 1000"; do
 	# shellcheck disable=SC2086
 	ok "the link is cut and restored ten times: $name" cut_case $name
 	kill_workload
@@ -360,6 +370,8 @@ settled_everywhere() {
 	! fetching && gone_from alpha >/dev/null
 }
 ok "the source's worker is killed" source_worker_case dirty --mib 64 --rate 20
+kill_workload
+ok "the source's worker is killed: shared memory" source_worker_case shared --mib 32 --pause-us 1000
 kill_workload
 
 kill_cli() {
@@ -462,6 +474,44 @@ lost_case() {
 	fi
 }
 ok "the source is lost: SIGBUS for what is missing, all else is right, and the log says what" lost_case
+kill_workload
+"$testbed" agent alpha restart
+
+# Of shared memory it is SIGBUS for as long as anybody has it mapped, and also for children that come later.
+lost_shared() {
+	grep -q 'pages are lost with the source' "$state/beta/agent.log"
+}
+
+lost_shared_case() {
+	MODE=hybrid PATIENCE=2s RATE=4M
+	: >"$state/beta/agent.log"
+	start_workload alpha shared --mib 64 --pause-us 500 --bus && runs_on || return 1
+	begin_slow || { say_migration; return 1; }
+	wl_host=beta
+	{ until_true 20 progress_is_from beta && runs_on; } || { diag "not there: $(progress)"; return 1; }
+	"$testbed" agent alpha kill
+	# shellcheck disable=SC2016
+	on alpha sh -c 'kill -KILL $(pgrep -x cr-agent) $(pgrep -x shared)' 2>/dev/null
+	end_slow
+	until_true 30 lost_shared || { diag "$(tail -n 5 "$state/beta/agent.log")"; return 1; }
+	{ runs_on && strike fetcher && until_true 10 three_again && runs_on && finish_workload; } || {
+		diag "$(tail -n 5 "$state/beta/agent.log")"
+		return 1
+	}
+	local lost said
+	lost=$(<"$wl_dir/lost")
+	said=$(sed -n 's/.*shared memory of process.*: \([0-9]*\) pages are lost.*/\1/p' "$state/beta/agent.log" | sort -n | tail -n 1)
+	# what has been removed since is not lost any more; some are not touched while they are
+	if ((lost == 0 || lost > said || said - lost > said / 4)); then
+		diag "SIGBUS for $lost pages, $said lost by the log"
+		return 1
+	fi
+	until_true 20 nobody_fetches || { diag "$(on beta ps -e -o pid,comm | grep cr-)"; return 1; }
+}
+nobody_fetches() {
+	! named cr-fetcher >/dev/null
+}
+ok "the source is lost: SIGBUS for what is missing of shared memory" lost_shared_case
 kill_workload
 "$testbed" agent alpha restart
 done_testing

@@ -147,8 +147,14 @@ static inline struct msg example(enum msg_type type)
 		m.tree = (struct msg_tree){MSG_STAGE_FINAL, (const uint8_t *)"\0tree", 5, true};
 		break;
 	case MSG_TREE_OK:
-		m.tree_ok = (struct msg_tree_ok){
-		    {some_notes, 1}, {some_notes + 1, 1}, 0x10000, 0x20000, some_targets, 2, true};
+		m.tree_ok = (struct msg_tree_ok){{some_notes, 1},
+						 {some_notes + 1, 1},
+						 0x10000,
+						 0x20000,
+						 some_targets,
+						 2,
+						 true,
+						 true};
 		break;
 	case MSG_RESET:
 		m.reset = (struct msg_reset){4242, UINT32_MAX, some_ranges, 2};
@@ -345,7 +351,7 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 		same_notes(&a->tree_ok.refusals, &b->tree_ok.refusals);
 		same_notes(&a->tree_ok.warnings, &b->tree_ok.warnings);
 		SAME(tree_ok.hole_start), SAME(tree_ok.hole_end), SAME(tree_ok.n_targets);
-		SAME(tree_ok.more);
+		SAME(tree_ok.more), SAME(tree_ok.lazy_objects);
 		assert_memory_equal(a->tree_ok.targets, b->tree_ok.targets, sizeof(some_targets));
 		break;
 	case MSG_FILES:
@@ -374,6 +380,7 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 		break;
 	case MSG_RESET:
 		SAME(reset.pid), SAME(reset.object), SAME(reset.n_ranges);
+		SAME(reset.taken_back);
 		assert_memory_equal(a->reset.ranges, b->reset.ranges, sizeof(some_ranges));
 		break;
 	case MSG_CLOCK_REPLY:

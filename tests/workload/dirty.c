@@ -1,8 +1,8 @@
 /* Memory written at a given rate, and the gaps in time that a task feels.
  *
- * --mib N (default 16), --rate MB/s (default 0: idle), --threads N writers (default 1),
- * --incompressible, --rt (tick at SCHED_FIFO, where allowed), --order (pages in turn, not at
- * random)
+ * --mib N (default 16), --rate MB/s (default 0: idle), --threads N writers (default 1), --shared
+ * (anonymous memory that children would share), --incompressible, --rt (tick at SCHED_FIFO, where
+ * allowed), --order (pages in turn, not at random)
  *
  * A thread of its own ticks every 100 us and keeps the largest gaps between two ticks. DIR/gaps is
  * written as JSON at the end and whenever DIR/report appears (which is then removed); DIR/reset
@@ -231,8 +231,8 @@ static void set_up_memory(void)
 	n_pages -= n_pages % n_writers;
 	if (wl_flag("idle"))
 		rate = 0;
-	memory = mmap(NULL, n_pages * WL_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-		      -1, 0);
+	memory = mmap(NULL, n_pages * WL_PAGE, PROT_READ | PROT_WRITE,
+		      (wl_flag("shared") ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
 	seqs = calloc(n_pages, sizeof(*seqs));
 	wl_must(memory != MAP_FAILED && seqs, "memory");
 	for (size_t i = 0; i < n_pages; i++)

@@ -1,0 +1,307 @@
+/* Shared memory: pages into objects, and then to whoever waits for them. lazy_state.h says how what
+ * is missing, what is there and what was removed are told apart. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#include "base/log.h"
+#include "dest/fetch.h"
+#include "kernel/uffd.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* 5.14 */
+#endif
+
+enum {
+	STEP_PAGES = 16,   /* with the lock, as in fetch_put.c */
+	AROUND_PAGES = 32, /* shown with the one that was touched */
+};
+
+static size_t position(const struct fetch *f, const struct lazy_object *o)
+{
+	return (size_t)(o - f->sh->objects);
+}
+
+static pid_t origin_of(const struct lazy_object *o)
+{
+	return LAZY_OBJECT + (pid_t)o->index;
+}
+
+/* ---- our own mappings ---- */
+
+int objects_guard(struct fetch *f, struct cr_err *err)
+{
+	for (uint32_t i = 0; i < f->sh->n_objects; i++) {
+		const struct lazy_object *o = &f->sh->objects[i];
+		size_t bytes = o->pages * CR_PAGE_SIZE;
+		void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, o->fd, 0);
+
+		if (p == MAP_FAILED)
+			return cr_err_sys(err, "mapping shared memory");
+		f->guards[i] = p;
+		lazy_close(&f->sh->guard_fds[i]); /* of a fetcher before */
+		f->sh->guard_fds[i] = uffd_guard(p, bytes, err);
+		if (f->sh->guard_fds[i] < 0)
+			return f->sh->guard_fds[i];
+	}
+	return 0;
+}
+
+static struct iovec of_guard(const struct fetch *f, const struct lazy_object *o, uint64_t page,
+			     uint64_t pages)
+{
+	return (struct iovec){f->guards[position(f, o)] + page * CR_PAGE_SIZE,
+			      pages * CR_PAGE_SIZE};
+}
+
+/* 1, 0, or a negative errno if that cannot be found out. madvise(2): EFAULT is where a touch would
+ * lead to SIGBUS, and nothing else. */
+static int is_there(const struct fetch *f, const struct lazy_object *o, uint64_t page)
+{
+	const struct iovec g = of_guard(f, o, page, 1);
+
+	if (!madvise(g.iov_base, g.iov_len, MADV_POPULATE_READ))
+		return 1;
+	return errno == EFAULT ? 0 : -errno;
+}
+
+/* How many of n pages were written: one that is not there ends it. */
+static uint64_t write_over(const struct fetch *f, const struct lazy_object *o, uint64_t page,
+			   uint64_t n, const uint8_t *data)
+{
+	struct iovec local = {(void *)data, n * CR_PAGE_SIZE}, remote = of_guard(f, o, page, n);
+	ssize_t done = process_vm_writev(getpid(), &local, 1, &remote, 1, 0);
+
+	return done < 0 ? 0 : (uint64_t)done / CR_PAGE_SIZE;
+}
+
+/* ---- showing ---- */
+
+static void poison(struct fetch *f, struct lazy_space *sp, uint64_t va)
+{
+	(void)f;
+	if (uffd_poison(sp->uffd, va, CR_PAGE_SIZE) < 0)
+		uffd_wake(sp->uffd, va, CR_PAGE_SIZE);
+}
+
+/* Pages behind one that was touched, as far as they are all there: each touch would cost a fault.
+ */
+static void show_around(struct fetch *f, struct lazy_space *sp, const struct lazy_object *o,
+			uint64_t page, uint64_t va, uint64_t until)
+{
+	uint64_t n = 1;
+
+	while (n < AROUND_PAGES && page + n < o->pages && va + n * CR_PAGE_SIZE < until &&
+	       !lazy_object_missing(f->sh, o, page + n) && !lazy_object_lost(f->sh, o, page + n))
+		n++;
+	/* stops where it is shown already, or nothing is mapped */
+	if (n > 1 && uffd_continue(sp->uffd, va + CR_PAGE_SIZE, (n - 1) * CR_PAGE_SIZE, true) < 0)
+		return;
+}
+
+static int show(struct fetch *f, struct lazy_space *sp, const struct lazy_object *o, uint64_t page,
+		uint64_t va, uint64_t until)
+{
+	int64_t n = uffd_continue(sp->uffd, va, CR_PAGE_SIZE, false);
+	unsigned int tries = 0;
+
+	if (n > 0)
+		show_around(f, sp, o, page, va, until);
+	if (n > 0)
+		return 0;
+	int r = n == -EAGAIN ? put_make_way(f, sp, &tries) : 0;
+	/* it looks again, and so do we: another page may be there now, or none */
+	if (sp->used)
+		uffd_wake(sp->uffd, va, CR_PAGE_SIZE);
+	return r;
+}
+
+int objects_fault(struct fetch *f, struct lazy_space *sp, uint64_t va)
+{
+	uint64_t page, until;
+	unsigned int tries = 0;
+	struct lazy_object *o = lazy_object_at(f->sh, sp, va, &page, &until);
+
+	if (!o) { /* what has brought it there is an event that has not been read yet */
+		int r = put_make_way(f, sp, &tries);
+
+		if (sp->used)
+			uffd_wake(sp->uffd, va, CR_PAGE_SIZE);
+		return r;
+	}
+	if (lazy_object_lost(f->sh, o, page)) {
+		poison(f, sp, va);
+		return 0;
+	}
+	if (!lazy_object_missing(f->sh, o, page))
+		return show(f, sp, o, page, va, until);
+	return tasks_wait_for(f, sp, va, origin_of(o), page * CR_PAGE_SIZE);
+}
+
+int objects_removed(struct fetch *f, const struct lazy_space *sp, uint64_t va)
+{
+	uint64_t page;
+	struct lazy_object *o = lazy_object_at(f->sh, sp, va, &page, NULL);
+	int there = o ? is_there(f, o, page) : 1;
+
+	/* nobody but a task takes a page away, and nobody makes one before this */
+	if (there)
+		return there < 0 ? there : 0;
+	f->st->left -= lazy_object_clear(f->sh, o, page);
+	lazy_object_found(f->sh, o, page);
+	return 0;
+}
+
+void objects_wake(struct fetch *f, const struct lazy_space *sp)
+{
+	for (size_t i = 0; i < f->waiters.n;) {
+		struct waiter *w = &f->waiters.v[i];
+
+		if (w->space != sp || w->origin < LAZY_OBJECT) {
+			i++;
+			continue;
+		}
+		uffd_wake(sp->uffd, w->va, CR_PAGE_SIZE);
+		*w = f->waiters.v[--f->waiters.n];
+	}
+}
+
+/* Whoever waits for that page. What does not show now, because an event has to be read first or it
+ * was removed, is looked at again. */
+static void show_to_waiters(struct fetch *f, const struct lazy_object *o, uint64_t page)
+{
+	bool lost = lazy_object_lost(f->sh, o, page);
+
+	for (size_t i = 0; i < f->waiters.n;) {
+		struct waiter *w = &f->waiters.v[i];
+
+		if (w->origin != origin_of(o) || w->src != page * CR_PAGE_SIZE) {
+			i++;
+			continue;
+		}
+		tasks_note_latency(f, w);
+		if (lost)
+			poison(f, w->space, w->va);
+		else if (uffd_continue(w->space->uffd, w->va, CR_PAGE_SIZE, false) <= 0)
+			uffd_wake(w->space->uffd, w->va, CR_PAGE_SIZE);
+		*w = f->waiters.v[--f->waiters.n];
+	}
+}
+
+/* ---- putting ---- */
+
+static void punch(const struct lazy_object *o, uint64_t page, uint64_t n)
+{
+	const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+
+	if (fallocate(o->fd, mode, (off_t)(page * CR_PAGE_SIZE), (off_t)(n * CR_PAGE_SIZE)))
+		log_error("fetching pages: zeros: %s", strerror(errno));
+}
+
+/* n missing pages. First the contents, then the word that they are there: in between nobody can see
+ * them, and whoever takes over does it again. Returns how many were done, or a negative errno. */
+static int64_t put_missing(struct fetch *f, const struct lazy_object *o, uint64_t page, uint64_t n,
+			   const uint8_t *data, enum fill fill)
+{
+	if (fill == FILL_DATA) {
+		uint64_t done = write_over(f, o, page, n, data);
+		int there = done ? 0 : is_there(f, o, page);
+
+		if (there)
+			return there < 0 ? there : -EIO;
+		/* the first is not there: it was removed, and is not missing */
+		n = done ? done : 1;
+	} else if (fill == FILL_ZEROS) {
+		punch(o, page, n);
+	}
+	for (uint64_t i = 0; i < n; i++) {
+		if (fill == FILL_POISON)
+			lazy_object_lose(f->sh, o, page + i);
+		f->st->left -= lazy_object_clear(f->sh, o, page + i);
+		show_to_waiters(f, o, page + i);
+	}
+	return (int64_t)n;
+}
+
+static uint64_t stretch(struct fetch *f, const struct lazy_object *o, uint64_t page, uint64_t most)
+{
+	uint64_t n = 0;
+
+	while (n < most && lazy_object_missing(f->sh, o, page + n))
+		n++;
+	return n;
+}
+
+int objects_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, enum fill fill,
+		bool pushed)
+{
+	uint64_t first = fr->addr / CR_PAGE_SIZE, placed = 0;
+	int64_t r = 0;
+
+	pthread_mutex_lock(&f->lock);
+	const struct lazy_object *o = lazy_object_of(f->sh, (uint32_t)(fr->pid - LAZY_OBJECT));
+	for (uint64_t at = 0; o && at < fr->npages;) {
+		uint64_t most = fr->npages - at < STEP_PAGES ? fr->npages - at : STEP_PAGES;
+		uint64_t n = stretch(f, o, first + at, most);
+
+		if (!n) {
+			at++;
+			continue;
+		}
+		r = put_missing(f, o, first + at, n, data ? data + at * CR_PAGE_SIZE : NULL, fill);
+		if (r < 0)
+			break;
+		at += (uint64_t)r;
+		placed += (uint64_t)r;
+		if (pushed) { /* a fault may wait */
+			pthread_mutex_unlock(&f->lock);
+			pthread_mutex_lock(&f->lock);
+		}
+	}
+	if (fill == FILL_UNCHANGED) /* they were not missing, as it turns out */
+		f->st->pages_lazy -= placed;
+	else if (pushed)
+		f->st->pushed += placed;
+	if (fill == FILL_POISON)
+		f->st->lost += placed;
+	pthread_mutex_unlock(&f->lock);
+	return r < 0 ? (int)r : 0;
+}
+
+/* ---- the end ---- */
+
+static void say_mapping(struct fetch *f, const struct lazy_space *sp, const struct lazy_seg *seg)
+{
+	const struct lazy_object *o = &f->sh->objects[seg->object - 1];
+	uint64_t n = 0;
+
+	for (uint64_t i = 0; i < seg->pages; i++)
+		n += lazy_object_missing(f->sh, o, seg->src / CR_PAGE_SIZE + i);
+	if (n)
+		log_error("fetching pages: shared memory of process %d at %#llx-%#llx: %llu pages "
+			  "are lost with the source: SIGBUS for who touches them",
+			  sp->origin, (unsigned long long)seg->start,
+			  (unsigned long long)(seg->start + seg->pages * CR_PAGE_SIZE),
+			  (unsigned long long)n);
+}
+
+void objects_lose_all(struct fetch *f)
+{
+	for (size_t i = 0; i < f->sh->top; i++) {
+		const struct lazy_space *sp = &f->sh->spaces[i];
+		uint32_t n;
+		const struct lazy_seg *v = lazy_segs(f->sh, sp, &n);
+
+		for (uint32_t k = 0; sp->used && k < n; k++)
+			if (v[k].object)
+				say_mapping(f, sp, &v[k]);
+	}
+	for (uint32_t i = 0; i < f->sh->n_objects; i++) {
+		const struct lazy_object *o = &f->sh->objects[i];
+
+		for (uint64_t page = 0; page < o->pages; page++)
+			if (lazy_object_missing(f->sh, o, page))
+				f->st->lost += put_missing(f, o, page, 1, NULL, FILL_POISON) == 1;
+	}
+}

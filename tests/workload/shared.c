@@ -1,0 +1,309 @@
+/* Shared anonymous memory that several processes change and check at random, whatever else they do
+ * to their mappings of it meanwhile: discard, remove, move, double and protect pages, hand them to
+ * system calls, fork, and end.
+ *
+ * --mib N of the memory (default 16), --workers N besides the first process (default 3), --steady:
+ * these do not end and are not followed by others, --pause-us N between two steps (default 20),
+ * --bus: a page may be lost (SIGBUS): DIR/lost says how many were seen */
+#include "workload.h"
+#include <sched.h>
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <sys/wait.h>
+
+enum { PIECE = 16, WORKERS_MAX = 32, LIFE_STEPS = 2000 };
+
+struct page_note { /* what a page holds; who has `taken` it may look at it and change it */
+	_Atomic uint32_t taken;
+	uint32_t gen;
+	bool lost;
+};
+
+static struct {
+	_Atomic bool stop;
+	_Atomic uint32_t steps, lost;
+} * ctl;
+static struct page_note *notes; /* shared as well; small */
+static uint8_t *memory;
+static size_t pages;
+static uint64_t seed;
+static int file; /* of a page for each of the memory */
+static pid_t workers[WORKERS_MAX];
+static sigjmp_buf on_bus;
+static volatile bool may_be_lost;
+
+static uint8_t *at(size_t p)
+{
+	return memory + p * WL_PAGE;
+}
+
+static bool take(size_t p)
+{
+	uint32_t none = 0;
+
+	return atomic_compare_exchange_strong(&notes[p].taken, &none, 1);
+}
+
+static void release(size_t p)
+{
+	atomic_store(&notes[p].taken, 0);
+}
+
+static void check(size_t p, const uint8_t *where)
+{
+	wl_page_check(where, p, notes[p].gen, "shared page");
+}
+
+static void write_page(size_t p)
+{
+	notes[p].gen++;
+	wl_page_fill(at(p), p, notes[p].gen);
+}
+
+/* ---- what is done to a page besides ---- */
+
+static void discard(size_t p)
+{
+	wl_must(!madvise(at(p), WL_PAGE, MADV_DONTNEED), "MADV_DONTNEED");
+	check(p, at(p));
+}
+
+static void remove_page(size_t p)
+{
+	wl_must(!madvise(at(p), WL_PAGE, MADV_REMOVE), "MADV_REMOVE");
+	notes[p].gen = 0;
+	if (wl_rand(&seed) % 2)
+		check(p, at(p));
+	if (wl_rand(&seed) % 2)
+		write_page(p);
+}
+
+/* The piece around it moves away and back. */
+static void move(size_t p)
+{
+	const size_t first = p - p % PIECE;
+	void *other = mmap(NULL, PIECE * WL_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *q = mremap(at(first), PIECE * WL_PAGE, PIECE * WL_PAGE,
+			    MREMAP_MAYMOVE | MREMAP_FIXED, other);
+
+	wl_must(q != MAP_FAILED, "mremap");
+	check(p, q + (p - first) * WL_PAGE);
+	q = mremap(q, PIECE * WL_PAGE, PIECE * WL_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(first));
+	wl_must(q == at(first), "mremap back");
+	check(p, at(p));
+}
+
+static void double_it(size_t p)
+{
+	uint8_t *q = mremap(at(p), 0, 2 * WL_PAGE, MREMAP_MAYMOVE);
+
+	wl_must(q != MAP_FAILED, "mremap of nothing");
+	check(p, q);
+	wl_must(!munmap(q, 2 * WL_PAGE), "munmap");
+}
+
+static void protect(size_t p)
+{
+	wl_must(!mprotect(at(p), WL_PAGE, PROT_READ), "mprotect");
+	check(p, at(p));
+	wl_must(!mprotect(at(p), WL_PAGE, PROT_READ | PROT_WRITE), "mprotect");
+}
+
+/* Out by write(2), back by read(2), both of which touch it in the kernel. */
+static void through_a_file(size_t p)
+{
+	if (pwrite(file, at(p), WL_PAGE, (off_t)(p * WL_PAGE)) != WL_PAGE) {
+		wl_check(may_be_lost && errno == EFAULT, "write(2) of page %zu: %s", p,
+			 strerror(errno));
+		siglongjmp(on_bus, 1);
+	}
+	check(p, at(p));
+	wl_must(!madvise(at(p), WL_PAGE, MADV_DONTNEED), "MADV_DONTNEED");
+	wl_same("read(2)", WL_PAGE, pread(file, at(p), WL_PAGE, (off_t)(p * WL_PAGE)));
+	check(p, at(p));
+}
+
+static void in_a_child(size_t p)
+{
+	pid_t child = fork();
+	int st;
+
+	wl_must(child >= 0, "fork");
+	if (!child) {
+		if (sigsetjmp(on_bus, 1))
+			_exit(9);
+		check(p, at(p));
+		write_page(p);
+		_exit(0);
+	}
+	while (waitpid(child, &st, 0) < 0)
+		wl_check(errno == EINTR, "waitpid: %s", strerror(errno));
+	if (may_be_lost && WIFEXITED(st) && WEXITSTATUS(st) == 9)
+		siglongjmp(on_bus, 1);
+	wl_same("the child's end", 0, st);
+	check(p, at(p));
+}
+
+/* ---- steps ---- */
+
+static void something_else(size_t p)
+{
+	/* where a page may be lost, nothing that leaves the mapping another if it does not end */
+	switch (wl_rand(&seed) % 32 + (may_be_lost ? 10 : 0)) {
+	case 0 ... 3:
+	case 32 ... 35:
+		discard(p);
+		break;
+	case 4 ... 6:
+	case 36 ... 38:
+		remove_page(p);
+		break;
+	case 7:
+		move(p);
+		break;
+	case 8:
+		double_it(p);
+		break;
+	case 9:
+		protect(p);
+		break;
+	case 10:
+		through_a_file(p);
+		break;
+	case 11:
+		in_a_child(p);
+		break;
+	default:
+		write_page(p);
+		break;
+	}
+}
+
+static void step(void)
+{
+	volatile size_t p = wl_rand(&seed) % pages;
+
+	if (!take(p))
+		return;
+	if (!notes[p].lost && sigsetjmp(on_bus, 1)) {
+		notes[p].lost = true;
+		atomic_fetch_add(&ctl->lost, 1);
+	} else if (!notes[p].lost) {
+		if (wl_rand(&seed) % 4) /* else what is done to it comes first */
+			check(p, at(p));
+		something_else(p);
+	}
+	release(p);
+	atomic_fetch_add(&ctl->steps, 1);
+}
+
+static void bus(int sig)
+{
+	(void)sig;
+	siglongjmp(on_bus, 1);
+}
+
+static void be_worker(int which)
+{
+	const bool steady = wl_flag("steady");
+	const long pause = wl_opt("pause-us", 20);
+
+	seed = wl_mix((uint64_t)getpid() << 20 ^ (uint64_t)which ^ wl_ns(CLOCK_MONOTONIC));
+	for (int n = 0; !ctl->stop && (steady || n < LIFE_STEPS); n++) {
+		step();
+		if (pause)
+			wl_sleep_us(pause);
+	}
+	_exit(0);
+}
+
+static void start_worker(int i)
+{
+	workers[i] = fork();
+	wl_must(workers[i] >= 0, "fork");
+	if (!workers[i])
+		be_worker(i);
+}
+
+static void end_worker(int i, int options)
+{
+	int st;
+	pid_t r = waitpid(workers[i], &st, options);
+
+	wl_check(r >= 0 || errno == EINTR, "waitpid: %s", strerror(errno));
+	if (r <= 0)
+		return;
+	wl_same("a worker's end", 0, st);
+	workers[i] = 0;
+}
+
+static void *share(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	wl_must(p != MAP_FAILED, "mmap");
+	return p;
+}
+
+static void check_all(void)
+{
+	for (volatile size_t p = 0; p < pages; p++) {
+		if (notes[p].lost)
+			continue;
+		if (!sigsetjmp(on_bus, 1)) {
+			check(p, at(p));
+			continue;
+		}
+		notes[p].lost = true;
+		ctl->lost++;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	char text[32], path[256];
+
+	wl_init(argc, argv);
+	const int n_workers = (int)wl_opt("workers", 3);
+	const long pause = wl_opt("pause-us", 20);
+
+	wl_check(n_workers <= WORKERS_MAX, "too many workers");
+	pages = (size_t)wl_opt("mib", 16) << 8;
+	ctl = share(sizeof(*ctl));
+	notes = share(pages * sizeof(*notes));
+	memory = share(pages * WL_PAGE);
+	seed = wl_mix((uint64_t)getpid());
+	may_be_lost = wl_flag("bus");
+	if (may_be_lost)
+		signal(SIGBUS, bus);
+	file = open(wl_path(path, "pages"), O_RDWR | O_CREAT | O_TRUNC, 0644);
+	wl_must(file >= 0, "open");
+	for (size_t p = 0; p < pages; p++)
+		if (p % 16) /* some have never been written */
+			write_page(p);
+	for (int i = 0; i < n_workers; i++)
+		start_worker(i);
+	wl_ready();
+	while (!wl_stop()) {
+		wl_tick();
+		step();
+		for (int i = 0; i < n_workers; i++) {
+			end_worker(i, WNOHANG);
+			if (!workers[i])
+				start_worker(i);
+		}
+		if (pause)
+			wl_sleep_us(pause);
+	}
+	ctl->stop = true;
+	for (int i = 0; i < n_workers; i++)
+		while (workers[i])
+			end_worker(i, 0);
+	check_all();
+	if (may_be_lost) {
+		snprintf(text, sizeof(text), "%u\n", ctl->lost);
+		wl_write("lost", text);
+	}
+	wl_check(may_be_lost || !ctl->lost, "%u pages are lost", ctl->lost);
+	wl_done();
+}
