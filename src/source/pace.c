@@ -1,127 +1,102 @@
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "source/pace.h"
 
-enum {
-	WORK_US = 20 * 1000,     /* from a look to the next */
-	REST_MIN_US = 10 * 1000, /* less tells nothing of how they fare without us */
-	LOOK_PART = 50,          /* looking takes no more than this part of the time */
-	REST_MOST = 3,           /* for one part of work */
-};
+enum { UNSEEN_MOST = 10 }; /* parts of work until it is looked again how it is without us */
 
-/* What they may lose, all in all: what waits beside them (caches, packets) comes on top. */
-static const double LOSS = 0.08;
-/* Less than this part of a processor is wanted: they do not care. */
-static const double WANTED_LEAST = 0.05;
+/* Nobody finds an idle processor. A tick is 10 ms: less cannot be told apart. */
+static const double IDLE_LEAST = 0.1;
+/* Others are at work. */
+static const double BUSY = 0.3;
 /* Weight of what was seen last. */
-static const double FRESH = 0.3;
+static const double FRESH = 0.5;
 
-uint64_t pace_rest_us(double beside, double alone, uint64_t work_us)
+bool pace_parse(const char *line, struct pace_ticks *ret)
 {
-	double lost = beside - alone;
+	unsigned long long user, nice, system, idle, iowait, irq, softirq, steal;
 
-	if (lost <= LOSS)
-		return 0;
-	double rest = lost / LOSS - 1;
-	return (uint64_t)((double)work_us * (rest < REST_MOST ? rest : REST_MOST));
-}
-
-/* schedstat: ns on a processor, ns of waiting for one, turns (proc(5) does not have it; Linux
- * Documentation/scheduler/sched-stats.rst). */
-static bool look_at(const struct pace_thread *t, uint64_t *ran_ns, uint64_t *waited_ns)
-{
-	char path[64], text[96];
-	_cleanup_fd_ int fd = -1;
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/schedstat", t->pid, t->tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-	if (n <= 0)
+	if (sscanf(line, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &user, &nice, &system,
+		   &idle, &iowait, &irq, &softirq, &steal) != 8)
 		return false;
-	text[n] = '\0';
-	char *end;
-	*ran_ns = strtoull(text, &end, 10);
-	*waited_ns = strtoull(end, NULL, 10);
+	ret->idle = idle + iowait;
+	ret->all = user + nice + system + ret->idle + irq + softirq + steal;
 	return true;
 }
 
-/* The part of the time they wanted a processor in which they waited for it, since the last look. */
-static double look(struct pace *p)
+uint64_t pace_rest_us(const struct pace *p)
 {
-	uint64_t t0 = now_us(), ran = 0, waited = 0;
-
-	vec_foreach (t, &p->threads) {
-		uint64_t ran_ns = 0, waited_ns = 0;
-		bool there = look_at(t, &ran_ns, &waited_ns);
-
-		if (there && t->there) {
-			ran += ran_ns - t->ran_ns;
-			waited += waited_ns - t->waited_ns;
-		}
-		t->there = there;
-		t->ran_ns = ran_ns;
-		t->waited_ns = waited_ns;
-	}
-	uint64_t now = now_us();
-	double passed_ns = 1000.0 * (double)(t0 - p->since_us);
-	p->look_us = now - t0;
-	p->since_us = now;
-	double wanted = (double)(ran + waited);
-	return wanted > passed_ns * WANTED_LEAST ? (double)waited / wanted : 0;
+	if (p->idle_beside >= IDLE_LEAST)
+		return 0;
+	if (!p->known)
+		return PACE_LOOK_US;
+	if (1 - p->idle_alone >= BUSY)
+		return PACE_REST_US;
+	return p->unseen >= UNSEEN_MOST ? PACE_LOOK_US : 0;
 }
 
-void pace_begin(struct pace *p, const struct tree *t)
+static bool read_ticks(struct pace *p, struct pace_ticks *ret)
 {
-	*p = (struct pace){.on = true};
-	for (size_t i = 0; i < t->n_procs; i++) {
-		const struct process *q = &t->procs[i];
+	char line[256];
+	ssize_t n = pread(p->stat, line, sizeof(line) - 1, 0);
 
-		for (size_t k = 0; k < q->n_threads && !q->zombie; k++) {
-			struct pace_thread *th = vec_push(&p->threads);
-
-			if (!th) {
-				pace_end(p);
-				return;
-			}
-			*th = (struct pace_thread){.pid = q->pid, .tid = q->threads[k].tid};
-		}
-	}
-	(void)look(p);
+	if (n <= 0)
+		return false;
+	line[n] = '\0';
+	return pace_parse(line, ret);
 }
 
-static void rest(struct pace *p)
+/* The idle part since the last look; as before if too little has passed. */
+static double look(struct pace *p, double before)
 {
-	uint64_t us = p->owed_us < PACE_REST_MAX_US ? p->owed_us : PACE_REST_MAX_US;
+	struct pace_ticks now;
+	double idle = before;
+
+	if (!read_ticks(p, &now)) {
+		pace_end(p);
+		return before;
+	}
+	if (now.all > p->since.all && now.idle >= p->since.idle)
+		idle = (double)(now.idle - p->since.idle) / (double)(now.all - p->since.all);
+	p->since = now;
+	p->since_us = now_us();
+	return idle;
+}
+
+void pace_begin(struct pace *p)
+{
+	*p = (struct pace){.stat = open("/proc/stat", O_RDONLY | O_CLOEXEC), .idle_beside = 1};
+	if (p->stat >= 0)
+		(void)look(p, 0);
+}
+
+static void rest(struct pace *p, uint64_t us)
+{
 	struct timespec ts = {.tv_nsec = (long)us * 1000};
 
 	(void)clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
-	double seen = look(p);
-	p->alone = p->seen_rest ? p->alone + FRESH * (seen - p->alone) : seen;
-	p->seen_rest = true;
-	p->owed_us = 0;
+	double idle = look(p, p->idle_alone);
+	p->idle_alone += p->known ? FRESH * (idle - p->idle_alone) : idle - p->idle_alone;
+	p->known = true;
+	p->unseen = 0;
 	p->rested_us += us;
 }
 
 void pace_step(struct pace *p)
 {
-	uint64_t work_us = p->on ? now_us() - p->since_us : 0;
-
-	if (work_us < WORK_US || work_us < p->look_us * LOOK_PART)
+	if (p->stat < 0 || now_us() - p->since_us < PACE_WORK_US)
 		return;
-	double seen = look(p);
-	p->beside += FRESH * (seen - p->beside);
-	p->owed_us += pace_rest_us(p->beside, p->alone, work_us);
-	if (p->owed_us >= REST_MIN_US)
-		rest(p);
+	p->idle_beside = look(p, p->idle_beside);
+	p->unseen++;
+	uint64_t us = p->stat < 0 ? 0 : pace_rest_us(p);
+	if (us)
+		rest(p, us);
 }
 
 void pace_end(struct pace *p)
 {
-	vec_done(&p->threads);
-	*p = (struct pace){.rested_us = p->rested_us};
+	close_fdp(&p->stat);
 }

@@ -628,7 +628,7 @@ static void keep_pace(void *pace)
 static int first_round(struct source *s, struct round_result *res, struct cr_err *err)
 {
 	background_enter(&s->background);
-	pace_begin(&s->pace, s->tree);
+	pace_begin(&s->pace);
 	reader_set_between(s->reader, keep_pace, &s->pace);
 	int r = one_round(s, res, err);
 
@@ -637,7 +637,7 @@ static int first_round(struct source *s, struct round_result *res, struct cr_err
 	if (s->pace.rested_us) {
 		char text[80];
 
-		snprintf(text, sizeof(text), "%llu ms of rest, as the tasks waited for CPU time",
+		snprintf(text, sizeof(text), "%llu ms of rest, as this host has no idle processor",
 			 (unsigned long long)s->pace.rested_us / 1000);
 		source_event(s, "pace", text);
 	}
