@@ -18,6 +18,7 @@ static struct {
 	int tcp, tcp6, un, un_abstract, epoll;
 	int listener, client, server, waiting;
 	int udp, udp_client;
+	int group[2];
 } f;
 
 static void set_up_sockets(void)
@@ -55,6 +56,51 @@ static void set_up_sockets(void)
 	    !bind(f.un_abstract, (void *)&un, sizeof(sa_family_t) + 1 + strlen(un.sun_path + 1)) &&
 		!listen(f.un_abstract, 9),
 	    "bind and listen");
+}
+
+/* Two that share a port: connections come to both. */
+static void set_up_group(void)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t len = sizeof(in);
+	const int one = 1;
+
+	for (int i = 0; i < 2; i++) {
+		f.group[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+		wl_must(!setsockopt(f.group[i], SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)),
+			"SO_REUSEPORT");
+		wl_must(!bind(f.group[i], (void *)&in, sizeof(in)) && !listen(f.group[i], 64),
+			"bind and listen");
+		wl_must(!getsockname(f.group[i], (void *)&in, &len), "getsockname");
+	}
+}
+
+static void check_group(void)
+{
+	struct sockaddr_in in;
+	socklen_t len = sizeof(in), on_len = sizeof(int);
+	int got[2] = {0}, on = 0;
+
+	wl_must(!getsockname(f.group[0], (void *)&in, &len), "getsockname");
+	for (int tries = 0; tries < 1000 && !(got[0] && got[1]); tries++) {
+		int c = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+		wl_must(!connect(c, (void *)&in, len), "connect to the group");
+		for (int i = 0; i < 2; i++) {
+			int s = accept(f.group[i], NULL, NULL);
+
+			got[i] += s >= 0;
+			if (s >= 0)
+				close(s);
+		}
+		close(c);
+	}
+	wl_check(got[0] && got[1], "of a group: %d connections at one, %d at the other", got[0],
+		 got[1]);
+	for (int i = 0; i < 2; i++) {
+		getsockopt(f.group[i], SOL_SOCKET, SO_REUSEPORT, &on, &on_len);
+		wl_same("SO_REUSEPORT", 1, on);
+	}
 }
 
 static void set_up_udp(void)
@@ -226,6 +272,7 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	set_up_sockets();
 	set_up_udp();
+	set_up_group();
 	if (wl_flag("connected"))
 		set_up_connections();
 	f.epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -241,6 +288,7 @@ int main(int argc, char **argv)
 	}
 	finish_sockets();
 	check_udp();
+	check_group();
 	if (wl_flag("connected"))
 		finish_connections();
 	wl_done();
