@@ -16,7 +16,8 @@ enum {
 	OUT_MAX = 256 << 20,
 	FRAGS_MAX = 64,
 	TRIES = 3,
-	FIN = 1,     /* TCPHDR_FIN, include/net/tcp.h */
+	SILENCED_MAX = 1 << 16, /* a bucket each, always there; tcp_max_orphans is less, tcp(7) */
+	FIN = 1,                /* TCPHDR_FIN, include/net/tcp.h */
 	NET_IOV = 3, /* lowest bits of a netmem_ref that is no page, include/net/netmem.h */
 };
 
@@ -232,7 +233,7 @@ static int load_silence(struct orphanview *v, const struct btf *btf, struct cr_e
 	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = BPF_F_NO_PREALLOC);
 	struct bpf_code p = {.n = 0};
 
-	v->silenced = bpf_map_create(BPF_MAP_TYPE_HASH, "cr_silenced", 8, 8, 1 << 20, &opts);
+	v->silenced = bpf_map_create(BPF_MAP_TYPE_HASH, "cr_silenced", 8, 8, SILENCED_MAX, &opts);
 	if (v->silenced < 0)
 		return cr_err_sys(err, "a BPF map");
 	emit_silence(&p, v);
