@@ -203,6 +203,9 @@ static const char *special_of(char a, char b)
 		return "a shadow stack";
 	case CODE('s', 'l'): /* 6.10 */
 		return "sealed memory (mseal)";
+	case CODE('u', 'm'): /* what is not there would be taken for zeros */
+		return "memory of which pages are still to be fetched (after post-copy or a lazy "
+		       "restore; try again once all are there)";
 	default:
 		return NULL;
 	}

@@ -53,7 +53,7 @@ start_server() {
 }
 
 listens() {
-	on alpha ss -Hltn "( sport = :$1 )" </dev/null | grep -q LISTEN
+	on alpha ss -Hltn "( sport = :$1 )" </dev/null | grep LISTEN >/dev/null
 }
 
 server_listens() {

@@ -237,7 +237,7 @@ ok "a stage that never comes is refused" wrong_stage
 nobody_fetches() {
 	# shellcheck disable=SC2016 # for the other shell
 	! on beta sh -c 'for p in /proc/[0-9]*; do
-		case "$(readlink "$p/exe")" in */cr-agent) tr "\0" " " <"$p/cmdline" ;; esac; done' | grep -q restore
+		case "$(readlink "$p/exe")" in */cr-agent) tr "\0" " " <"$p/cmdline" ;; esac; done' | grep restore >/dev/null
 }
 
 lazily() {
@@ -300,6 +300,20 @@ server_restarts() {
 		grep -q 'has all' "$server_log"
 }
 ok "the serving page-server is replaced while pages are missing" server_restarts
+kill_workload
+
+# What is missing would be taken for zeros.
+refused_meanwhile() {
+	local verb
+	stop_server client && serve_images --max-bandwidth 2M && from_a_server dirty --mib 64 || return 1
+	for verb in pre-dump "pre-dump --track" dump "dump --leave-running"; do
+		# shellcheck disable=SC2086
+		! silent_verb beta $verb --pid "$wl_pid" --dir "$work/early" && grep -q 'still to be fetched' "$work/out" || return 1
+	done
+	! migrate beta alpha --pid "$wl_pid" && [ "$mig_status" = 4 ] && grep -q 'still to be fetched' "$work/events" || return 1
+	stop_server client && serve_images && runs_on && until_true 60 nobody_fetches && move_workload alpha && finish_workload
+}
+ok "while pages are missing it is neither dumped nor moved on" refused_meanwhile
 kill_workload
 
 refuses_to_be_written() {

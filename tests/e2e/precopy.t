@@ -67,7 +67,7 @@ kill_workload
 no_server_left() {
 	# shellcheck disable=SC2016 # for the other shell
 	! on beta sh -c 'for p in /proc/[0-9]*; do
-		tr "\0" " " <"$p/cmdline" 2>/dev/null; echo; done' | grep -q 'page-server.*status-fd'
+		tr "\0" " " <"$p/cmdline" 2>/dev/null; echo; done' | grep 'page-server.*status-fd' >/dev/null
 }
 ok "its page-server is gone" until_true 30 no_server_left
 
