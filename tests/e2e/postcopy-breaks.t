@@ -287,7 +287,7 @@ cut_case() {
 }
 SLOW=8mbit
 for name in "dirty --mib 64 --rate 20" "touch --mib 64 --pattern order --work-us 1000" \
-	"shared --mib 32 --steady --pause-us 1000"; do
+	"shared --mib 64 --steady --pause-us 2000"; do
 	# shellcheck disable=SC2086
 	ok "the link is cut and restored ten times: $name" cut_case $name
 	kill_workload

@@ -197,6 +197,21 @@ static void step(void)
 	atomic_fetch_add(&ctl->steps, 1);
 }
 
+/* Where a page may be lost: what a process needs to go on is not to stay behind, nor to be lost. */
+static void lock_private(void)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	unsigned long start, end;
+	char line[512], prot[5];
+
+	wl_must(f, "maps");
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "%lx-%lx %4s", &start, &end, prot) == 3 && prot[1] == 'w' &&
+		    prot[3] == 'p')
+			wl_must(!mlock((void *)start, end - start), "mlock");
+	fclose(f);
+}
+
 static void bus(int sig)
 {
 	(void)sig;
@@ -208,6 +223,8 @@ static void be_worker(int which)
 	const bool steady = wl_flag("steady");
 	const long pause = wl_opt("pause-us", 20);
 
+	if (may_be_lost) /* a child has nothing locked */
+		lock_private();
 	seed = wl_mix((uint64_t)getpid() << 20 ^ (uint64_t)which ^ wl_ns(CLOCK_MONOTONIC));
 	for (int n = 0; !ctl->stop && (steady || n < LIFE_STEPS); n++) {
 		step();
@@ -283,6 +300,8 @@ int main(int argc, char **argv)
 			write_page(p);
 	for (int i = 0; i < n_workers; i++)
 		start_worker(i);
+	if (may_be_lost)
+		lock_private();
 	wl_ready();
 	while (!wl_stop()) {
 		wl_tick();
