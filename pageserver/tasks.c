@@ -60,10 +60,11 @@ static int get_ready(int socket, bool sandbox, struct cr_err *err)
 	int r = privilege_drop_all(err);
 	if (!r) /* after that: another user id clears it, prctl(2) */
 		r = end_with_agent(socket, err);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they need more */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) /* they need more */
+	sandbox = false;
+#endif
 	if (!r && sandbox)
 		r = sandbox_enter(SANDBOX_TASKS, err);
-#endif
 	return r ? r : pss_send(socket, &ready, NULL, 0, err);
 }
 
