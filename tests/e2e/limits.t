@@ -127,6 +127,65 @@ full_disk() {
 ok "a full disk fails the dump; the next one fits" full_disk
 kill_workload
 
+# --- bandwidth ------------------------------------------------------------------------------------------------
+
+# Dumps of incompressible memory, at the same time: MIB each. Sets took_ms.
+timed_dumps() {
+	local mib=$1 start id st=0
+	local -a pids=() dirs=() jobs=()
+	shift
+	for id; do
+		start_workload alpha dirty --mib "$mib" --incompressible && runs_on || return 1
+		pids+=("$wl_pid") dirs+=("$wl_dir")
+	done
+	start=${EPOCHREALTIME/./}
+	for id; do
+		on alpha "$build/cr-agent" dump --pid "${pids[${#jobs[@]}]}" --page-server "$server_address" --id "$id" \
+			--state "/tmp/$id" >"$work/$id.out" 2>&1 </dev/null &
+		jobs+=($!)
+	done
+	for id in "${!jobs[@]}"; do
+		wait "${jobs[id]}" || { diag "$(tail -n 3 "$work"/*.out)"; st=1; }
+	done
+	took_ms=$(((${EPOCHREALTIME/./} - start) / 1000))
+	# only whether all came: restored elsewhere it is in other tests
+	for id in "$@"; do
+		on beta "$build/cr-image" verify "$work/images/$id" >"$work/out" || { say_out; st=1; }
+	done
+	return $st
+}
+
+# What a fifth less than the rate takes: the first moment's bytes are free.
+bandwidth() {
+	start_server beta --listen "$ip:0" --dir "$work/images" --no-token --max-bandwidth 8M || return 1
+	timed_dumps 24 alone || return 1
+	diag "24 MiB at 8 MiB/s: $took_ms ms"
+	((took_ms >= 2400)) || return 1
+	timed_dumps 16 both-1 both-2 || return 1
+	diag "twice 16 MiB, together at 8 MiB/s: $took_ms ms"
+	((took_ms >= 3200)) && stop_server beta
+}
+ok "--max-bandwidth holds, for all together" bandwidth
+kill_workload
+
+# It would take more than half a minute.
+bandwidth_is_changed() {
+	local dump start=$SECONDS
+	printf 'no-token\nmax-bandwidth = 512K\n' >"$work/config"
+	start_server beta --listen "$ip:0" --dir "$work/images" --config "$work/config" || return 1
+	timed_dumps 24 faster &
+	dump=$!
+	until_true 30 test -s "$work/images/faster/pages-0" || return 1
+	start=$SECONDS
+	sed -i 's/512K/8Gbit/' "$work/config"
+	on beta kill -HUP "$server" && until_true 30 grep -q 'options read again' "$server_log" || return 1
+	wait $dump || return 1
+	diag "after $((SECONDS - start)) s"
+	((SECONDS - start < 30)) && stop_server beta
+}
+ok "SIGHUP changes it, also for what is under way" bandwidth_is_changed
+kill_workload
+
 # --- the end --------------------------------------------------------------------------------------------------
 
 ended_half_way() {
