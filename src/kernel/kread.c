@@ -41,8 +41,8 @@ struct kread {
 
 static int load(struct kread *k, struct cr_err *err)
 {
-	LIBBPF_OPTS(bpf_map_create_opts, map_opts, .map_flags = BPF_F_MMAPABLE);
-	LIBBPF_OPTS(bpf_prog_load_opts, opts, .prog_flags = BPF_F_SLEEPABLE);
+	struct bpf_map_create_opts map_opts = {.sz = sizeof(map_opts), .map_flags = BPF_F_MMAPABLE};
+	struct bpf_prog_load_opts opts = {.sz = sizeof(opts), .prog_flags = BPF_F_SLEEPABLE};
 	struct bpf_code p = {.n = 0};
 
 	k->map =
@@ -176,7 +176,7 @@ static int find_file(const struct btf *btf, int fd, uint64_t *ret, struct cr_err
 static int find_pages(const struct kread *k, const struct btf *btf, struct own *o,
 		      struct cr_err *err)
 {
-	int32_t data, bufs, page;
+	int32_t data = 0, bufs = 0, page = 0;
 	size_t size;
 	uint64_t at = 0;
 	int id = btf__find_by_name_kind(btf, "pipe_buffer", BTF_KIND_STRUCT);

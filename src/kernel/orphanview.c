@@ -230,7 +230,7 @@ static void emit_silence(struct bpf_code *p, const struct orphanview *v)
 
 static int load_silence(struct orphanview *v, const struct btf *btf, struct cr_err *err)
 {
-	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = BPF_F_NO_PREALLOC);
+	struct bpf_map_create_opts opts = {.sz = sizeof(opts), .map_flags = BPF_F_NO_PREALLOC};
 	struct bpf_code p = {.n = 0};
 
 	v->silenced = bpf_map_create(BPF_MAP_TYPE_HASH, "cr_silenced", 8, 8, SILENCED_MAX, &opts);
