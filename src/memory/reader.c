@@ -34,8 +34,6 @@ struct reader {
 	size_t n_zeros;
 	reader_unread_fn unread;
 	void *unread_arg;
-	void (*between)(void *arg);
-	void *between_arg;
 	const uint64_t *unsteady; /* sorted; not owned */
 	size_t n_unsteady;
 	struct reader_stats stats;
@@ -72,12 +70,6 @@ void reader_set_unread(struct reader *r, reader_unread_fn fn, void *arg)
 {
 	r->unread = fn;
 	r->unread_arg = arg;
-}
-
-void reader_set_between(struct reader *r, void (*between)(void *arg), void *arg)
-{
-	r->between = between;
-	r->between_arg = arg;
 }
 
 void reader_stats(const struct reader *r, struct reader_stats *ret)
@@ -315,8 +307,6 @@ int reader_finish(struct reader *r, struct cr_err *err)
 		e = send_filled(r, f, n, err);
 	r->n_pieces = 0;
 	r->n_pages = 0;
-	if (!e && r->between)
-		r->between(r->between_arg);
 	return e;
 }
 

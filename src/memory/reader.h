@@ -45,9 +45,6 @@ int reader_finish(struct reader *r, struct cr_err *err) must_check;
  */
 int reader_barrier(struct reader *r, struct cr_err *err) must_check;
 
-/* Called in the reader's thread whenever about 1 MiB has been sent; NULL: nothing is. */
-void reader_set_between(struct reader *r, void (*between)(void *arg), void *arg);
-
 typedef int (*reader_unread_fn)(uint64_t va, void *arg);
 void reader_set_unread(struct reader *r, reader_unread_fn fn, void *arg);
 void reader_stats(const struct reader *r, struct reader_stats *ret);

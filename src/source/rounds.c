@@ -618,29 +618,13 @@ static bool hybrid_enough(const struct source *s, uint32_t n, const struct round
 	       res->written * SHRINK_DEN >= last->written * SHRINK_NUM;
 }
 
-static void keep_pace(void *pace)
-{
-	pace_step(pace);
-}
-
 /* The first round is nearly all of the work, and nobody waits for it: it gets what CPU time the
  * tasks leave. Those that follow do not: the later they end, the more has been written. */
 static int first_round(struct source *s, struct round_result *res, struct cr_err *err)
 {
 	background_enter(&s->background);
-	pace_begin(&s->pace);
-	reader_set_between(s->reader, keep_pace, &s->pace);
 	int r = one_round(s, res, err);
 
-	reader_set_between(s->reader, NULL, NULL);
-	pace_end(&s->pace);
-	if (s->pace.rested_us) {
-		char text[80];
-
-		snprintf(text, sizeof(text), "%llu ms of rest, as this host has no idle processor",
-			 (unsigned long long)s->pace.rested_us / 1000);
-		source_event(s, "pace", text);
-	}
 	background_leave(&s->background);
 	return r;
 }

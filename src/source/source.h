@@ -5,7 +5,6 @@
  *   arm.c       the short stop that starts the tracking
  *   stop.c      the switch-over's stop: seize, infect, ask inside, cure
  *   rounds.c    pre-copy rounds, and when to switch over
- *   pace.c      the first round leaves the tasks their CPU time
  *   throttle.c  tasks that write too fast are slowed down
  *   residual.c  what is left behind, to be fetched by the destination
  *   held.c      mutexes that may not be left behind
@@ -30,7 +29,6 @@
 #include "model/refusal.h"
 #include "model/tree.h"
 #include "source/carry.h"
-#include "source/pace.h"
 #include "source/parasite.h"
 #include "source/seize.h"
 #include "source/serve_child.h"
@@ -138,10 +136,8 @@ struct source {
 	/* of the page streams at the stop: what has been sent, when that last grew, when we looked
 	 */
 	uint64_t moved_bytes, moved_us, looked_us;
-	bool stalled; /* it did not grow for too long: given up */
-	/* during the first round */
-	struct background background;
-	struct pace pace;
+	bool stalled;                 /* it did not grow for too long: given up */
+	struct background background; /* during the first round */
 	uint64_t started_us;
 	uint32_t stops;
 	uint64_t longest_stop_us;
