@@ -30,6 +30,7 @@ struct proc_map {
 	uint64_t page_bytes, own_huge, all_huge;
 	/* only from smaps: what VmFlags says that no mapping can be given from outside, or NULL */
 	const char *special;
+	bool fetched; /* only from smaps: somebody's userfaultfd is asked for missing pages */
 	const char
 	    *name; /* path or [name]; "" for none; " (deleted)" kept; \012 undone. In the arena */
 };

@@ -203,15 +203,12 @@ static const char *special_of(char a, char b)
 		return "a shadow stack";
 	case CODE('s', 'l'): /* 6.10 */
 		return "sealed memory (mseal)";
-	case CODE('u', 'm'): /* what is not there would be taken for zeros */
-		return "memory of which pages are still to be fetched (after post-copy or a lazy "
-		       "restore; try again once all are there)";
 	default:
 		return NULL;
 	}
 }
 
-static uint32_t vmflags_of(const char *p, const char *eol, const char **special)
+static uint32_t vmflags_of(const char *p, const char *eol, const char **special, bool *fetched)
 {
 	uint32_t flags = 0;
 
@@ -223,6 +220,8 @@ static uint32_t vmflags_of(const char *p, const char *eol, const char **special)
 		flags |= vmflag_of(p[0], p[1]);
 		if (!*special)
 			*special = special_of(p[0], p[1]);
+		/* userfaultfd is asked for what is missing, or not in the page tables */
+		*fetched |= p[0] == 'u' && (p[1] == 'm' || p[1] == 'i');
 		p += 2;
 	}
 	return flags;
@@ -269,7 +268,7 @@ static int take_detail(struct maps_cursor *c, struct proc_maps *out, struct cr_e
 		return bad_line(c, "cut off", err);
 	struct proc_map *m = &out->list.v[out->list.n - 1];
 	if (!strncmp(c->p, flags, sizeof(flags) - 1)) {
-		m->vmflags = vmflags_of(c->p + sizeof(flags) - 1, eol, &m->special);
+		m->vmflags = vmflags_of(c->p + sizeof(flags) - 1, eol, &m->special, &m->fetched);
 	} else if (!strncmp(c->p, pkey, sizeof(pkey) - 1)) {
 		const char *p = c->p + sizeof(pkey) - 1;
 		uint64_t n;

@@ -437,6 +437,15 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 		refuse(c->refused, pid, label, "%s: not supported", m->special);
 		return 1;
 	}
+	/* What is missing would be taken for zeros. Who has fetched the last page says so first and
+	 * lets go of the mappings then. */
+	if (m->fetched) {
+		refuse(c->refused, pid, label,
+		       "memory of which pages are still to be fetched (after post-copy or a lazy "
+		       "restore): not supported; try again once all are there");
+		c->refused->passing = true;
+		return 1;
+	}
 	if (m->pkey) {
 		refuse(c->refused, pid, label, "has memory protection key %u: not supported",
 		       m->pkey);

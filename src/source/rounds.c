@@ -399,7 +399,9 @@ int source_follow_structure(struct source *s, struct cr_err *err)
 	struct seize_request rq;
 	struct seizure *who = NULL;
 	struct tree *t = NULL;
+	size_t noted = s->notes.list.n;
 
+	s->notes.passing = false;
 	source_request(s, &rq);
 	int r = seizure_preview(&who, &rq, &s->notes, err);
 	if (r)
@@ -408,8 +410,13 @@ int source_follow_structure(struct source *s, struct cr_err *err)
 	keep_armed(s, who);
 	r = source_capture(s, who, false, &t, err);
 	seizure_forget(who);
-	if (r == -EAGAIN || r == -ESRCH)
-		return 0; /* it changes under our eyes: the next round, or the stop, sees it */
+	/* It changes under our eyes: the next round, or the stop, sees it. What was to be refused
+	 * of it may be none: two processes that are just ending have the same tables, none. */
+	if (r == -EAGAIN || r == -ESRCH || (!r && s->notes.passing)) {
+		s->notes.list.n = noted;
+		tree_free(t);
+		return 0;
+	}
 	if (r)
 		return r;
 	r = source_check_hole(s, t, err);

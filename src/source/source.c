@@ -18,6 +18,7 @@ enum {
 	DISK_TIMEOUT_MS = 120000, /* more than that for a receiver that writes to disk */
 	WORK_MS_PER_TASK = 5,
 	LOOK_ATTEMPTS = 10,
+	PASSING_ATTEMPTS = 40,           /* 0.8 s in all */
 	DIGEST_BYTES = 12 * 1024 * 1024, /* for telling unchanged pages: 3 GiB of rewritten pages */
 };
 
@@ -241,7 +242,8 @@ static int look(struct source *s, struct tree **ret, struct cr_err *err)
 {
 	int r = -EAGAIN;
 
-	for (int i = 0; i < LOOK_ATTEMPTS && (r == -EAGAIN || r == -ESRCH || s->notes.passing);
+	for (int i = 0; s->notes.passing ? i < PASSING_ATTEMPTS
+					 : i < LOOK_ATTEMPTS && (r == -EAGAIN || r == -ESRCH);
 	     i++) {
 		const struct timespec pause = {.tv_nsec = i * 1000000l};
 
