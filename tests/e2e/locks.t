@@ -27,12 +27,13 @@ undone_case() {
 ok "kept after a rehearsal" undone_case
 kill_workload
 
-# Killed while the tasks have given them up: the tasks take them again before they go on.
+# Killed while the tasks have given them up: each takes its own again before it goes on.
 killed_case() {
 	local before
 	CR_FAULT=source-unlocked:kill "$testbed" agent alpha restart
 	start_workload alpha locks && runs_on || return 1
 	before=$(count_locks alpha)
+	touch "$wl_dir/killed"
 	MIGRATE_TIMEOUT=15 migrate alpha beta --pid "$wl_pid"
 	CR_FAULT='' "$testbed" agent alpha restart
 	until_true 20 progresses || return 1
