@@ -7,6 +7,7 @@
 #include "kernel/pagemap.h"
 #include "memory/donor.h"
 #include "memory/register.h"
+#include "memory/zero.h"
 #include "model/layout.h"
 #include "model/lazy.h"
 #include "wire/page_digest.h"
@@ -812,6 +813,66 @@ static int send_examined_whole(struct round *ro, const struct addr_ranges *bare,
 	return r;
 }
 
+/* ---- huge pages that were discarded ---- */
+
+/* 1: some of it is not zero. */
+static int has_contents(const struct tracker *t, uint64_t start, uint64_t end, struct cr_err *err)
+{
+	uint8_t page[CR_PAGE_SIZE];
+
+	for (uint64_t va = start; va < end; va += CR_PAGE_SIZE) {
+		ssize_t n = pread(t->mem, page, sizeof(page), (off_t)va);
+
+		if (n != (ssize_t)sizeof(page))
+			return n < 0 ? cr_err_sys(err, "reading a huge page at %#llx",
+						  (unsigned long long)va)
+				     : cr_err_set(err, CR_ERR_KERNEL, EIO,
+						  "reading a huge page at %#llx",
+						  (unsigned long long)va);
+		if (!page_is_zero(page))
+			return 1;
+	}
+	return 0;
+}
+
+static int look_at_huge(struct round *ro, const struct vma *v, uint64_t start, struct cr_err *err)
+{
+	uint64_t entry, end = start + v->page_bytes;
+	int r = pagemap_entry(ro->t->pagemap, start, &entry, err);
+
+	if (r)
+		return r;
+	if (pagemap_entry_empty(entry) || pagemap_entry_marker(entry))
+		return drop_range(ro, v, start, end, err);
+	r = has_contents(ro->t, start, end, err);
+	return r ? (r < 0 ? r : 0) : reader_add(ro->r, start, end, true, err);
+}
+
+/* Of a huge page that was protected, MADV_DONTNEED leaves the protection behind (KERNEL:
+ * __unmap_hugepage_range, PTE_MARKER_UFFD_WP). Reading from there makes a page of zeros that is
+ * protected from the start, so no scan tells of it. Until it is written to it has nothing but
+ * zeros: one that has contents in it is the one that was sent. */
+static int send_discarded_huge(struct round *ro, struct cr_err *err)
+{
+	const struct sentmap *sent = &ro->t->sent;
+	int r = reader_finish(ro->r, err); /* what it has may enlarge the map */
+
+	for (size_t i = 0; i < sent->cap && !r; i++) {
+		const struct sent_chunk *c = &sent->slots[i];
+		const struct vma *v =
+		    c->used ? layout_find(ro->mm->vmas, ro->mm->n_vmas, c->start) : NULL;
+		bool any = false;
+
+		if (!v || !v->page_bytes || c->scratch[0])
+			continue;
+		for (size_t k = 0; k < ARRAY_SIZE(c->sent); k++)
+			any |= c->sent[k] != 0;
+		if (any)
+			r = look_at_huge(ro, v, c->start, err);
+	}
+	return r;
+}
+
 static int final_round(struct round *ro, struct cr_err *err)
 {
 	struct tracker *t = ro->t;
@@ -830,6 +891,8 @@ static int final_round(struct round *ro, struct cr_err *err)
 		r = send_reported(ro, &bare, err);
 	if (!r)
 		r = send_examined_whole(ro, &bare, err);
+	if (!r)
+		r = send_discarded_huge(ro, err);
 	vec_done(&bare);
 	if (!r)
 		r = resend_changed(ro, err);

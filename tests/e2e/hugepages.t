@@ -24,10 +24,16 @@ move_case "moved: huge pages" -- hugepages --
 move_case "moved: huge pages, post-copy" -- hugepages -- --mode postcopy
 move_case "moved: huge pages, three streams" -- hugepages -- --streams 3 --max-bandwidth 60M
 
+# back_case WORKLOAD TIMES MODE…
 back_case() {
-	start_workload alpha "$@" && runs_on && move_workload beta && move_workload alpha && finish_workload
+	local i times=$2
+	start_workload alpha "$1" && runs_on || return 1
+	for ((i = 0; i < times; i++)); do
+		move_workload beta "${@:3}" && move_workload alpha "${@:3}" || return 1
+	done
+	finish_workload
 }
-ok "moved there and back: huge pages" back_case hugepages
+ok "moved there and back: huge pages" back_case hugepages 1
 kill_workload
 
 # Of 20 huge pages 6 are written all the time.
@@ -40,9 +46,12 @@ private_case() {
 }
 ok "moved: private huge pages, what was written alone is sent again" private_case
 kill_workload
-move_case "moved: private huge pages, hybrid" -- hugepages_private --any-sharing -- --mode hybrid
-move_case "moved: private huge pages, post-copy" -- hugepages_private --any-sharing -- --mode postcopy
-ok "moved there and back: private huge pages" back_case hugepages_private
+move_case "moved: private huge pages, copy-on-write" -- hugepages_private --sharing --
+move_case "moved: private huge pages, hybrid" -- hugepages_private -- --mode hybrid
+move_case "moved: private huge pages, post-copy" -- hugepages_private -- --mode postcopy
+ok "moved there and back: private huge pages" back_case hugepages_private 3
+kill_workload
+ok "moved there and back: private huge pages, hybrid" back_case hugepages_private 3 --mode hybrid
 kill_workload
 
 free_pages() {
