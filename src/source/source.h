@@ -9,6 +9,7 @@
  *   residual.c  what is left behind, to be fetched by the destination
  *   held.c      mutexes that may not be left behind
  *   handover.c  the two-phase commit
+ *   behind.c    what stayed behind is served
  *   image.c     what is different if the other side is an image
  *   again.c     a pre-dump that goes on from where the one before stopped tracking
  *   hook.c      commands that the user has run at stages
@@ -263,6 +264,13 @@ void source_hook_late(struct source *s, enum msg_hook stage, bool undo);
 /* Rounds while the tasks have less and less CPU time, until the downtime is within its limit. 0
  * also if that could not be had. */
 int source_throttle(struct source *s, uint32_t first, struct cr_err *err) must_check;
+
+/* ---- behind.c ---- */
+
+/* Into the journal: where whoever serves in our place finds what is not a task's own. */
+int source_note_objects(struct source *s, const struct tree *t, struct cr_err *err) must_check;
+/* After COMMIT: until the destination has all. */
+int source_serve_destination(struct source *s, struct cr_err *err) must_check;
 
 /* ---- held.c ---- */
 
