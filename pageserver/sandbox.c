@@ -14,38 +14,19 @@
 
 #define CALL(name) SCMP_SYS(name)
 
-/* The loop, threads, memory, sockets that are there. */
+/* Threads, memory, descriptors that are there. */
 static const int always[] = {
     CALL(read),
-    CALL(readv),
     CALL(write),
-    CALL(writev),
     CALL(recvfrom),
     CALL(recvmsg),
-    CALL(recvmmsg),
     CALL(sendto),
     CALL(sendmsg),
-    CALL(accept),
-    CALL(accept4),
     CALL(shutdown),
     CALL(getsockopt),
     CALL(setsockopt),
-    CALL(getsockname),
-    CALL(getpeername),
     CALL(close),
-    CALL(dup),
-    CALL(dup2),
-    CALL(dup3),
     CALL(fcntl),
-    CALL(fstat),
-    CALL(lseek),
-    CALL(epoll_create1),
-    CALL(epoll_ctl),
-    CALL(epoll_wait),
-    CALL(epoll_pwait),
-    CALL(epoll_pwait2),
-    CALL(eventfd2),
-    CALL(pipe2),
     CALL(poll),
     CALL(ppoll),
     CALL(mmap),
@@ -55,32 +36,31 @@ static const int always[] = {
     CALL(madvise),
     CALL(brk),
     CALL(futex),
-    CALL(futex_waitv),
     CALL(set_robust_list),
     CALL(rseq),
     CALL(rt_sigaction),
     CALL(rt_sigprocmask),
     CALL(rt_sigreturn),
-    CALL(sigaltstack),
     CALL(clock_gettime),
     CALL(clock_nanosleep),
     CALL(nanosleep),
-    CALL(gettimeofday),
-    CALL(time),
     CALL(getpid),
     CALL(gettid),
-    CALL(getuid),
-    CALL(geteuid),
-    CALL(tgkill),
     CALL(exit),
     CALL(exit_group),
     CALL(restart_syscall),
     CALL(sched_yield),
     CALL(sched_getaffinity),
     CALL(getrandom),
-    CALL(prlimit64),
-    CALL(uname),
-    CALL(membarrier),
+};
+/* The loop, and who comes to it. */
+static const int looping[] = {
+    CALL(readv),       CALL(writev),       CALL(recvmmsg),      CALL(accept),     CALL(accept4),
+    CALL(getsockname), CALL(getpeername),  CALL(dup),           CALL(dup2),       CALL(dup3),
+    CALL(fstat),       CALL(lseek),        CALL(epoll_create1), CALL(epoll_ctl),  CALL(epoll_wait),
+    CALL(epoll_pwait), CALL(epoll_pwait2), CALL(eventfd2),      CALL(pipe2),      CALL(futex_waitv),
+    CALL(sigaltstack), CALL(gettimeofday), CALL(time),          CALL(getuid),     CALL(geteuid),
+    CALL(tgkill),      CALL(prlimit64),    CALL(uname),         CALL(membarrier),
 };
 /* Images: what reads them (openat(2) besides), and what makes and changes them. */
 static const int reading[] = {
@@ -101,46 +81,10 @@ static const int tasks[] = {
     CALL(unlinkat),          CALL(newfstatat),        CALL(fallocate), CALL(ftruncate),
     CALL(getdents64),
 };
-/* Pages of stopped tasks: descriptors that are there or are handed over, and threads. */
+/* Pages of stopped tasks. */
 static const int handed[] = {
-    CALL(read),
-    CALL(write),
     CALL(pread64),
-    CALL(recvfrom),
-    CALL(recvmsg),
-    CALL(sendto),
-    CALL(sendmsg),
-    CALL(shutdown),
-    CALL(getsockopt),
-    CALL(setsockopt),
-    CALL(close),
-    CALL(fcntl),
-    CALL(poll),
-    CALL(ppoll),
-    CALL(mmap),
-    CALL(munmap),
-    CALL(mprotect),
-    CALL(mremap),
-    CALL(madvise),
-    CALL(brk),
-    CALL(futex),
-    CALL(set_robust_list),
-    CALL(rseq),
-    CALL(rt_sigaction),
-    CALL(rt_sigprocmask),
-    CALL(rt_sigreturn),
-    CALL(clock_gettime),
-    CALL(clock_nanosleep),
-    CALL(nanosleep),
-    CALL(getpid),
-    CALL(gettid),
-    CALL(exit),
-    CALL(exit_group),
-    CALL(restart_syscall),
-    CALL(sched_yield),
     CALL(sched_getscheduler),
-    CALL(sched_getaffinity),
-    CALL(getrandom),
 };
 static const int deadly[] = {
     CALL(execve),
@@ -223,8 +167,10 @@ static int add_images(scmp_filter_ctx f, bool write)
  * abort(3). */
 static int fill_tasks(scmp_filter_ctx f)
 {
-	int r = add(f, SCMP_ACT_ALLOW, handed, ARRAY_SIZE(handed));
+	int r = add(f, SCMP_ACT_ALLOW, always, ARRAY_SIZE(always));
 
+	if (!r)
+		r = add(f, SCMP_ACT_ALLOW, handed, ARRAY_SIZE(handed));
 	if (!r)
 		r = add(f, SCMP_ACT_KILL_PROCESS, deadly, ARRAY_SIZE(deadly));
 	if (!r)
@@ -244,6 +190,8 @@ static int fill(scmp_filter_ctx f, enum sandbox_for what)
 	bool live = what == SANDBOX_LIVE;
 	int r = add(f, SCMP_ACT_ALLOW, always, ARRAY_SIZE(always));
 
+	if (!r)
+		r = add(f, SCMP_ACT_ALLOW, looping, ARRAY_SIZE(looping));
 	if (!r)
 		r = live ? add(f, SCMP_ACT_ALLOW, tasks, ARRAY_SIZE(tasks))
 			 : add_images(f, what == SANDBOX_TAKE);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 #include "base/cleanup.h"
 #include "kernel/bpf_iter.h"
+#include "kernel/pagemap.h"
 
 enum {
 	WINDOW_BYTES = 64 * 1024,
@@ -115,12 +116,14 @@ struct own { /* pages of ours */
 
 static int make_own(struct own *o, int pipe, struct cr_err *err)
 {
-	_cleanup_fd_ int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	_cleanup_fd_ int pagemap = pagemap_open(getpid(), err);
 	struct iovec iov;
 
+	if (pagemap < 0)
+		return pagemap;
 	void *at = mmap(NULL, (size_t)PAGES * PAGE, PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE | MAP_LOCKED, -1, 0);
-	if (pagemap < 0 || at == MAP_FAILED)
+	if (at == MAP_FAILED)
 		return cr_err_sys(err, "pages of our own");
 	o->at = at;
 	if (getrandom(at, (size_t)PAGES * PAGE, 0) != (ssize_t)PAGES * PAGE)
@@ -130,10 +133,11 @@ static int make_own(struct own *o, int pipe, struct cr_err *err)
 		return cr_err_sys(err, "vmsplice");
 	for (size_t i = 0; i < PAGES; i++) {
 		uint64_t e;
+		int r = pagemap_entry(pagemap, (uintptr_t)at + i * PAGE, &e, err);
 
-		if (pread(pagemap, &e, 8, (off_t)(((uintptr_t)at / PAGE + i) * 8)) != 8)
-			return cr_err_sys(err, "/proc/self/pagemap");
-		o->frames[i] = e & ((1ull << 55) - 1);
+		if (r)
+			return r;
+		o->frames[i] = e & PAGEMAP_FRAME;
 		if (!o->frames[i])
 			return cr_err_set(err, CR_ERR_KERNEL, EPERM,
 					  "frames are not told: needs CAP_SYS_ADMIN");

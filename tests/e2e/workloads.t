@@ -58,6 +58,16 @@ sh_c() {
 	bash -c "$1"
 }
 
+# The workload goes on from DIR/progress, and finds an older one there.
+restore() {
+	cp -P "$1/progress" "$1/old"
+	until_true 5 is_newer "$1"
+	mv -T "$1/old" "$1/progress"
+}
+is_newer() {
+	[ "$(readlink "$1/progress")" != "$(readlink "$1/old")" ] || [ -e "$1/result" ]
+}
+
 # repeatedly DIR CMD…: CMD until the workload of DIR has a result. A link that is replaced between the workload's look
 # at it and its own replacement of it is lost, and nobody can see that it was there.
 repeatedly() {
@@ -114,5 +124,5 @@ notices 'oom_score_adj' creds -- sh_c 'echo 400 >/proc/PID/oom_score_adj'
 notices 'limit 4' creds -- prlimit --pid PID --core=0:512
 notices 'nice|policy' creds -- renice -n 9 -p PID
 notices 'someone else' regs -- repeatedly DIR ln -sfn 'nobody 1' DIR/progress
-notices 'someone else|another copy' dirty -- repeatedly DIR sh_c 'cp -P DIR/progress DIR/p; sleep 0.1; mv -T DIR/p DIR/progress'
+notices 'someone else|another copy' dirty -- repeatedly DIR restore DIR
 done_testing
