@@ -9,6 +9,7 @@
 #include <sys/rseq.h>
 #include <sys/syscall.h>
 #include "kernel/bpf_iter.h"
+#include "kernel/undoview.h"
 
 #ifndef SS_AUTODISARM
 #define SS_AUTODISARM (1u << 31)
@@ -19,6 +20,7 @@ struct taskview {
 	int prog;
 	int32_t children_at; /* the list's head in struct task_struct */
 	int32_t undo_at;     /* that in struct sem_undo_list */
+	struct undoview *undo;
 };
 
 /* What the program writes for each thread. */
@@ -207,6 +209,7 @@ static struct task_facts facts_of(const struct taskview *tv, const struct record
 	    .no_new_privs = r->atomic_flags & PFA_NO_NEW_PRIVS_BIT,
 	    .seccomp_mode = (uint32_t)r->seccomp,
 	    /* threads share one that is empty: CLONE_SYSVSEM, clone(2) */
+	    .undo_list = r->undo,
 	    .sem_undo = r->undo && r->first_undo != r->undo + (uint64_t)tv->undo_at,
 	};
 
@@ -358,9 +361,12 @@ int taskview_new(struct taskview **ret, struct cr_err *err)
 		r = bpf_find_member(btf, "task_struct", "children", &tv->children_at, &size, err);
 	if (!r)
 		r = bpf_find_member(btf, "sem_undo_list", "list_proc", &tv->undo_at, &size, err);
-	btf__free(btf);
 	if (!r)
 		r = check(tv, err);
+	struct cr_err ignored = {0};
+	if (!r && undoview_new(&tv->undo, btf, &ignored))
+		tv->undo = NULL;
+	btf__free(btf);
 	if (!r)
 		*ret = tv;
 	else
@@ -373,5 +379,11 @@ void taskview_free(struct taskview *tv)
 	if (!tv)
 		return;
 	close_fdp(&tv->prog);
+	undoview_free(tv->undo);
 	free(tv);
+}
+
+const struct undoview *taskview_undo(const struct taskview *tv)
+{
+	return tv->undo;
 }

@@ -23,8 +23,9 @@ struct task_facts { /* of one thread */
 	uint64_t pending;      /* signals for this thread alone; bit 0 is signal 1 */
 	uint32_t seccomp_mode; /* SECCOMP_MODE_* */
 	bool no_new_privs;
-	bool sem_undo;     /* has, or had, something to undo of System V semaphores, semop(2) */
-	bool has_children; /* that were started by this thread, not by another of its process */
+	bool sem_undo;      /* has, or had, something to undo of System V semaphores, semop(2) */
+	uint64_t undo_list; /* tells lists of such things apart; 0: it has none */
+	bool has_children;  /* that were started by this thread, not by another of its process */
 };
 
 struct task_facts_list {
@@ -41,5 +42,8 @@ void taskview_free(struct taskview *tv);
 int taskview_read(const struct taskview *tv, pid_t pid, struct task_facts_list *ret,
 		  struct cr_err *err) must_check;
 void task_facts_done(struct task_facts_list *l);
+struct undoview;
+/* NULL: not to be had here. It goes with tv. */
+const struct undoview *taskview_undo(const struct taskview *tv);
 /* NULL: not there. Fast if asked for in the kernel's order. */
 const struct task_facts *task_facts_find(struct task_facts_list *l, pid_t tid);

@@ -450,6 +450,12 @@ struct sysv_message {
 	size_t len;
 };
 
+struct sysv_undo { /* SEM_UNDO, semop(2): at the end of pid sem is changed by that much */
+	int32_t pid;
+	uint32_t sem;
+	int32_t by;
+};
+
 struct sysv_set {            /* semget(2), msgget(2) */
 	enum sysv_kind kind; /* SEM or MSG */
 	int32_t id, key;
@@ -458,6 +464,8 @@ struct sysv_set {            /* semget(2), msgget(2) */
 	uint32_t *values;
 	int32_t *pids;
 	size_t n;
+	struct sysv_undo *undo;
+	size_t n_undo;
 	/* MSG */
 	struct sysv_message *messages;
 	size_t n_messages;

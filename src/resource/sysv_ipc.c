@@ -6,10 +6,11 @@
  * msgrcv(2)). At the destination each value is set by the process that is to be the last to have
  * used it, so that it is found again.
  *
- * What the kernel would undo at a process's end (SEM_UNDO) nobody can read; that there is, or was,
- * something a BPF task iterator tells (kernel/taskview.h). */
+ * What the kernel would undo at a process's end (SEM_UNDO) a BPF task iterator tells
+ * (kernel/undoview.h). At the destination each process does the contrary with SEM_UNDO. */
 #include "kernel/sysv_ipc.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #include <sys/sem.h>
 #include <sys/syscall.h>
 #include "kernel/taskview.h"
+#include "kernel/undoview.h"
 #include "resource/file_kind.h"
 
 #ifndef MSG_COPY
@@ -169,34 +171,161 @@ static int look_at(const struct sysv_ipc *i, void *arg)
 	return add(l->c, i, l->err);
 }
 
-static void check_undo(struct capture *c)
+/* ---- capture: what would be undone at the end of a process ---- */
+
+static void refuse_undo(struct capture *c, pid_t pid, const char *why)
 {
-	bool any = false;
+	refuse(c->refused, pid, "System V semaphores", "%s", why);
+}
 
+static int add_undo(struct capture *c, struct sysv_set *s, pid_t pid, const struct undo_fact *f,
+		    struct cr_err *err)
+{
+	struct sysv_undo *list = arena_array(c->tree->arena, struct sysv_undo, s->n_undo + s->n);
+
+	if (!list)
+		return cr_err_oom(err);
+	if (s->n_undo)
+		memcpy(list, s->undo, s->n_undo * sizeof(*list));
+	s->undo = list;
+	for (uint32_t k = 0; k < s->n; k++)
+		if (f->by[k])
+			list[s->n_undo++] = (struct sysv_undo){pid, k, f->by[k]};
+	for (size_t k = 0; k < s->n_undo; k++)
+		if (list[k].by < -SHRT_MAX)
+			refuse_undo(c, pid, "SEM_UNDO by more than 32767: not supported");
+	return 0;
+}
+
+static struct sysv_set *find_semaphores(const struct tree *t, int id)
+{
+	for (size_t i = 0; i < t->n_sets; i++)
+		if (t->sets[i].kind == SYSV_SEM && t->sets[i].id == id)
+			return &t->sets[i];
+	return NULL;
+}
+
+static int take_undo(struct capture *c, pid_t pid, const struct undo_facts *facts,
+		     struct cr_err *err)
+{
+	int r = 0;
+
+	vec_foreach (f, &facts->list) {
+		struct sysv_set *s = f->semid < 0 ? NULL : find_semaphores(c->tree, f->semid);
+
+		if (f->semid < 0) /* the set was removed */
+			continue;
+		if (!s)
+			refuse_undo(
+			    c, pid,
+			    "it has used a set with SEM_UNDO that somebody outside the tree "
+			    "was the last to use: not supported");
+		else if (s->n > UNDO_SEMS)
+			refuse_undo(c, pid,
+				    "it has used a set of more than 64 semaphores with SEM_UNDO: "
+				    "not supported");
+		else if (!r)
+			r = add_undo(c, s, pid, f, err);
+	}
+	return r;
+}
+
+/* Of one process. */
+struct undo_look {
+	uint64_t list; /* its first thread's */
+	bool told;     /* the rest is known */
+	bool any;      /* it has, or had, something to undo */
+	bool shared;   /* by all its threads */
+};
+
+static void look_for_undo(const struct capture *c, size_t proc, struct undo_look *ret)
+{
+	struct task_facts_list l = {0};
+	struct cr_err ignored = {0};
+
+	/* ahead it may have ended meanwhile */
+	ret->told = c->view && !taskview_read(c->view, c->procs[proc].p->pid, &l, &ignored) &&
+		    (l.list.n || !c->exact);
+	ret->shared = true;
+	vec_foreach (f, &l.list) {
+		if (f == l.list.v)
+			ret->list = f->undo_list;
+		ret->shared &= f->undo_list == ret->list;
+		ret->any |= f->sem_undo;
+	}
+	task_facts_done(&l);
+}
+
+/* A shell's threads share one list, and with nobody. */
+static bool have_one_list(const struct undo_look *looks, size_t n, size_t proc)
+{
+	for (size_t i = 0; i < n; i++)
+		if (i != proc && looks[i].list == looks[proc].list)
+			return false;
+	return looks[proc].shared;
+}
+
+static int read_undo(struct capture *c, const struct undo_look *looks, size_t proc,
+		     struct cr_err *err)
+{
+	const struct undoview *view = taskview_undo(c->view);
+	struct undo_facts facts = {0};
+	struct cr_err why = {0};
+	pid_t pid = c->procs[proc].p->pid;
+	int r = 0;
+
+	if (!view) {
+		refuse_undo(c, pid, "what it has used with SEM_UNDO cannot be read here");
+		return 0;
+	}
+	if (undoview_read(view, pid, &facts, &why)) {
+		refuse_undo(c, pid, why.msg);
+		return 0;
+	}
+	if (facts.list.n && !have_one_list(looks, c->tree->n_procs, proc))
+		refuse_undo(c, pid,
+			    "SEM_UNDO of which threads share something else than one list for all "
+			    "of the process: not supported");
+	else
+		r = take_undo(c, pid, &facts, err);
+	vec_done(&facts.list);
+	return r;
+}
+
+static int find_semaphore_set(const struct sysv_ipc *i, void *arg)
+{
+	(void)arg;
+	return i->kind == SYSV_IPC_SEM;
+}
+
+static int capture_undo(struct capture *c, struct cr_err *err)
+{
+	size_t n = c->tree->n_procs;
+	bool sets = false;
+	int r = sysv_ipc_each(find_semaphore_set, NULL, err);
+
+	if (r <= 0)
+		return r;
+	_cleanup_free_ struct undo_look *looks = calloc(n + 1, sizeof(*looks));
+	if (!looks)
+		return cr_err_oom(err);
 	for (size_t i = 0; i < c->tree->n_sets; i++)
-		any |= c->tree->sets[i].kind == SYSV_SEM;
-	for (size_t i = 0; any && i < c->tree->n_procs; i++) {
-		struct task_facts_list l = {0};
-		struct cr_err ignored = {0};
-		pid_t pid = c->procs[i].p->pid;
-		bool undo = false;
-
+		sets |= c->tree->sets[i].kind == SYSV_SEM;
+	for (size_t i = 0; i < n; i++)
+		if (!c->procs[i].p->zombie)
+			look_for_undo(c, i, &looks[i]);
+	r = 0;
+	for (size_t i = 0; i < n && !r; i++) {
 		if (c->procs[i].p->zombie)
 			continue;
-		/* ahead it may have ended meanwhile */
-		bool told = c->view && !taskview_read(c->view, pid, &l, &ignored) &&
-			    (l.list.n || !c->exact);
-		vec_foreach (f, &l.list)
-			undo |= f->sem_undo;
-		task_facts_done(&l);
-		if (undo)
-			refuse(c->refused, pid, "System V semaphores",
-			       "it has used them with SEM_UNDO: not supported");
-		if (!told)
-			refuse(
-			    c->refused, pid, "System V semaphores",
-			    "without BPF nobody can tell whether it uses SEM_UNDO: not supported");
+		if (sets && !looks[i].told)
+			refuse_undo(c, c->procs[i].p->pid,
+				    "without BPF nobody can tell whether it uses SEM_UNDO: not "
+				    "supported");
+		if (looks[i].any)
+			r = read_undo(c, looks, i, err);
 	}
+	return r;
 }
 
 int sysv_ipc_capture(struct capture *c, struct cr_err *err)
@@ -204,8 +333,7 @@ int sysv_ipc_capture(struct capture *c, struct cr_err *err)
 	struct looking l = {.c = c, .err = err};
 	int r = sysv_ipc_each(look_at, &l, err);
 
-	check_undo(c);
-	return r;
+	return r ? r : capture_undo(c, err);
 }
 
 /* ---- destination ---- */
@@ -250,6 +378,73 @@ static int call_as(const struct fileset_tasks *tasks, pid_t pid, const char *wha
 		   : 0;
 }
 
+static int operate_as(const struct fileset_tasks *tasks, pid_t pid, int id, struct sembuf *ops,
+		      size_t n, struct cr_err *err)
+{
+	uint64_t va = (uint64_t)(uintptr_t)ops;
+	struct rtask *rt;
+	int slot, r = 0;
+
+	if (pid > 0 && !tasks->enter(tasks->arg, pid, &rt, &slot))
+		r = rtask_put(rt, ops, n * sizeof(*ops), &va, err);
+	else
+		pid = 0;
+	return r ? r
+		 : call_as(tasks, pid, "semop", SYS_semop, (uint64_t[]){(uint64_t)id, va, n, 0, 0},
+			   err);
+}
+
+static bool has_undo(const struct sysv_set *s, size_t sem)
+{
+	for (size_t i = 0; i < s->n_undo; i++)
+		if (s->undo[i].sem == sem)
+			return true;
+	return false;
+}
+
+/* Values are set by SETVAL no more once there is something to undo: that would clear it. */
+static int set_level(const struct sysv_set *s, unsigned short sem, int from, int to,
+		     struct cr_err *err)
+{
+	struct sembuf op = {sem, (short)(to - from), IPC_NOWAIT};
+
+	if (from != to && semop(s->id, &op, 1))
+		return cr_err_sys(err, "semop of System V semaphore set %d", s->id);
+	return 0;
+}
+
+/* What is to be undone comes about by having done the contrary. */
+static int fill_with_undo(const struct sysv_set *s, unsigned short sem,
+			  const struct fileset_tasks *tasks, struct cr_err *err)
+{
+	int level = 0, r = 0;
+
+	for (size_t i = 0; i < s->n_undo && !r; i++) {
+		const struct sysv_undo *u = &s->undo[i];
+		struct sembuf op = {sem, (short)-u->by, SEM_UNDO | IPC_NOWAIT};
+		struct rtask *rt;
+		int slot, before = u->by > 0 ? u->by : 0;
+
+		if (u->sem != sem)
+			continue;
+		if (tasks->enter(tasks->arg, u->pid, &rt, &slot)) /* never as ours */
+			return cr_err_set(err, CR_ERR_PEER, ESRCH,
+					  "SEM_UNDO of process %d, which is not there", u->pid);
+		r = set_level(s, sem, level, before, err);
+		if (!r)
+			r = operate_as(tasks, u->pid, s->id, &op, 1, err);
+		level = before - u->by;
+	}
+	/* the last one to have used it: two operations that leave it as it is */
+	struct sembuf last[] = {{sem, 1, IPC_NOWAIT}, {sem, -1, IPC_NOWAIT}};
+	int value = (int)s->values[sem];
+	if (value == SHRT_MAX)
+		last[0].sem_op = -1, last[1].sem_op = 1;
+	if (!r)
+		r = set_level(s, sem, level, value, err);
+	return r ? r : operate_as(tasks, s->pids[sem], s->id, last, 2, err);
+}
+
 static int fill_semaphores(const struct sysv_set *s, const struct fileset_tasks *tasks,
 			   struct cr_err *err)
 {
@@ -257,8 +452,10 @@ static int fill_semaphores(const struct sysv_set *s, const struct fileset_tasks 
 	int r = 0;
 
 	for (size_t k = 0; k < s->n && !r; k++)
-		r = call_as(tasks, s->pids[k], "semctl", SYS_semctl,
-			    (uint64_t[]){(uint64_t)s->id, k, SETVAL, s->values[k], 0}, err);
+		r = has_undo(s, k)
+			? fill_with_undo(s, (unsigned short)k, tasks, err)
+			: call_as(tasks, s->pids[k], "semctl", SYS_semctl,
+				  (uint64_t[]){(uint64_t)s->id, k, SETVAL, s->values[k], 0}, err);
 	if (r)
 		return r;
 	if (semctl(s->id, 0, IPC_STAT, (union semun){.buf = &ds}))

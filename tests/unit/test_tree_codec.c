@@ -276,6 +276,13 @@ struct lie {
 	X(target_fd, t->files[4]->target_fd[0] = -1) \
 	X(memfd_none, t->files[7]->object = 0) \
 	X(memfd_range, t->files[7]->object = 3) \
+	X(undo_columns, t->sets[0]->n_undo_by--) \
+	X(undo_unsaid, t->sets[0]->kind = 1) \
+	X(undo_of_none, t->sets[1]->kind = 3) \
+	X(undo_sem, t->sets[0]->undo_sems[0] = 2) \
+	X(undo_nothing, t->sets[0]->undo_by[0] = 0) \
+	X(undo_too_much, t->sets[0]->undo_by[0] = -32768) \
+	X(undo_nobody, t->sets[0]->undo_pids[0] = 0) \
 	X(cred_pid_huge, t->files[9]->cred_pid = 1 << 30) \
 	X(boot_id_long, t->boot_id = (char *)"0123456789012345678901234567890123456") \
 	X(listen_no_address, t->files[8]->sockaddr.len = 0) \

@@ -27,7 +27,7 @@
 	X(struct tree, 384)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
 	X(struct tty, 144)                                                                         \
-	X(struct sysv_set, 80)                                                                     \
+	X(struct sysv_set, 96)                                                                     \
 	X(struct sysv_message, 24)                                                                 \
 	X(struct unix_message, 64)                                                                 \
 	X(struct datagram, 56)                                                                     \
@@ -493,6 +493,10 @@ static inline void fill_sets(struct filler *f)
 		s->values[0] = 32767;
 		s->values[1] = 7;
 		s->pids[1] = 4242;
+		s->n_undo = i ? 0 : 2;
+		s->undo = arena_array(a, struct sysv_undo, 2);
+		s->undo[0] = (struct sysv_undo){4242, 1, -32767};
+		s->undo[1] = (struct sysv_undo){300, 0, 5};
 		s->messages = arena_array(a, struct sysv_message, 1);
 		s->messages[0].type = 1234567890123;
 		FILL_BYTES(f, s->messages[0].data, s->messages[0].len, 17);
@@ -747,6 +751,8 @@ static inline void same_set(const struct sysv_set *a, const struct sysv_set *b)
 	SAME(max_bytes), SAME(sender), SAME(receiver);
 	assert_memory_equal(a->values, b->values, a->n * sizeof(*a->values));
 	assert_memory_equal(a->pids, b->pids, a->n * sizeof(*a->pids));
+	SAME(n_undo);
+	assert_memory_equal(a->undo, b->undo, a->n_undo * sizeof(*a->undo));
 	SAME_EACH(messages, n_messages, same_sysv_message);
 }
 

@@ -347,7 +347,7 @@ static int do_sysvsem(void)
 {
 	struct sembuf op = {1, 1, SEM_UNDO};
 
-	ipc_id = semget(IPC_PRIVATE, 3, IPC_CREAT | 0600);
+	ipc_id = semget(IPC_PRIVATE, 100, IPC_CREAT | 0600);
 
 	return semop(ipc_id, &op, 1);
 }
