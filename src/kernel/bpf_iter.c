@@ -1,5 +1,6 @@
 #include "kernel/bpf_iter.h"
 
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,11 +15,18 @@ static int quiet(enum libbpf_print_level level, const char *fmt, va_list ap)
 	return 0;
 }
 
-int bpf_kernel_types(struct btf **ret, struct cr_err *err)
+int bpf_with_types(bpf_types_fn *fn, void *arg, struct cr_err *err)
 {
 	libbpf_set_print(quiet);
-	*ret = btf__load_vmlinux_btf();
-	return *ret ? 0 : cr_err_sys(err, "reading the kernel's BTF");
+	struct btf *btf = btf__load_vmlinux_btf();
+	if (!btf)
+		return cr_err_sys(err, "reading the kernel's BTF");
+	int r = fn(btf, arg, err);
+	btf__free(btf);
+	/* malloc(3) would keep it, for this process and all that it forks: once so much was freed,
+	 * it takes as much from the heap, and gives back no less, mallopt(3) M_MMAP_THRESHOLD */
+	malloc_trim(0);
+	return r;
 }
 
 /* Also within structures and unions that have no name of their own. */

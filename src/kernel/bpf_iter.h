@@ -16,8 +16,9 @@ struct bpf_code {
 	size_t n;
 };
 
-/* The caller frees *ret with btf__free(). */
-int bpf_kernel_types(struct btf **ret, struct cr_err *err) must_check;
+/* Calls fn with the kernel's types, which are there as long as it runs: they take 12 MiB. */
+typedef int bpf_types_fn(const struct btf *btf, void *arg, struct cr_err *err);
+int bpf_with_types(bpf_types_fn *fn, void *arg, struct cr_err *err) must_check;
 /* Offset and size of a member in bytes. -ENOTSUP: there is none such. */
 int bpf_find_member(const struct btf *btf, const char *type, const char *name, int32_t *ret_off,
 		    size_t *ret_size, struct cr_err *err) must_check;

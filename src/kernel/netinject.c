@@ -2,8 +2,6 @@
  * GPL too, without which the kernel lets no program call what the second one calls. */
 #include "kernel/netinject.h"
 
-#include <bpf/bpf.h>
-#include <bpf/btf.h>
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
@@ -21,6 +19,7 @@
 #include <time.h>
 #include "base/clock.h"
 #include "base/vec.h"
+#include "kernel/bpf_iter.h"
 
 enum {
 	TCX_INGRESS = 46, /* enum bpf_attach_type, 6.6 */
@@ -192,15 +191,20 @@ static int load_handshake(struct netinject *n, int kfunc, struct cr_err *err)
 	return load(code, ARRAY_SIZE(code), &n->handshake, err);
 }
 
+static int find_kfunc(const struct btf *btf, void *ret, struct cr_err *err)
+{
+	(void)err;
+	*(int *)ret = btf__find_by_name_kind(btf, "bpf_sk_assign_tcp_reqsk", BTF_KIND_FUNC);
+	return 0;
+}
+
 /* Older kernels: not possible, and no error. */
 static int start_handshakes(struct netinject *n, struct cr_err *err)
 {
-	struct btf *btf = btf__load_vmlinux_btf();
-	int kfunc =
-	    btf ? btf__find_by_name_kind(btf, "bpf_sk_assign_tcp_reqsk", BTF_KIND_FUNC) : -1;
+	struct cr_err ignored = {0};
+	int kfunc = -1;
 
-	btf__free(btf);
-	if (kfunc < 0)
+	if (bpf_with_types(find_kfunc, &kfunc, &ignored) || kfunc < 0)
 		return 0;
 	n->map = bpf_map_create(BPF_MAP_TYPE_ARRAY, "cr_handshake", sizeof(int),
 				sizeof(struct handshake_value), 1, NULL);

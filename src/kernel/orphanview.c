@@ -254,27 +254,29 @@ static void emit_all(struct bpf_code *p, const struct orphanview *v)
 	bpf_emit_write(p, 8);
 }
 
-int orphanview_new(struct orphanview **ret, struct cr_err *err)
+static int load(const struct btf *btf, void *arg, struct cr_err *err)
 {
-	struct orphanview *v = calloc(1, sizeof(*v));
+	struct orphanview *v = arg;
 	struct bpf_code p = {.n = 0};
-	struct btf *btf = NULL;
+	int r = find_all(v, btf, err);
 
-	if (!v)
-		return cr_err_oom(err);
-	v->prog = v->silence = v->silenced = -1;
-	int r = bpf_kernel_types(&btf, err);
-	if (!r)
-		r = find_all(v, btf, err);
 	if (!r) {
 		emit_all(&p, v);
 		r = bpf_iter_load(btf, "tcp", &p, &v->prog, err);
 	}
 	if (!r)
 		r = load_silence(v, btf, err);
-	if (!r)
-		r = kread_new(&v->mem, btf, err);
-	btf__free(btf);
+	return r ? r : kread_new(&v->mem, btf, err);
+}
+
+int orphanview_new(struct orphanview **ret, struct cr_err *err)
+{
+	struct orphanview *v = calloc(1, sizeof(*v));
+
+	if (!v)
+		return cr_err_oom(err);
+	v->prog = v->silence = v->silenced = -1;
+	int r = bpf_with_types(load, v, err);
 	if (!r)
 		*ret = v;
 	else

@@ -184,24 +184,27 @@ int reqview_read(const struct reqview *v, struct handshakes *ret, struct cr_err 
 	return 0;
 }
 
+static int load(const struct btf *btf, void *arg, struct cr_err *err)
+{
+	struct reqview *v = arg;
+	struct bpf_code p = {.n = 0};
+	int32_t cookie_off = 0;
+	int r = find_all(v, btf, &cookie_off, err);
+
+	if (r)
+		return r;
+	emit_all(&p, v, cookie_off);
+	return bpf_iter_load(btf, "tcp", &p, &v->prog, err);
+}
+
 int reqview_new(struct reqview **ret, struct cr_err *err)
 {
 	struct reqview *v = calloc(1, sizeof(*v));
-	struct bpf_code p = {.n = 0};
-	struct btf *btf = NULL;
-	int32_t cookie_off = 0;
 
 	if (!v)
 		return cr_err_oom(err);
 	v->prog = -1;
-	int r = bpf_kernel_types(&btf, err);
-	if (!r)
-		r = find_all(v, btf, &cookie_off, err);
-	if (!r) {
-		emit_all(&p, v, cookie_off);
-		r = bpf_iter_load(btf, "tcp", &p, &v->prog, err);
-	}
-	btf__free(btf);
+	int r = bpf_with_types(load, v, err);
 	if (!r)
 		*ret = v;
 	else

@@ -557,24 +557,24 @@ void sock_facts_done(struct sock_facts_list *l)
 	vec_done(&l->list);
 }
 
+static int load(const struct btf *btf, void *arg, struct cr_err *err)
+{
+	struct sockview *v = arg;
+	struct bpf_code p = {.n = 0};
+	const struct making m = {&p, btf};
+	int r = emit_all(&m, err);
+
+	return r ? r : bpf_iter_load(btf, "task_file", &p, &v->prog, err);
+}
+
 int sockview_new(struct sockview **ret, struct cr_err *err)
 {
 	struct sockview *v = calloc(1, sizeof(*v));
-	_cleanup_free_ struct bpf_code *p = calloc(1, sizeof(*p));
-	struct btf *btf = NULL;
 
-	if (!v || !p) {
-		free(v);
+	if (!v)
 		return cr_err_oom(err);
-	}
 	v->prog = -1;
-	int r = bpf_kernel_types(&btf, err);
-	const struct making m = {p, btf};
-	if (!r)
-		r = emit_all(&m, err);
-	if (!r)
-		r = bpf_iter_load(btf, "task_file", p, &v->prog, err);
-	btf__free(btf);
+	int r = bpf_with_types(load, v, err);
 	if (!r)
 		*ret = v;
 	else

@@ -326,7 +326,7 @@ static int check(const struct taskview *tv, struct cr_err *err)
 }
 
 /* Loaded twice: how deep our pid namespace lies a first look at ourselves tells. */
-static int load_for_us(const struct btf *btf, int *ret, struct cr_err *err)
+static int load_at_depth(const struct btf *btf, int *ret, struct cr_err *err)
 {
 	_cleanup_fd_ int first = -1;
 	_cleanup_free_ struct record *v = NULL;
@@ -344,6 +344,22 @@ static int load_for_us(const struct btf *btf, int *ret, struct cr_err *err)
 	return v[0].level ? load(btf, (int)v[0].level, ret, err) : 0;
 }
 
+static int load_for_us(const struct btf *btf, void *arg, struct cr_err *err)
+{
+	struct taskview *tv = arg;
+	struct cr_err ignored = {0};
+	size_t size;
+	int r = load_at_depth(btf, &tv->prog, err);
+
+	if (!r)
+		r = bpf_find_member(btf, "task_struct", "children", &tv->children_at, &size, err);
+	if (!r)
+		r = bpf_find_member(btf, "sem_undo_list", "list_proc", &tv->undo_at, &size, err);
+	if (!r && undoview_new(&tv->undo, btf, &ignored))
+		tv->undo = NULL;
+	return r;
+}
+
 int taskview_new(struct taskview **ret, struct cr_err *err)
 {
 	struct taskview *tv = calloc(1, sizeof(*tv));
@@ -351,22 +367,9 @@ int taskview_new(struct taskview **ret, struct cr_err *err)
 	if (!tv)
 		return cr_err_oom(err);
 	tv->prog = -1;
-	struct btf *btf = NULL;
-	size_t size;
-	int r = bpf_kernel_types(&btf, err);
-
-	if (!r)
-		r = load_for_us(btf, &tv->prog, err);
-	if (!r)
-		r = bpf_find_member(btf, "task_struct", "children", &tv->children_at, &size, err);
-	if (!r)
-		r = bpf_find_member(btf, "sem_undo_list", "list_proc", &tv->undo_at, &size, err);
+	int r = bpf_with_types(load_for_us, tv, err);
 	if (!r)
 		r = check(tv, err);
-	struct cr_err ignored = {0};
-	if (!r && undoview_new(&tv->undo, btf, &ignored))
-		tv->undo = NULL;
-	btf__free(btf);
 	if (!r)
 		*ret = tv;
 	else

@@ -161,21 +161,23 @@ static int check(struct vmaview *vv, struct cr_err *err)
 	return r;
 }
 
+static int load(const struct btf *btf, void *arg, struct cr_err *err)
+{
+	struct vmaview *vv = arg;
+	struct bpf_code p = {.n = 0};
+	int r = emit_all(&p, btf, err);
+
+	return r ? r : bpf_iter_load(btf, "task_vma", &p, &vv->prog, err);
+}
+
 int vmaview_new(struct vmaview **ret, struct cr_err *err)
 {
 	struct vmaview *vv = calloc(1, sizeof(*vv));
-	struct bpf_code p = {.n = 0};
-	struct btf *btf = NULL;
 
 	if (!vv)
 		return cr_err_oom(err);
 	vv->prog = -1;
-	int r = bpf_kernel_types(&btf, err);
-	if (!r)
-		r = emit_all(&p, btf, err);
-	if (!r)
-		r = bpf_iter_load(btf, "task_vma", &p, &vv->prog, err);
-	btf__free(btf);
+	int r = bpf_with_types(load, vv, err);
 	if (!r)
 		r = check(vv, err);
 	if (!r)

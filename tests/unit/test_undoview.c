@@ -14,17 +14,17 @@
 #include <unistd.h>
 #include "kernel/bpf_iter.h"
 
+static int make_view(const struct btf *btf, void *ret, struct cr_err *err)
+{
+	return undoview_new(ret, btf, err);
+}
+
 static struct undoview *view_or_skip(void)
 {
 	struct undoview *v = NULL;
-	struct btf *btf = NULL;
 	struct cr_err err = {0};
-	int r = bpf_kernel_types(&btf, &err);
 
-	if (!r)
-		r = undoview_new(&v, btf, &err);
-	btf__free(btf);
-	if (r) {
+	if (bpf_with_types(make_view, &v, &err)) {
 		print_message("%s\n", err.msg);
 		skip();
 	}
