@@ -20,7 +20,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-enum { PACKET_MAX = 4096, PACKET_HEAD = 4 };
+enum { PACKET_MAX = 4096, PACKET_HEAD = 4, LOOKS = 8 };
 
 static bool match(const struct fd_probe *p)
 {
@@ -161,26 +161,39 @@ static int has_no_writer(const struct file *f, int fd, struct cr_err *err)
 	return tee(fd, copy[1], 1, SPLICE_F_NONBLOCK) == 0;
 }
 
-/* One of a pipe's ends, for which there is no end of the other direction in the tree. */
-static int check_missing_end(struct files_ctx *x, uint32_t file, int fd, struct cr_err *err)
+/* Has nobody the other end? Returns 1, 0, or an error. */
+static int is_cut(struct file *f, int fd, struct cr_err *err)
 {
-	struct file *f = &x->c->tree->files[file];
 	struct pollfd pfd = {.fd = fd};
-	char name[160];
 
 	if (poll(&pfd, 1, 0) < 0)
 		return cr_err_sys(err, "poll");
 	if (pfd.revents & (readable(f) ? POLLHUP : POLLERR))
-		return 0; /* nobody has it */
+		return 1;
 	int r = has_no_writer(f, fd, err);
 	f->pipe_unwritten = r == 1;
-	if (r)
-		return r < 0 ? r : 0;
-	if (x->c->exact || (!x->much_waits && !files_pipe_end_inside(x, f, readable(f))))
-		files_refuse(x, files_holder_pid(x, file), files_holder(x, file)->fd,
-			     "%s: its %s end is held outside the tree; redirect it to a file, or "
-			     "move that process as well",
-			     pipe_name(f, name, sizeof(name)), readable(f) ? "writing" : "reading");
+	return r;
+}
+
+/* One of a pipe's ends, for which there is no end of the other direction in the tree. Ahead, who
+ * has it may be a child that ends before it is found: it is looked for again. */
+static int check_missing_end(struct files_ctx *x, uint32_t file, int fd, struct cr_err *err)
+{
+	struct file *f = &x->c->tree->files[file];
+	char name[160];
+
+	for (int looks = x->c->exact ? 0 : LOOKS; looks >= 0; looks--) {
+		int r = is_cut(f, fd, err);
+
+		if (r)
+			return r < 0 ? r : 0;
+		if (looks && (x->much_waits || files_pipe_end_inside(x, f, readable(f))))
+			return 0;
+	}
+	files_refuse(x, files_holder_pid(x, file), files_holder(x, file)->fd,
+		     "%s: its %s end is held outside the tree; redirect it to a file, or "
+		     "move that process as well",
+		     pipe_name(f, name, sizeof(name)), readable(f) ? "writing" : "reading");
 	return 0;
 }
 

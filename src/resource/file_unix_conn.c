@@ -9,10 +9,13 @@
 #include "resource/unix_private.h"
 
 #include <linux/sockios.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+
+enum { LOOKS = 8 };
 
 static bool match(const struct fd_probe *p)
 {
@@ -204,12 +207,35 @@ static void tell_who_bound(struct files_ctx *x, uint32_t me, uint32_t peer)
 	o->bound = served;
 }
 
+/* Its peer goes with the last that has it; so may have this end. */
+static bool has_ended(struct files_ctx *x, uint32_t me)
+{
+	struct cr_err ignored = {0};
+	_cleanup_fd_ int fd = files_getfd(x, me, &ignored);
+	struct pollfd pfd = {.fd = fd};
+	struct stat st;
+
+	return fd < 0 || fstat(fd, &st) || st.st_ino != x->c->tree->files[me].ino ||
+	       (poll(&pfd, 1, 0) == 1 && pfd.revents & POLLHUP);
+}
+
+/* A child that has it may end before it is found: it is looked for again. */
+static bool may_be_inside(struct files_ctx *x, uint32_t me, uint64_t peer_ino)
+{
+	const struct file peer = {.dev = x->c->tree->files[me].dev, .ino = peer_ino};
+
+	for (int looks = 0; looks < LOOKS; looks++)
+		if (files_pipe_end_inside(x, &peer, true) || has_ended(x, me))
+			return true;
+	return false;
+}
+
 static void link_end(struct files_ctx *x, uint32_t me, const uint32_t *ends, size_t n)
 {
 	struct file *files = x->c->tree->files, *f = &files[me];
 	size_t k = find_end(files, ends, n, f->peer_ino);
 	bool mutual = k < n && files[ends[k]].peer_ino == f->ino;
-	struct file outside = {.dev = f->dev, .ino = f->peer_ino};
+	uint64_t peer_ino = f->peer_ino;
 
 	if (k < n && files[ends[k]].sock_type == f->sock_type &&
 	    (mutual || f->sock_type == SOCK_DGRAM)) {
@@ -225,7 +251,7 @@ static void link_end(struct files_ctx *x, uint32_t me, const uint32_t *ends, siz
 	/* ahead, a process may have been forked, or a socket closed, since the tree was listed; and
 	 * the peer may wait to be received somewhere */
 	f->peer_ino = 0;
-	if (x->c->exact || (k == n && !x->much_waits && !files_pipe_end_inside(x, &outside, true)))
+	if (x->c->exact || (k == n && !x->much_waits && !may_be_inside(x, me, peer_ino)))
 		refuse_end(x, me,
 			   "its peer is outside the tree: not supported; close it first, or "
 			   "move that process as well");

@@ -129,13 +129,19 @@ bool files_is_inside(const struct files_ctx *x, pid_t pid)
 {
 	struct proc_stat st;
 	struct cr_err err;
+	pid_t at = pid;
 
-	for (int depth = 0; pid > 1 && depth < 64; depth++) {
-		if (tree_find_process(x->c->tree, pid))
+	for (int steps = 0; at > 1 && steps < 256; steps++) {
+		if (tree_find_process(x->c->tree, at))
 			return true;
-		if (x->c->exact || proc_stat_read(pid, pid, &st, &err) < 0)
+		if (x->c->exact)
 			return false;
-		pid = st.ppid;
+		if (!proc_stat_read(at, at, &st, &err))
+			at = st.ppid;
+		else if (at != pid)
+			at = pid; /* a parent has ended meanwhile: there is another one now */
+		else
+			return false;
 	}
 	return false;
 }
@@ -193,6 +199,14 @@ bool files_is_open(const struct stat *st)
 	return false;
 }
 
+/* Who has ended since has no parents any more, and nothing open. */
+static bool is_held_outside(const struct files_ctx *x, pid_t pid, int fd_dir, const char *name)
+{
+	struct stat st;
+
+	return !files_is_inside(x, pid) && !fstatat(fd_dir, name, &st, 0);
+}
+
 static void scan_process(struct files_ctx *x, pid_t pid, uint64_t anon_dev, bool masters)
 {
 	char path[64];
@@ -216,7 +230,7 @@ static void scan_process(struct files_ctx *x, pid_t pid, uint64_t anon_dev, bool
 		else if (masters && S_ISCHR(st.st_mode) && st.st_rdev == makedev(5, 2)) /* pts(4) */
 			key.pty = 1 + (uint32_t)fdinfo_number(fdinfo, e->d_name, "tty-index");
 		const struct fd_watch *w = find_watch(x, &key);
-		if (w && !files_is_inside(x, pid))
+		if (w && is_held_outside(x, pid, dirfd(d), e->d_name))
 			say_held(x, w, pid);
 	}
 }

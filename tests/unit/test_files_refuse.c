@@ -4,6 +4,7 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -379,6 +380,81 @@ static void held_outside(void **state)
 	close(outside_event);
 }
 
+/* ---- held for a moment ---- */
+
+/* A child has children, one after the other, who hold the eventfd, and write to the pipe, for as
+ * long as they live. */
+static void has_passing_children(struct source *s)
+{
+	int p[2];
+
+	(void)s;
+	if (pipe(p))
+		_exit(54);
+	put_at(p[0], FD, 0);
+	put_at(eventfd(0, 0), FD + 1, 0);
+	close(p[1]);
+	if (fork())
+		return;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;) {
+		pid_t child = fork();
+
+		if (!child)
+			_exit(open("/proc/self/fd/7", O_WRONLY) < 0);
+		waitpid(child, NULL, 0);
+	}
+}
+
+/* And the other end of one connection after the other. */
+static void *connect_children(void *arg)
+{
+	for (;;) {
+		int p[2];
+		pid_t child = socketpair(AF_UNIX, SOCK_STREAM, 0, p) ? -1 : fork();
+
+		if (child <= 0)
+			_exit(0);
+		close(p[1]);
+		put_at(p[0], FD, 0);
+		waitpid(child, NULL, 0);
+	}
+	return arg;
+}
+
+static void has_passing_peers(struct source *s)
+{
+	pthread_t thread;
+
+	(void)s;
+	if (pthread_create(&thread, NULL, connect_children, NULL))
+		_exit(54);
+}
+
+static void is_not_refused(void (*prepare)(struct source *))
+{
+	struct source *s = source_new(prepare);
+
+	for (int i = 0; i < 200; i++) {
+		struct captured c;
+
+		capture_pids(&c, s->pid, 1, NULL, false);
+		assert_int_equal(c.r, 0);
+		if (c.refused.list.n)
+			fail_msg("look %d: %s %s", i, c.refused.list.v[0].what,
+				 c.refused.list.v[0].why);
+		captured_done(&c);
+	}
+	source_free(s);
+}
+
+static void held_for_a_moment(void **state)
+{
+	(void)state;
+	is_not_refused(has_passing_children);
+	is_not_refused(has_passing_peers);
+}
+
 /* ---- destination ---- */
 
 static void serves(struct source *s)
@@ -476,9 +552,8 @@ static void fdinfo_golden(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(by_name),
-	    cmocka_unit_test(held_outside),
-	    cmocka_unit_test(at_destination),
+	    cmocka_unit_test(by_name),           cmocka_unit_test(held_outside),
+	    cmocka_unit_test(held_for_a_moment), cmocka_unit_test(at_destination),
 	    cmocka_unit_test(fdinfo_golden),
 	};
 
