@@ -10,6 +10,7 @@ enum exit_code { /* as --help says */
 		 EXIT_USAGE = 2,
 		 EXIT_IN_DOUBT = 3,
 		 EXIT_REFUSED = 4,
+		 EXIT_LOST = 5, /* migrated, but for pages that were lost with the source */
 };
 
 /* Each prints what is wrong itself and returns an exit code. argv[0] is the verb (or the program).

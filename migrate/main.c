@@ -83,7 +83,8 @@ static const char usage[] =
     "\n"
     "Exit: 0 migrated, 1 failed and the source runs on as before, 2 usage, 3 in doubt: see "
     "resolve,\n"
-    "4 refused: something cannot move, nothing was touched.\n";
+    "4 refused: something cannot move, nothing was touched, 5 migrated, but for pages that were\n"
+    "lost with the source.\n";
 
 void cli_usage(bool to_stdout)
 {

@@ -4,6 +4,7 @@
 #include "migrate/cli.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -231,21 +232,56 @@ static int listen_to_source(struct migration *m, struct cr_err *err)
 
 /* ---- the verb ---- */
 
-static void settle(struct migration *m, const struct cr_err *err)
+static bool may_fetch(const struct migration *m)
+{
+	return m->opt.opts.mode != MSG_MODE_PRECOPY ||
+	       m->opt.opts.no_convergence == MSG_NO_CONVERGENCE_POSTCOPY;
+}
+
+/* The source could not tell of the pages, the destination can. */
+static void take_fetched(struct migration *m, const struct party *dest)
+{
+	struct msg reply;
+	const struct msg_status *s = settle_fetched(&m->id, dest, &reply);
+
+	if (!s)
+		return;
+	m->done.postcopied = true;
+	m->done.postcopy = s->postcopy;
+	for (size_t i = 0; i < s->n_losses; i++)
+		report_loss(&m->report, &s->losses[i]);
+	msg_free(&reply);
+}
+
+static void settle(struct migration *m, const struct cr_err *why)
 {
 	struct party source = {m->opt.source, m->source_address};
 	struct party dest = {m->opt.dest, m->dest_address};
+	const struct cr_err err = *why; /* may be the one that is overwritten */
+	int ms = SETTLE_MS;
 
-	report_notice(&m->report, "settle", "%s; asking both agents", err->msg);
-	m->done.outcome = settle_ask(&m->id, &source, &dest, m->switching, SETTLE_MS);
-	if (m->done.outcome != MSG_OUTCOME_MIGRATED)
-		m->done.error = *err;
+	/* for so long the destination waits for the source's pages */
+	if (may_fetch(m) && m->opt.opts.postcopy_timeout_ms < (uint32_t)(INT_MAX - SETTLE_MS))
+		ms += (int)m->opt.opts.postcopy_timeout_ms;
+	report_notice(&m->report, "settle", "%s; asking both agents", err.msg);
+	m->done.outcome = settle_ask(&m->id, &source, &dest, m->switching, ms);
+	m->done.error =
+	    m->done.outcome == MSG_OUTCOME_MIGRATED ? (struct cr_err){.kind = CR_ERR_NONE} : err;
+	if (m->done.outcome == MSG_OUTCOME_MIGRATED && may_fetch(m))
+		take_fetched(m, &dest);
 }
 
-static int exit_code_of(enum msg_outcome o)
+/* It serves pages for as long as it is waited for, and then knows no more than that. */
+static bool gave_up_serving(const struct migration *m)
 {
-	switch (o) {
+	return m->done.outcome == MSG_OUTCOME_IN_DOUBT && may_fetch(m);
+}
+
+static int exit_code_of(const struct msg_done *d)
+{
+	switch (d->outcome) {
 	case MSG_OUTCOME_MIGRATED:
+		return d->postcopied && d->postcopy.lost ? EXIT_LOST : EXIT_MIGRATED;
 	case MSG_OUTCOME_REHEARSED:
 		return EXIT_MIGRATED;
 	case MSG_OUTCOME_FAILED:
@@ -269,12 +305,14 @@ static int run(struct migration *m)
 		r = listen_to_source(m, &err);
 	if (r < 0 && told)
 		settle(m, &err);
+	else if (r == 0 && gave_up_serving(m))
+		settle(m, &m->done.error);
 	else if (r < 0)
 		failed(m, &err);
 	if (!m->done.total_us)
 		m->done.total_us = now_us() - began;
 	report_outcome(&m->report, &m->done);
-	return exit_code_of(m->done.outcome);
+	return exit_code_of(&m->done);
 }
 
 static int find_agents(struct migration *m, struct cr_err *err)

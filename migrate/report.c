@@ -104,6 +104,19 @@ void report_warning(struct report *r, const struct msg_notes *n)
 	flush();
 }
 
+void report_loss(struct report *r, const struct msg_loss *l)
+{
+	char where[64], why[100];
+	struct msg_note note = {r->dest, l->pid, where, why};
+
+	snprintf(where, sizeof(where), "%#llx-%#llx", (unsigned long long)l->start,
+		 (unsigned long long)l->end);
+	snprintf(why, sizeof(why),
+		 "%llu pages are lost with the source: SIGBUS for who touches them",
+		 (unsigned long long)l->pages);
+	report_warning(r, &(struct msg_notes){&note, 1});
+}
+
 /* ---- the end ---- */
 
 static void print_error(const struct cr_err *e)
@@ -150,13 +163,21 @@ static void print_moved(const struct report *r, const struct msg_done *d, const 
 	if (d->stops)
 		printf("stopped before the switch-over: %u time%s, %s at the longest\n", d->stops,
 		       d->stops == 1 ? "" : "s", units_format_us(d->longest_stop_us, stop));
-	printf("downtime %s, of it\n", down);
-	print_part("freeze", d->phases.freeze);
-	print_part("last pages", d->phases.last_pages);
-	print_part("capture", d->phases.capture);
-	print_part("rebuild", d->phases.rebuild);
-	print_part("launch", d->phases.launch);
-	print_part("commit", d->phases.commit);
+	if (d->downtime_us) {
+		printf("downtime %s, of it\n", down);
+		print_part("freeze", d->phases.freeze);
+		print_part("last pages", d->phases.last_pages);
+		print_part("capture", d->phases.capture);
+		print_part("rebuild", d->phases.rebuild);
+		print_part("launch", d->phases.launch);
+		print_part("commit", d->phases.commit);
+	} else { /* the source did not live to tell */
+		printf("downtime unknown\n");
+	}
+	if (d->postcopied && d->postcopy.lost)
+		fprintf(stderr,
+			"cr-migrate: %llu pages are lost with %s: SIGBUS for who touches them\n",
+			(unsigned long long)d->postcopy.lost, r->source);
 	if (d->postcopied)
 		printf(
 		    "fetched after the switch-over: %llu pages in %s; tasks waited for %llu "

@@ -23,6 +23,7 @@ void report_event(struct report *r, const struct msg_event *e);
 void report_round(struct report *r, const struct msg_round *m);
 void report_refused(struct report *r, const struct msg_notes *n);
 void report_warning(struct report *r, const struct msg_notes *n);
+void report_loss(struct report *r, const struct msg_loss *l);
 /* Something that this program noticed. */
 void report_notice(struct report *r, const char *name, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

@@ -136,6 +136,14 @@ void report_json_status(const char *host, const struct msg_status *s)
 		json_array_append_new(h, number(s->histogram[i]));
 	if (h)
 		json_object_set_new(p, "fault_us_log2", h);
+	json_t *losses = p && s->n_losses ? json_array() : NULL;
+	for (size_t i = 0; losses && i < s->n_losses; i++)
+		json_array_append_new(
+		    losses, json_pack("{s:i, s:o, s:o, s:o}", "pid", s->losses[i].pid, "start",
+				      number(s->losses[i].start), "end", number(s->losses[i].end),
+				      "pages", number(s->losses[i].pages)));
+	if (losses)
+		json_object_set_new(p, "losses", losses);
 	if (p) {
 		json_object_set_new(p, "pages_left", number(s->pages_left));
 		json_object_set_new(j, "postcopy", p);

@@ -1,6 +1,7 @@
 #include "migrate/settle.h"
 
 #include <poll.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "migrate/agent.h"
@@ -71,4 +72,24 @@ enum msg_outcome settle_ask(const struct mig_id *id, const struct party *source,
 		poll(NULL, 0, PAUSE_MS);
 	} while (now_us() < deadline);
 	return MSG_OUTCOME_IN_DOUBT;
+}
+
+const struct msg_status *settle_fetched(const struct mig_id *id, const struct party *dest,
+					struct msg *reply)
+{
+	_cleanup_(link_freep) struct link *l = NULL;
+	struct msg m = msg_of(MSG_STATUS);
+	struct cr_err err = {0};
+
+	if (agent_connect(&l, dest->name, dest->address, NULL, NULL, ASK_TIMEOUT_MS, &err) < 0 ||
+	    link_call(l, &m, MSG_STATUS_LIST, ASK_TIMEOUT_MS, reply, &err) < 0)
+		return NULL;
+	for (size_t i = 0; i < reply->status_list.n; i++) {
+		const struct msg_status *s = &reply->status_list.v[i];
+
+		if (mig_id_equal(&s->id, id) && !strcmp(s->role, "destination") && s->postcopying)
+			return s;
+	}
+	msg_free(reply);
+	return NULL;
 }

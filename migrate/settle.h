@@ -21,6 +21,11 @@ struct settle_view {
 enum msg_outcome settle_ask(const struct mig_id *id, const struct party *source,
 			    const struct party *dest, bool switching, int timeout_ms);
 
+/* What the destination tells of the pages that it fetched. NULL: nothing; else it lives in reply,
+ * which the caller frees. */
+const struct msg_status *settle_fetched(const struct mig_id *id, const struct party *dest,
+					struct msg *reply);
+
 /* What the two answers mean after what was known before; 0: nothing yet. */
 enum msg_outcome settle_decide(const struct settle_view *before, enum msg_peer_state source,
 			       enum msg_peer_state dest);

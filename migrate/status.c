@@ -68,7 +68,8 @@ static void print_status(struct status_view *v, const char *host, const struct m
 	v->headed = true;
 	printf("%-12s %-32s %-11s %-12s %-19s %-16s %s\n", host, hex, s->role, s->peer, since, pids,
 	       s->state);
-	if (s->postcopying)
+	bool over = s->postcopying && !s->pages_left;
+	if (s->postcopying && !over)
 		printf(
 		    "  fetching pages: %llu of %llu left; %llu waited for (p50 %llu us, p99 "
 		    "%llu us, max %llu us), %llu pushed, %llu lost, %llu reconnects\n",
@@ -77,8 +78,16 @@ static void print_status(struct status_view *v, const char *host, const struct m
 		    (unsigned long long)s->postcopy.p99_us, (unsigned long long)s->postcopy.max_us,
 		    (unsigned long long)s->postcopy.pushed, (unsigned long long)s->postcopy.lost,
 		    (unsigned long long)s->postcopy.reconnects);
-	if (s->postcopying && s->histogram)
+	if (s->postcopying && !over && s->histogram)
 		print_histogram(s->histogram);
+	if (s->postcopying && s->postcopy.lost)
+		printf("  lost with the source: %llu pages\n",
+		       (unsigned long long)s->postcopy.lost);
+	for (size_t i = 0; i < s->n_losses; i++)
+		printf("    %llu of process %d at %#llx-%#llx\n",
+		       (unsigned long long)s->losses[i].pages, s->losses[i].pid,
+		       (unsigned long long)s->losses[i].start,
+		       (unsigned long long)s->losses[i].end);
 }
 
 static int ask(struct status_view *v, const struct hosts *hosts, const char *host,

@@ -110,6 +110,8 @@ void tidy_up(const struct agent_config *cfg, const struct journal *j)
 		return;
 	dest_socket_path(cfg, j->id, path, sizeof(path));
 	unlink(path);
+	if (j->state == JOURNAL_DONE) /* what became of its pages may be asked for */
+		return;
 	lazy_stats_path(path, sizeof(path), cfg->state_dir, j->id);
 	unlink(path);
 }

@@ -18,7 +18,17 @@ struct listing {
 	size_t n;
 };
 
-/* How far the fetching of pages is. */
+static void add_losses(const struct lazy_stats *st, struct msg_status *s)
+{
+	struct msg_loss *v = calloc(LAZY_LOSSES, sizeof(*v));
+
+	s->losses = v;
+	for (uint32_t i = 0; v && i < st->n_losses && i < LAZY_LOSSES; i++)
+		v[s->n_losses++] = (struct msg_loss){st->losses[i].pid, st->losses[i].start,
+						     st->losses[i].end, st->losses[i].pages};
+}
+
+/* How far the fetching of pages is, or what has become of it. */
 static void add_postcopy(const struct listing *l, const struct journal *k, struct msg_status *s)
 {
 	char path[512];
@@ -26,8 +36,11 @@ static void add_postcopy(const struct listing *l, const struct journal *k, struc
 	uint64_t *h;
 
 	lazy_stats_path(path, sizeof(path), l->cfg->state_dir, k->id);
-	if (!k->lazy || k->state != JOURNAL_COMMIT || !lazy_stats_read(path, &st))
+	if (!k->lazy || (k->state != JOURNAL_COMMIT && k->state != JOURNAL_DONE) ||
+	    !lazy_stats_read(path, &st))
 		return;
+	if (st.lost)
+		add_losses(&st, s);
 	s->postcopying = true;
 	s->pages_left = st.left;
 	lazy_stats_fill(&st, &s->postcopy);
@@ -80,6 +93,7 @@ bool answer_status(const struct agent_config *cfg, struct link *link)
 	for (size_t i = 0; i < l->n; i++) {
 		free((void *)l->v[i].pids);
 		free((void *)l->v[i].histogram);
+		free((void *)l->v[i].losses);
 		journal_done(&l->kept[i]);
 	}
 	free(l);
@@ -217,6 +231,17 @@ enum msg_peer_state peer_state_of(enum journal_state s)
 	return map[s];
 }
 
+/* It lost what was missing, and only sees to it that it stays lost. */
+static bool has_lost_the_source(const struct agent_config *cfg, const struct journal *j)
+{
+	char path[512];
+	struct lazy_stats st;
+
+	lazy_stats_path(path, sizeof(path), cfg->state_dir, j->id);
+	return j->lazy && j->state == JOURNAL_COMMIT && lazy_stats_read(path, &st) && st.lost &&
+	       !st.left;
+}
+
 bool answer_query(const struct agent_config *cfg, struct link *link, const struct msg_query *q)
 {
 	struct pick p = {.id = &q->id};
@@ -226,6 +251,8 @@ bool answer_query(const struct agent_config *cfg, struct link *link, const struc
 	if (journal_each(cfg->state_dir, pick_one, &p, journal_warn, &err))
 		return !conn_send_error(link, &err);
 	m.state.state = p.n ? peer_state_of(p.found.state) : MSG_STATE_UNKNOWN;
+	if (p.n && has_lost_the_source(cfg, &p.found))
+		m.state.state = MSG_STATE_RUNNING;
 	journal_done(&p.found);
 	return !link_send(link, &m, &err);
 }

@@ -30,12 +30,21 @@ void journal_warn(const struct cr_err *why)
 	log_warn("%s", why->msg);
 }
 
+static bool is_source(const struct journal *j)
+{
+	return !strcmp(j->role, "source");
+}
+
 static void drop(const struct agent_config *cfg, const struct journal *j)
 {
 	struct cr_err err = {0};
 	char path[512];
 
 	tidy_up(cfg, j);
+	if (!is_source(j)) {
+		lazy_stats_path(path, sizeof(path), cfg->state_dir, j->id);
+		unlink(path);
+	}
 	if (journal_remove(cfg->state_dir, j, &err))
 		log_warn("%s", err.msg);
 	journal_lock_path(path, sizeof(path), cfg->state_dir, j->id, j->role);
@@ -43,11 +52,6 @@ static void drop(const struct agent_config *cfg, const struct journal *j)
 }
 
 /* ---- source ---- */
-
-static bool is_source(const struct journal *j)
-{
-	return !strcmp(j->role, "source");
-}
 
 /* A pid may belong to another by now. */
 static bool is_same_task(const struct journal_pid *p)

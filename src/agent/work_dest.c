@@ -96,10 +96,13 @@ static void finish(struct dest *d)
 	struct cr_err err = {0};
 
 	d->journal.since_sec = (int64_t)time(NULL);
-	if (dest_journal(d, JOURNAL_DONE, &err))
+	if (dest_journal(d, JOURNAL_DONE, &err)) {
 		log_warn("%s", err.msg);
-	else
+	} else {
 		journal_forget_kept(d->env->state_dir, &d->journal);
+		if (d->lazy)
+			d->lazy->keeps_stats = true;
+	}
 	log_info("migration %s: running here", d->journal.id);
 }
 

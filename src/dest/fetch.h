@@ -67,6 +67,8 @@ int fetch_want(struct fetch *f, pid_t origin, uint64_t src) must_check;
 /* ---- fetch_tasks.c, with the lock ---- */
 
 void tasks_count_left(struct fetch *f);
+/* For whoever asks what became of it. */
+void tasks_note_loss(struct fetch *f, pid_t pid, uint64_t start, uint64_t end, uint64_t pages);
 void tasks_drop_space(struct fetch *f, struct lazy_space *sp);
 /* Spaces of processes that have ended or called execve(2), of which nothing tells. */
 void tasks_sweep(struct fetch *f);

@@ -278,12 +278,14 @@ static void say_mapping(struct fetch *f, const struct lazy_space *sp, const stru
 
 	for (uint64_t i = 0; i < seg->pages; i++)
 		n += lazy_object_missing(f->sh, o, seg->src / CR_PAGE_SIZE + i);
-	if (n)
-		log_error("fetching pages: shared memory of process %d at %#llx-%#llx: %llu pages "
-			  "are lost with the source: SIGBUS for who touches them",
-			  sp->origin, (unsigned long long)seg->start,
-			  (unsigned long long)(seg->start + seg->pages * CR_PAGE_SIZE),
-			  (unsigned long long)n);
+	const uint64_t end = seg->start + seg->pages * CR_PAGE_SIZE;
+	if (!n)
+		return;
+	tasks_note_loss(f, sp->origin, seg->start, end, n);
+	log_error("fetching pages: shared memory of process %d at %#llx-%#llx: %llu pages "
+		  "are lost with the source: SIGBUS for who touches them",
+		  sp->origin, (unsigned long long)seg->start, (unsigned long long)end,
+		  (unsigned long long)n);
 }
 
 void objects_lose_all(struct fetch *f)

@@ -180,12 +180,14 @@ static void poison_seg(struct fetch *f, const struct lazy_space *sp, const struc
 		if (put_pages(f, &fr, NULL, FILL_POISON, false))
 			break;
 	}
-	if (f->st->lost > had)
-		log_error("fetching pages: %llu pages of process %d at %#llx-%#llx are lost with "
-			  "the source: SIGBUS for who touches them",
-			  (unsigned long long)(f->st->lost - had), origin,
-			  (unsigned long long)was.start,
-			  (unsigned long long)(was.start + was.pages * CR_PAGE_SIZE));
+	const uint64_t end = was.start + was.pages * CR_PAGE_SIZE;
+	if (f->st->lost == had)
+		return;
+	tasks_note_loss(f, origin, was.start, end, f->st->lost - had);
+	log_error("fetching pages: %llu pages of process %d at %#llx-%#llx are lost with "
+		  "the source: SIGBUS for who touches them",
+		  (unsigned long long)(f->st->lost - had), origin, (unsigned long long)was.start,
+		  (unsigned long long)end);
 }
 
 void put_poison_all(struct fetch *f)

@@ -17,6 +17,12 @@ void tasks_count_left(struct fetch *f)
 	f->st->left = n + lazy_objects_count(f->sh);
 }
 
+void tasks_note_loss(struct fetch *f, pid_t pid, uint64_t start, uint64_t end, uint64_t pages)
+{
+	if (f->st->n_losses < LAZY_LOSSES)
+		f->st->losses[f->st->n_losses++] = (struct lazy_loss){pid, start, end, pages};
+}
+
 void tasks_drop_space(struct fetch *f, struct lazy_space *sp)
 {
 	size_t n = 0;

@@ -41,6 +41,7 @@ struct lazy {
 	VEC(struct lazy_behind) objects;
 	size_t no_digests; /* budget of the maps: none */
 	char stats_path[256];
+	bool keeps_stats;    /* the file stays, for as long as the journal beside it */
 	uint32_t timeout_ms; /* how long a source that is gone is waited for */
 	struct lazy_shared *shared;
 	struct lazy_stats *stats; /* mapped from stats_path */
@@ -53,7 +54,7 @@ struct lazy {
 	unsigned int looks; /* at the cgroup: somebody was forked */
 };
 
-/* stats_path: a file for the numbers, made here and removed by lazy_free(). */
+/* stats_path: a file for the numbers, made here and removed by lazy_free(), unless keeps_stats. */
 int lazy_new(struct lazy **ret, const char *stats_path, uint32_t timeout_ms,
 	     struct cr_err *err) must_check;
 void lazy_stats_path(char *buf, size_t n, const char *state_dir, const char *id);

@@ -91,7 +91,8 @@ void lazy_free(struct lazy *l)
 	lazy_state_free(l->shared);
 	if (l->stats)
 		munmap(l->stats, sizeof(*l->stats));
-	unlink(l->stats_path);
+	if (!l->keeps_stats)
+		unlink(l->stats_path);
 	free(l);
 }
 

@@ -14,7 +14,13 @@
 #include "base/err.h"
 #include "wire/lazy_stream.h"
 
-enum { LAZY_SPACES = 1024, LAZY_BUCKETS = 256, LAZY_TIES = 4096, LAZY_OBJECTS = 256 };
+enum {
+	LAZY_SPACES = 1024,
+	LAZY_BUCKETS = 256,
+	LAZY_TIES = 4096,
+	LAZY_OBJECTS = 256,
+	LAZY_LOSSES = 32
+};
 
 struct lazy_seg {
 	uint64_t start; /* here */
@@ -46,12 +52,20 @@ struct lazy_space {
 
 enum lazy_phase { LAZY_FETCHING, LAZY_FINISHED /* nothing is missing, or what is is poisoned */ };
 
+/* Pages that are lost with the source. */
+struct lazy_loss {
+	pid_t pid;
+	uint64_t start, end, pages;
+};
+
 /* Also read by others, out of a file: the numbers that a user may ask for. */
 struct lazy_stats {
 	uint64_t pages_lazy, left, faults, pushed, reconnects, connects, lost, max_us;
 	/* by the clock of the fetcher, which lives in the tasks' time namespace */
 	uint64_t started_us, seen_us, ended_us;
 	uint64_t buckets[LAZY_BUCKETS]; /* of fault latencies, see lazy_bucket() */
+	uint32_t n_losses;              /* more are in the log, and in `lost` */
+	struct lazy_loss losses[LAZY_LOSSES];
 };
 
 struct lazy_tie { /* see lazy_tie.c */

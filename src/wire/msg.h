@@ -234,6 +234,10 @@ struct msg_postcopy {
 	uint64_t pushed;      /* pages that came without being asked for */
 	uint64_t lost;        /* pages that never came: SIGBUS for who touches them */
 };
+struct msg_loss { /* pages that never came, by mapping */
+	pid_t pid;
+	uint64_t start, end, pages;
+};
 enum { MSG_HISTOGRAM = 32 }; /* by power of two of microseconds */
 
 struct msg_done {
@@ -259,7 +263,9 @@ struct msg_status { /* one migration that an agent knows */
 	bool postcopying;   /* the rest says something */
 	struct msg_postcopy postcopy;
 	uint64_t pages_left;
-	const uint64_t *histogram; /* MSG_HISTOGRAM of them, or NULL */
+	const uint64_t *histogram;     /* MSG_HISTOGRAM of them, or NULL */
+	const struct msg_loss *losses; /* the first ones */
+	size_t n_losses;
 };
 struct msg_status_list {
 	struct msg_status *v;

@@ -419,6 +419,43 @@ int msg_get_done(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	return 0;
 }
 
+static int put_losses(struct arena *a, const struct msg_status *in, Wire__Status *pb)
+{
+	pb->losses = arena_array(a, Wire__Loss *, in->n_losses);
+	if (!pb->losses)
+		return -ENOMEM;
+	for (size_t i = 0; i < in->n_losses; i++) {
+		const struct msg_loss *l = &in->losses[i];
+		Wire__Loss *p = pb_new(a, &wire__loss__descriptor);
+
+		if (!p)
+			return -ENOMEM;
+		p->pid = (uint32_t)l->pid;
+		p->start = l->start;
+		p->end = l->end;
+		p->pages = l->pages;
+		pb->losses[pb->n_losses++] = p;
+	}
+	return 0;
+}
+
+static int get_losses(struct arena *a, const Wire__Status *pb, struct msg_status *out,
+		      struct cr_err *err)
+{
+	struct msg_loss *v = arena_array(a, struct msg_loss, pb->n_losses);
+
+	if (!v)
+		return cr_err_oom(err);
+	for (size_t i = 0; i < pb->n_losses; i++) {
+		const Wire__Loss *p = pb->losses[i];
+
+		v[i] = (struct msg_loss){(pid_t)p->pid, p->start, p->end, p->pages};
+	}
+	out->losses = v;
+	out->n_losses = pb->n_losses;
+	return 0;
+}
+
 static Wire__Status *put_status(struct arena *a, const struct msg_status *in)
 {
 	Wire__Status *pb = pb_new(a, &wire__status__descriptor);
@@ -444,6 +481,8 @@ static Wire__Status *put_status(struct arena *a, const struct msg_status *in)
 			return NULL;
 		pb->n_fault_histogram = MSG_HISTOGRAM;
 	}
+	if (put_losses(a, in, pb))
+		return NULL;
 	pb->role = pb_string(in->role);
 	pb->state = pb_string(in->state);
 	pb->peer = pb_string(in->peer);
@@ -473,7 +512,8 @@ static int get_status(struct arena *a, const Wire__Status *pb, struct msg_status
 	out->role = msg_text(pb->role);
 	out->state = msg_text(pb->state);
 	out->peer = msg_text(pb->peer);
-	return msg_get_id(&pb->id, &out->id, err);
+	int r = get_losses(a, pb, out, err);
+	return r ? r : msg_get_id(&pb->id, &out->id, err);
 }
 
 int msg_put_status_list(struct arena *a, const struct msg *m, void *p)

@@ -450,6 +450,22 @@ poisoned() {
 	grep -q 'pages fetched, [1-9][0-9]* lost' "$state/beta/agent.log"
 }
 
+# losses_said N: cr-migrate told of a loss of N pages in all: by mapping, as a number, and as its exit status; and
+# its status does so afterwards.
+losses_said() {
+	local by_mapping in_all later
+	by_mapping=$(jq -s 'map(select(.event == "warning" and (.why | contains("lost with the source"))) |
+		.why | split(" ")[0] | tonumber) | add' "$work/events")
+	in_all=$(postcopied .lost)
+	later=$("$build/cr-migrate" status --hosts "$hosts_file" --json beta |
+		jq -s --arg id "$(jq -r .migration <<<"$mig_done")" \
+			'map(select(.migration == $id))[0].postcopy | [.lost, (.losses | map(.pages) | add)] | @text')
+	[ "$mig_status $by_mapping $in_all $later" = "5 $1 $1 \"[$1,$1]\"" ] || {
+		diag "$1 lost; exit $mig_status, $by_mapping by mapping, $in_all in all, later $later"
+		return 1
+	}
+}
+
 lost_case() {
 	MODE=hybrid PATIENCE=2s RATE=8M
 	: >"$state/beta/agent.log"
@@ -472,10 +488,30 @@ lost_case() {
 		diag "SIGBUS for $lost pages, $said lost by the log, $ranges by its ranges"
 		return 1
 	fi
+	losses_said "$said" || { say_migration; return 1; }
 }
 ok "the source is lost: SIGBUS for what is missing, all else is right, and the log says what" lost_case
 kill_workload
 "$testbed" agent alpha restart
+
+# The source lives, and cannot be reached for longer than it is waited for.
+away_case() {
+	MODE=hybrid PATIENCE=1s RATE=8M
+	: >"$state/beta/agent.log"
+	start_workload alpha touch --mib 64 --pattern rewrite --bus && runs_on || return 1
+	begin_slow || { say_migration; return 1; }
+	wl_host=beta
+	until_true 20 progress_is_from beta || { diag "not there: $(progress)"; return 1; }
+	"$testbed" link beta down
+	end_slow
+	"$testbed" link beta up
+	until_true 5 poisoned || { diag "$(tail -n 5 "$state/beta/agent.log")"; return 1; }
+	losses_said "$(sed -n 's/.*pages fetched, \([0-9]*\) lost$/\1/p' "$state/beta/agent.log")" || { say_migration; return 1; }
+	until_true 30 settled_everywhere || { say_logs; return 1; }
+	finish_workload
+}
+ok "the source is away for too long: cr-migrate says what is lost" away_case
+kill_workload
 
 # Of shared memory it is SIGBUS for as long as anybody has it mapped, and also for children that come later.
 lost_shared() {
@@ -498,6 +534,7 @@ lost_shared_case() {
 		diag "$(tail -n 5 "$state/beta/agent.log")"
 		return 1
 	}
+	losses_told || { say_migration; return 1; }
 	local lost said
 	lost=$(<"$wl_dir/lost")
 	said=$(sed -n 's/.*shared memory of process.*: \([0-9]*\) pages are lost.*/\1/p' "$state/beta/agent.log" | sort -n | tail -n 1)
@@ -507,6 +544,11 @@ lost_shared_case() {
 		return 1
 	fi
 	until_true 20 nobody_fetches || { diag "$(on beta ps -e -o pid,comm | grep cr-)"; return 1; }
+}
+# Each process that has it mapped has lost it.
+losses_told() {
+	grep -q '"event":"warning".*pages are lost with the source' "$work/events" && [ "$mig_status" = 5 ] &&
+		(($(postcopied .lost) > 0))
 }
 nobody_fetches() {
 	! named cr-fetcher >/dev/null

@@ -64,6 +64,7 @@ static struct msg_packet some_packets[] = {
 static struct msg_part some_parts[] = {{"files", 120}, {"registers", 80}};
 static const pid_t some_pids[] = {4242, 4243};
 static const uint64_t some_histogram[MSG_HISTOGRAM] = {1, 2, [MSG_HISTOGRAM - 1] = 3};
+static const struct msg_loss some_losses[] = {{4242, 0x1000, 0x3000, 2}, {4243, 0, 1, 1}};
 static struct msg_status some_status = {.role = "source",
 					.state = "in doubt",
 					.pids = some_pids,
@@ -73,7 +74,9 @@ static struct msg_status some_status = {.role = "source",
 					.postcopying = true,
 					.postcopy = {10, 9, 8, 7, 6, 5, 4, 3, 2, 1},
 					.pages_left = 77,
-					.histogram = some_histogram};
+					.histogram = some_histogram,
+					.losses = some_losses,
+					.n_losses = 2};
 static const char *some_paths[] = {"/opt/program", "/tmp/x y"};
 static uint32_t some_wanted[] = {1, 0};
 static struct msg_xattr some_xattrs[] = {{"user.a", (const uint8_t *)"1", 1},
@@ -274,8 +277,14 @@ static inline void same_digests(const struct msg_digests *x, const struct msg_di
 static inline void same_status(const struct msg_status *a, const struct msg_status *b)
 {
 	SAME_ID(id), SAME_STR(role), SAME_STR(state), SAME_STR(peer);
-	SAME(since_sec), SAME(n_pids), SAME(postcopying), SAME(pages_left);
+	SAME(since_sec), SAME(n_pids), SAME(postcopying), SAME(pages_left), SAME(n_losses);
 	SAME_ID(postcopy);
+	for (size_t i = 0; i < a->n_losses; i++) {
+		const struct msg_loss *x = &a->losses[i], *y = &b->losses[i];
+
+		assert_true(x->pid == y->pid && x->start == y->start && x->end == y->end &&
+			    x->pages == y->pages);
+	}
 	assert_memory_equal(a->histogram, b->histogram, sizeof(some_histogram));
 	assert_memory_equal(a->pids, b->pids, a->n_pids * sizeof(pid_t));
 }
