@@ -1,16 +1,18 @@
 /* The agent's half of the executor: fills a slot, wakes the task, waits for the results. */
 #include "remote/batch.h"
 
-#include <stddef.h>
-
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include "base/clock.h"
+#include "kernel/procfs.h"
 #include "remote/area.h"
 
 enum { ANSWER_TIMEOUT_US = 10 * 1000 * 1000, SLICE_NS = 20 * 1000 * 1000 };
@@ -74,6 +76,25 @@ static int look_for_stop(struct rtask *t, struct cr_err *err)
 	return 0;
 }
 
+/* Says what it does instead, as far as the kernel tells: a task that is runnable has no processor,
+ * one that waits, something to wait for. */
+static int no_answer(const struct rtask *t, unsigned int tail, struct cr_err *err)
+{
+	struct proc_stat st = {.state = '?'};
+	struct cr_err ignored = {0};
+	char path[64], where[64] = "";
+
+	(void)!proc_stat_read(t->tid, t->tid, &st, &ignored);
+	snprintf(path, sizeof(path), "/proc/%d/wchan", t->tid);
+	_cleanup_fd_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? 0 : read(fd, where, sizeof(where) - 1);
+	where[n > 0 ? n : 0] = '\0';
+	return cr_err_set(err, CR_ERR_KERNEL, ETIMEDOUT,
+			  "task %d does not answer (in system call %ld, state %c%s%s)", t->tid,
+			  t->slot->calls[tail % SLOT_CALLS].nr, st.state, *where ? " in " : "",
+			  where);
+}
+
 static int wait_answer(struct rtask *t, struct cr_err *err)
 {
 	struct blob_slot *s = t->slot;
@@ -99,9 +120,7 @@ static int wait_answer(struct rtask *t, struct cr_err *err)
 		if (!r && !deadline)
 			deadline = now_us() + ANSWER_TIMEOUT_US;
 		else if (!r && now_us() > deadline)
-			r = cr_err_set(err, CR_ERR_KERNEL, ETIMEDOUT,
-				       "task %d does not answer (in system call %ld)", t->tid,
-				       s->calls[tail % SLOT_CALLS].nr);
+			r = no_answer(t, tail, err);
 		if (r) {
 			err->pid = t->tid;
 			t->dead = true;
