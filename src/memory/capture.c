@@ -1,23 +1,15 @@
-#include "memory/capture.h"
+#include "memory/capture_private.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <xxhash.h>
-#include "kernel/boot_id.h"
 #include "kernel/build_id.h"
 #include "kernel/procfs.h"
 #include "kernel/sysv_shm.h"
 #include "kernel/vmaview.h"
-#include "resource/carried.h"
 #include "memory/shm_name.h"
 #include "model/layout.h"
-
-#define DELETED " (deleted)"
 
 enum {
 	TORN_READS = 20,
@@ -28,28 +20,9 @@ enum {
 	FLAGS_COST_VMA = 32,
 };
 
-void object_fds_done(struct object_fds *o)
-{
-	vec_foreach (fd, &o->list)
-		close_fdp(fd);
-	vec_done(&o->list);
-}
-
-static bool starts_with(const char *s, const char *prefix)
-{
-	return !strncmp(s, prefix, strlen(prefix));
-}
-
-static bool ends_with(const char *s, const char *suffix)
-{
-	size_t n = strlen(s), m = strlen(suffix);
-
-	return n >= m && !strcmp(s + n - m, suffix);
-}
-
 /* ---- arrays of the tree that grow ---- */
 
-static void *grow(struct arena *a, const void *old, size_t n, size_t elem)
+void *capture_grow(struct arena *a, const void *old, size_t n, size_t elem)
 {
 	/* doubling, by copies: the arena frees all at once */
 	if (n && (n & (n - 1)))
@@ -60,12 +33,6 @@ static void *grow(struct arena *a, const void *old, size_t n, size_t elem)
 	return p;
 }
 
-bool memory_objects_grow(struct tree *t)
-{
-	t->objects = grow(t->arena, t->objects, t->n_objects, sizeof(*t->objects));
-	return t->objects;
-}
-
 /* Indices stay valid over captures: the new tree starts with what the old one had. */
 static int inherit(struct capture *c, struct cr_err *err)
 {
@@ -74,7 +41,8 @@ static int inherit(struct capture *c, struct cr_err *err)
 	if (!c->prev)
 		return 0;
 	for (size_t i = 0; i < c->prev->n_mapped_files; i++) {
-		t->mapped_files = grow(t->arena, t->mapped_files, i, sizeof(*t->mapped_files));
+		t->mapped_files =
+		    capture_grow(t->arena, t->mapped_files, i, sizeof(*t->mapped_files));
 		if (!t->mapped_files)
 			return cr_err_oom(err);
 		t->mapped_files[i] = c->prev->mapped_files[i];
@@ -82,7 +50,7 @@ static int inherit(struct capture *c, struct cr_err *err)
 		t->n_mapped_files++;
 	}
 	for (size_t i = 0; i < c->prev->n_objects; i++) {
-		t->objects = grow(t->arena, t->objects, i, sizeof(*t->objects));
+		t->objects = capture_grow(t->arena, t->objects, i, sizeof(*t->objects));
 		if (!t->objects)
 			return cr_err_oom(err);
 		t->objects[i] = c->prev->objects[i];
@@ -93,12 +61,6 @@ static int inherit(struct capture *c, struct cr_err *err)
 }
 
 /* ---- mapped files ---- */
-
-static void map_label(char *buf, size_t n, const struct proc_map *m)
-{
-	snprintf(buf, n, "mapping %llx-%llx (%.120s)", (unsigned long long)m->start,
-		 (unsigned long long)m->end, m->name);
-}
 
 /* The entry of map_files says by its mode how the file was opened, proc(5). */
 static bool opened_for_writing(pid_t pid, const struct proc_map *m)
@@ -111,13 +73,8 @@ static bool opened_for_writing(pid_t pid, const struct proc_map *m)
 	return !lstat(path, &st) && (st.st_mode & S_IWUSR);
 }
 
-static uint64_t mtime_ns(const struct stat *st)
-{
-	return (uint64_t)st->st_mtim.tv_sec * 1000000000ull + (uint64_t)st->st_mtim.tv_nsec;
-}
-
-static int add_mapped_file(struct capture *c, const char *path, uint64_t dev, uint64_t ino,
-			   uint32_t *ret, struct cr_err *err)
+int capture_add_file(struct capture *c, const char *path, uint64_t dev, uint64_t ino, uint32_t *ret,
+		     struct cr_err *err)
 {
 	struct tree *t = c->tree;
 	struct stat st;
@@ -134,7 +91,7 @@ static int add_mapped_file(struct capture *c, const char *path, uint64_t dev, ui
 	if (stat(path, &st) || (ino && st.st_ino != ino) || !S_ISREG(st.st_mode))
 		return -ENOENT;
 	t->mapped_files =
-	    grow(t->arena, t->mapped_files, t->n_mapped_files, sizeof(*t->mapped_files));
+	    capture_grow(t->arena, t->mapped_files, t->n_mapped_files, sizeof(*t->mapped_files));
 	char *copy = arena_strdup(t->arena, path);
 	if (!t->mapped_files || !copy)
 		return cr_err_oom(err);
@@ -146,223 +103,19 @@ static int add_mapped_file(struct capture *c, const char *path, uint64_t dev, ui
 	    .ino = ino ? ino : st.st_ino,
 	    .dev = dev,
 	    .st_dev = st.st_dev,
-	    .mtime_ns = mtime_ns(&st),
+	    .mtime_ns = capture_mtime_ns(&st),
 	};
 	f->build_id_len = (uint8_t)build_id_read(path, f->build_id);
 	return 0;
 }
 
-/* ---- shared objects ---- */
-
-static int open_map_file(pid_t pid, const struct proc_map *m)
-{
-	char path[96];
-
-	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", pid,
-		 (unsigned long long)m->start, (unsigned long long)m->end);
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-	return fd >= 0 ? fd : open(path, O_RDONLY | O_CLOEXEC);
-}
-
-static int reopen(int fd)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	int own = open(path, O_RDWR | O_CLOEXEC);
-	return own >= 0 ? own : open(path, O_RDONLY | O_CLOEXEC);
-}
-
-/* A System V segment's inode number is its id, which a memfd may have as well. */
-#define SYSV_INO (1ull << 62)
-
-static bool is_sysv(const struct proc_map *m)
-{
-	return starts_with(m->name, "/SYSV");
-}
-
-/* A file that was removed: a temporary one, a library that was upgraded meanwhile, shared memory
- * whose name is gone. The kernel's own mounts show memfds and such by names that end so as well. */
-static bool is_unlinked(const struct proc_map *m)
-{
-	return *m->name == '/' && m->ino && ends_with(m->name, DELETED) &&
-	       !starts_with(m->name, "/memfd:") && !is_sysv(m) &&
-	       !starts_with(m->name, "/dev/zero" DELETED) &&
-	       !starts_with(m->name, "/anon_hugepage") && !starts_with(m->name, "/[aio]");
-}
-
-static bool is_of_object(const struct proc_map *m, const struct vma *v)
-{
-	return v->kind == VMA_SHARED_OBJ || starts_with(m->name, "/memfd:") || is_unlinked(m);
-}
-
-static int refresh_sysv(struct shared_object *so, struct cr_err *err)
-{
-	struct sysv_shm s;
-	int r = sysv_shm_stat((int)(so->ino & ~SYSV_INO), &s, err);
-
-	if (r)
-		return r;
-	so->size = s.size;
-	so->ipc_id = s.id;
-	so->ipc_key = s.key;
-	so->uid = s.uid;
-	so->gid = s.gid;
-	so->mode = s.mode;
-	so->ipc_removed = s.removed;
-	so->ipc_cpid = s.cpid;
-	return 0;
-}
-
-static int refresh_object(struct shared_object *so, int fd, struct cr_err *err)
-{
-	struct stat st;
-
-	if (so->kind != OBJ_UNLINKED && !so->page_bytes)
-		so->page_bytes = huge_page_bytes(fd);
-	if (so->kind == OBJ_SYSV_SHM)
-		return refresh_sysv(so, err);
-
-	if (fstat(fd, &st))
-		return cr_err_sys(err, "looking at a shared memory object");
-	so->size = (uint64_t)st.st_size;
-	int seals = so->kind == OBJ_MEMFD ? fcntl(fd, F_GET_SEALS) : 0;
-	so->seals = seals > 0 ? (uint32_t)seals : 0;
-	return 0;
-}
-
-static int find_object(const struct tree *t, uint64_t dev, uint64_t ino)
-{
-	for (size_t i = 0; i < t->n_objects; i++)
-		if (t->objects[i].ino == ino && t->objects[i].dev == dev)
-			return (int)i;
-	return -1;
-}
-
-/* Of a file that was removed: as whoever has it open sees it, too (file_unlinked.c). */
-static int describe_unlinked(struct capture *c, const struct proc_map *m, int fd,
-			     struct shared_object *so, struct cr_err *err)
-{
-	struct stat st;
-	char *name = arena_strdup(c->tree->arena, m->name);
-
-	if (!name)
-		return cr_err_oom(err);
-	if (fstat(fd, &st))
-		return cr_err_sys(err, "%s", name);
-	name[strlen(name) - strlen(DELETED)] = 0;
-	*so = (struct shared_object){.kind = OBJ_UNLINKED,
-				     .name = name,
-				     .dev = st.st_dev,
-				     .ino = st.st_ino,
-				     .uid = st.st_uid,
-				     .gid = st.st_gid,
-				     .mode = st.st_mode & 07777};
-	if (m->shared && !c->exact)
-		carried_refuse_shared(c->tree, m->name, st.st_dev, st.st_ino, c->refused);
-	return 0;
-}
-
-/* The device as stat(2) tells it, which may be another than in maps. */
-static uint64_t device_of(pid_t pid, const struct proc_map *m)
-{
-	_cleanup_fd_ int fd = is_unlinked(m) ? open_map_file(pid, m) : -1;
-	struct stat st;
-
-	return fd >= 0 && !fstat(fd, &st) ? st.st_dev : m->dev;
-}
-
-static int add_object(struct capture *c, struct object_fds *o, pid_t pid, const struct proc_map *m,
-		      uint32_t *ret, struct cr_err *err)
-{
-	struct tree *t = c->tree;
-	uint64_t ino = m->ino | (is_sysv(m) ? SYSV_INO : 0);
-	int i = find_object(t, device_of(pid, m), ino);
-
-	if (i < 0) {
-		int fd = open_map_file(pid, m);
-		int *slot = fd < 0 ? NULL : vec_push(&o->list);
-
-		if (fd < 0)
-			return cr_err_set(err, CR_ERR_KERNEL, c->exact ? errno : EAGAIN,
-					  "opening shared memory of %d", pid);
-		if (!slot) {
-			close(fd);
-			return cr_err_oom(err);
-		}
-		*slot = fd;
-		if (!memory_objects_grow(t))
-			return cr_err_oom(err);
-		i = (int)t->n_objects++;
-		bool memfd = starts_with(m->name, "/memfd:");
-		t->objects[i] = (struct shared_object){.kind = memfd        ? OBJ_MEMFD
-							       : is_sysv(m) ? OBJ_SYSV_SHM
-									    : OBJ_SHARED_ANON,
-						       .ino = ino,
-						       .dev = m->dev};
-		if (memfd) {
-			char *name = arena_strdup(t->arena, m->name + strlen("/memfd:"));
-
-			if (!name)
-				return cr_err_oom(err);
-			if (ends_with(name, DELETED))
-				name[strlen(name) - strlen(DELETED)] = 0;
-			t->objects[i].name = name;
-		}
-		if (is_unlinked(m)) {
-			int r = describe_unlinked(c, m, fd, &t->objects[i], err);
-
-			if (r)
-				return r;
-		}
-	}
-	*ret = (uint32_t)i;
-	return refresh_object(&t->objects[i], o->list.v[i], err);
-}
-
-int memory_capture_objects(struct capture *c, struct object_fds *o, struct cr_err *err)
-{
-	struct tree *t = c->tree;
-
-	for (size_t i = o->list.n; i < t->n_objects; i++) {
-		int fd = -1;
-
-		for (size_t k = 0; k < t->n_procs && fd < 0; k++)
-			for (size_t j = 0; j < t->procs[k].n_fds && fd < 0; j++) {
-				const struct fd_entry *e = &t->procs[k].fds[j];
-
-				if ((t->files[e->file].kind == FILE_MEMFD ||
-				     t->files[e->file].kind == FILE_UNLINKED) &&
-				    t->files[e->file].object == i)
-					fd = (int)syscall(SYS_pidfd_getfd, c->procs[k].pidfd, e->fd,
-							  0);
-			}
-		if (fd < 0)
-			return cr_err_set(err, CR_ERR_KERNEL, ESTALE,
-					  "a memfd or unlinked file went away meanwhile");
-		/* a description of our own: the task's position is not ours to move */
-		int own = reopen(fd);
-		close(fd);
-		fd = own;
-		if (fd < 0)
-			return cr_err_sys(err, "opening a memfd or unlinked file");
-		int *slot = vec_push(&o->list);
-		if (!slot) {
-			close(fd);
-			return cr_err_oom(err);
-		}
-		*slot = fd;
-	}
-	for (size_t i = 0; i < t->n_objects; i++) {
-		int r = refresh_object(&t->objects[i], o->list.v[i], err);
-
-		if (r)
-			return r;
-	}
-	return 0;
-}
-
 /* ---- mappings ---- */
+
+static void map_label(char *buf, size_t n, const struct proc_map *m)
+{
+	snprintf(buf, n, "mapping %llx-%llx (%.120s)", (unsigned long long)m->start,
+		 (unsigned long long)m->end, m->name);
+}
 
 static bool is_special_anon(const char *name)
 {
@@ -380,7 +133,7 @@ static const char *classify(const struct proc_map *m, struct vma *v)
 	} else if (!strcmp(n, "[vdso]") || starts_with(n, "[vvar")) {
 		v->kind = VMA_VDSO;
 	} else if (m->shared && (starts_with(n, "/memfd:") || starts_with(n, "/dev/zero" DELETED) ||
-				 is_sysv(m) || starts_with(n, "[anon_shmem:") ||
+				 map_is_sysv(m) || starts_with(n, "[anon_shmem:") ||
 				 starts_with(n, "/anon_hugepage"))) {
 		v->kind = VMA_SHARED_OBJ;
 	} else if (!m->shared && !m->ino && is_special_anon(n)) {
@@ -394,7 +147,7 @@ static const char *classify(const struct proc_map *m, struct vma *v)
 		return "kernel AIO context: not supported; io_destroy it first";
 	} else if (starts_with(n, "anon_inode:") || *n == '[' || starts_with(n, "socket:")) {
 		return "a mapping of this kind is not supported";
-	} else if (is_unlinked(m)) {
+	} else if (map_is_unlinked(m)) {
 		v->kind = m->shared ? VMA_SHARED_OBJ : VMA_FILE_PRIVATE;
 	} else if (*n == '/') {
 		v->kind = m->shared ? VMA_FILE_SHARED : VMA_FILE_PRIVATE;
@@ -456,11 +209,11 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 		if (!v->name)
 			return cr_err_oom(err);
 	}
-	if (is_sysv(m))
+	if (map_is_sysv(m))
 		v->ino |= SYSV_INO;
-	if (is_of_object(m, v))
-		r = add_object(c, o, pid, m, &v->object, err);
-	if (!r && is_sysv(m) &&
+	if (map_is_of_object(m, v))
+		r = capture_add_object(c, o, pid, m, &v->object, err);
+	if (!r && map_is_sysv(m) &&
 	    (v->offset || v->end - v->start != whole_pages(&c->tree->objects[v->object]))) {
 		refuse(c->refused, pid, label,
 		       "System V shared memory of which only a part is mapped, or with different "
@@ -473,10 +226,10 @@ static int fill_vma(struct capture *c, struct object_fds *o, pid_t pid, const st
 		       "a private mapping of a file of huge pages: not supported");
 		return 1;
 	}
-	if (is_of_object(m, v))
+	if (map_is_of_object(m, v))
 		return r;
 	if (v->kind == VMA_FILE_PRIVATE || v->kind == VMA_FILE_SHARED) {
-		r = add_mapped_file(c, m->name, m->dev, m->ino, &v->file, err);
+		r = capture_add_file(c, m->name, m->dev, m->ino, &v->file, err);
 		if (r == -ENOENT) {
 			refuse(c->refused, pid, label,
 			       "the path leads to another file now: not supported");
@@ -632,7 +385,7 @@ static int fill_fields(struct capture *c, struct object_fds *o, struct process *
 		return cr_err_set(err, CR_ERR_KERNEL, EAGAIN, "process %d is ending", p->pid);
 	if (r < 0)
 		return r;
-	r = add_mapped_file(c, exe, 0, 0, &p->mm.exe_file, err);
+	r = capture_add_file(c, exe, 0, 0, &p->mm.exe_file, err);
 	if (r == -ENOENT)
 		r = exe_capture(c, o, p, exe, err);
 	return r ? r : check_exec(p, before, err);
@@ -738,98 +491,4 @@ int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err)
 	if (!r)
 		refuse_shared_outside(c);
 	return r;
-}
-
-static void check_sysv(const struct shared_object *so, struct refusals *refused)
-{
-	struct sysv_shm s;
-	struct cr_err ignored = {0};
-	char label[80];
-
-	snprintf(label, sizeof(label), "System V shared memory %d, key %#x", so->ipc_id,
-		 (unsigned int)so->ipc_key);
-	if (!sysv_shm_stat(so->ipc_id, &s, &ignored) || ignored.code == EACCES)
-		refuse(refused, 0, label, "the id is taken at the destination");
-	else if (sysv_shm_key_taken(so->ipc_key))
-		refuse(refused, 0, label, "the key is taken at the destination");
-}
-
-static void check_unlinked(const struct shared_object *so, struct refusals *refused)
-{
-	char dir[PATH_MAX];
-	struct stat st;
-
-	snprintf(dir, sizeof(dir), "%s", so->name);
-	char *slash = strrchr(dir, '/');
-	if (slash)
-		slash[slash == dir] = 0;
-	if (stat(dir, &st) || !S_ISDIR(st.st_mode) || access(dir, W_OK))
-		refuse(
-		    refused, 0, so->name,
-		    "was removed while it is in use: its directory is missing at the destination "
-		    "or cannot be written");
-}
-
-/* The one file that both hosts see, by the devices and inodes of one kernel. Two kernels have no
- * number in common for a device: there the inode of a shared file system has to do. */
-static bool is_the_file(const struct tree *t, const struct mapped_file *f, const struct stat *st)
-{
-	bool known, same_kernel = boot_id_matches(t->boot_id, &known);
-
-	if (st->st_ino != f->ino)
-		return false;
-	return known && same_kernel ? st->st_dev == f->st_dev : st->st_size == (off_t)f->size;
-}
-
-static const char *copy_differs(const struct mapped_file *f, const struct stat *st)
-{
-	uint8_t id[BUILD_ID_MAX];
-
-	if ((uint64_t)st->st_size != f->size)
-		return "has another size";
-	if (mtime_ns(st) != f->mtime_ns)
-		return "has another modification time";
-	if (f->build_id_len && (build_id_read(f->path, id) != f->build_id_len ||
-				memcmp(id, f->build_id, f->build_id_len)))
-		return "is another build (its build id differs)";
-	return NULL;
-}
-
-static void check_mapped_file(const struct tree *t, const struct mapped_file *f,
-			      struct refusals *refused)
-{
-	struct stat st;
-
-	if (f->carried)
-		return;
-	if (stat(f->path, &st)) {
-		refuse(refused, 0, f->path, "mapped file is missing at the destination: %s%s",
-		       strerror(errno), errno == ENOENT ? "; --copy-files brings it along" : "");
-		return;
-	}
-	bool same = is_the_file(t, f, &st);
-	if (f->writable) {
-		/* written through the mapping, whose writes reach no copy; times move */
-		if (!same)
-			refuse(refused, 0, f->path,
-			       "mapped shared and written, and not the same file at the "
-			       "destination; put it on a file system that both hosts share");
-		return;
-	}
-	const char *why = same ? NULL : copy_differs(f, &st);
-	if (why)
-		refuse(refused, 0, f->path,
-		       "mapped file %s at the destination; install the same version there", why);
-}
-
-void memory_check(const struct tree *t, struct refusals *refused)
-{
-	huge_check(t, refused);
-	for (size_t i = 0; i < t->n_objects; i++)
-		if (t->objects[i].kind == OBJ_SYSV_SHM)
-			check_sysv(&t->objects[i], refused);
-		else if (t->objects[i].kind == OBJ_UNLINKED)
-			check_unlinked(&t->objects[i], refused);
-	for (size_t i = 0; i < t->n_mapped_files; i++)
-		check_mapped_file(t, &t->mapped_files[i], refused);
 }
