@@ -23,7 +23,7 @@
 #define IPV6_HDRINCL 36
 #endif
 
-enum { DATAGRAM_MAX = 65536, CONTROL_BYTES = 512, DATAGRAMS_MAX = 65536 };
+enum { DATAGRAM_MAX = 65536, CONTROL_BYTES = 512, DATAGRAMS_MAX = 65536, ERRORS_MAX = 8 };
 
 /* ---- what is to be told of each ---- */
 
@@ -152,6 +152,13 @@ static int peek_one(int fd, struct queue *q, struct cr_err *err)
 	uint32_t segment = 0;
 	ssize_t n = recvmsg(fd, &m, MSG_PEEK | MSG_DONTWAIT);
 
+	/* what the network has said of something sent (ICMP) is told before any datagram, and only
+	 * once, ip(7) */
+	for (int i = 0; n < 0 && errno != EAGAIN && i < ERRORS_MAX; i++) {
+		m.msg_namelen = sizeof(from);
+		m.msg_controllen = sizeof(control);
+		n = recvmsg(fd, &m, MSG_PEEK | MSG_DONTWAIT);
+	}
 	if (n < 0 && errno == EAGAIN)
 		return 0;
 	if (n < 0)
