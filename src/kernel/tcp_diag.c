@@ -183,10 +183,10 @@ static int dump_all(const struct question *q, struct cr_err *err)
 		   : 0;
 }
 
-int tcp_diag_read(struct tcp_diag *ret, struct cr_err *err)
+static int list_owned(uint32_t states, struct tcp_diag *ret, struct cr_err *err)
 {
 	const struct question q = {
-	    .states = STATES,
+	    .states = states,
 	    .ext = 1 << (INET_DIAG_INFO - 1), /* with which INET_DIAG_ULP_INFO comes */
 	    .take = take,
 	    .list = ret};
@@ -200,6 +200,16 @@ int tcp_diag_read(struct tcp_diag *ret, struct cr_err *err)
 	if (ret->list.n)
 		qsort(ret->list.v, ret->list.n, sizeof(*ret->list.v), cmp_ino);
 	return 0;
+}
+
+int tcp_diag_read(struct tcp_diag *ret, struct cr_err *err)
+{
+	return list_owned(STATES, ret, err);
+}
+
+int tcp_diag_listeners(struct tcp_diag *ret, struct cr_err *err)
+{
+	return list_owned(1 << TCP_LISTEN, ret, err);
 }
 
 const struct tcp_diag_entry *tcp_diag_find(const struct tcp_diag *d, uint64_t ino)

@@ -21,6 +21,9 @@ struct tcp_diag {
 	VEC(struct tcp_diag_entry) list; /* ascending by ino */
 };
 
+/* Listeners, of which nothing but ino, family, us and md5 is told. */
+int tcp_diag_listeners(struct tcp_diag *ret, struct cr_err *err) must_check;
+
 /* One that its program has closed, and whose peer has not acknowledged everything yet, our end at
  * least: in FIN_WAIT1, CLOSING or LAST_ACK. Nobody has a descriptor of it. */
 struct tcp_unowned {

@@ -121,6 +121,8 @@ struct files_ctx {
 	VEC(struct fd_watch) watches;
 	struct tcp_diag connections; /* listed after the descriptors; empty where exact … */
 	bool connections_listed;     /* … but for those that are on the way there */
+	struct tcp_diag listeners;   /* listed for the first one; empty where exact */
+	bool listeners_listed;
 	struct multicast_host multicast;
 	unsigned int n_closed, n_closed_said; /* connections that the move closes */
 	VEC(struct fd_flight) flights;

@@ -38,6 +38,7 @@ static void ctx_done(struct files_ctx *x)
 		close(f->fd);
 	vec_done(&x->flights);
 	tcp_diag_done(&x->connections);
+	tcp_diag_done(&x->listeners);
 	multicast_host_done(&x->multicast);
 	free(x->proc_first);
 	free(x->text.v);

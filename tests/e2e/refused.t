@@ -50,6 +50,7 @@ perfmap perf
 bpf bpf
 mptcp MPTCP socket
 ktls connection .*kTLS
+md5listener TCP listener with signed segments
 lockedfilter locked filter
 ebpffilter eBPF filter
 pidfd pidfd of a process outside the tree

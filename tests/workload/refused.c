@@ -251,6 +251,22 @@ static int listener(void)
 	return fd < 0 || listen(fd, 1) ? -1 : fd;
 }
 
+static int do_md5listener(void)
+{
+	enum { MD5SIG = 14 }; /* as <linux/tcp.h> has it, and the structure */
+	struct {
+		struct sockaddr_storage addr;
+		uint8_t flags, prefix;
+		uint16_t len;
+		int ifindex;
+		uint8_t key[80];
+	} sig = {.addr = {.ss_family = AF_INET}, .len = 6, .key = "secret"};
+	int fd = listener();
+
+	((struct sockaddr_in *)&sig.addr)->sin_addr.s_addr = htonl(0x0a4d0003);
+	return fd < 0 || setsockopt(fd, IPPROTO_TCP, MD5SIG, &sig, sizeof(sig)) ? -1 : fd;
+}
+
 static int do_lockedfilter(void)
 {
 	struct sock_filter pass = {BPF_RET | BPF_K, 0, 0, UINT32_MAX};
@@ -655,6 +671,7 @@ static const struct {
     {"bpf", do_bpf},
     {"mptcp", do_mptcp},
     {"ktls", do_ktls},
+    {"md5listener", do_md5listener},
     {"lockedfilter", do_lockedfilter},
     {"ebpffilter", do_ebpffilter},
     {"pidfd", do_pidfd},
