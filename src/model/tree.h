@@ -249,7 +249,7 @@ enum file_kind {
 	FILE_MEMFD,
 	FILE_TCP_LISTEN,
 	FILE_UNIX_LISTEN,
-	FILE_TCP_CLOSED, /* was connected: rebuilt as a connection that its peer has reset */
+	FILE_TCP_CLOSED, /* was connected; data: what was not read yet */
 	FILE_TCP_IDLE,   /* neither listening nor connected, perhaps bound */
 	FILE_UNIX_CONN,  /* does not listen: an end of a connection or pair, or not connected */
 	FILE_UDP,
@@ -283,6 +283,12 @@ struct sockopt_rec {
 /* A connection while nothing reaches it and nothing leaves it: what TCP_REPAIR tells
  * (resource/tcp_*.c).
  */
+enum tcp_end {                /* how a connection has ended: */
+	       TCP_END_RESET, /* ECONNRESET waits; also one that the move closes */
+	       TCP_END_CLEAN, /* no error waits */
+	       TCP_END_REFUSED,
+};
+
 struct tcp_conn {
 	uint32_t state;   /* TCP_ESTABLISHED … */
 	uint32_t options; /* TCPI_OPT_*, tcp(7): as negotiated */
@@ -299,6 +305,7 @@ struct tcp_conn {
 	bool has_urgent;    /* one of in is urgent … */
 	uint32_t urgent_at; /* … this one … */
 	bool urgent_read;   /* … and was read out of band */
+	bool read_shut;     /* shutdown(2) with SHUT_RD; not by the peer's end */
 };
 
 struct datagram {            /* that waits to be read */
@@ -400,6 +407,7 @@ struct file { /* one open file description: what dup and fork share */
 	uint32_t peeraddr_len;
 	/* TCP_CONN */
 	struct tcp_conn *tcp; /* NULL until the final stop */
+	enum tcp_end tcp_end; /* TCP_CLOSED */
 	/* UNIX_LISTEN: what a client reads by SO_PEERCRED; UNIX_CONN: what is read here */
 	int32_t cred_pid;
 	uint32_t cred_uid, cred_gid;

@@ -152,6 +152,30 @@ static void find_options(const struct fd_probe *p, const struct sockopt_defaults
 	}
 }
 
+/* IP_MULTICAST_IF tells an address only. Of one that moves along, which is not there yet when it is
+ * needed, the device goes with it. */
+static int add_device(struct files_ctx *x, struct sockopt_rec *rec, struct cr_err *err)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET};
+
+	if (rec->len != sizeof(in.sin_addr))
+		return 0;
+	memcpy(&in.sin_addr, rec->value, sizeof(in.sin_addr));
+	for (size_t i = 0; i < x->c->tree->n_moved; i++) {
+		const struct devaddr *moved = &x->c->tree->moved[i];
+		uint8_t value[sizeof(in.sin_addr) + IF_NAMESIZE] = {0};
+
+		if (!devaddr_matches(moved, &in, sizeof(in)))
+			continue;
+		memcpy(value, &in.sin_addr, sizeof(in.sin_addr));
+		snprintf((char *)value + sizeof(in.sin_addr), IF_NAMESIZE, "%s", moved->dev);
+		rec->len = sizeof(value);
+		rec->value = arena_memdup(x->c->tree->arena, value, sizeof(value));
+		return rec->value ? 0 : cr_err_oom(err);
+	}
+	return 0;
+}
+
 static int take_found(struct files_ctx *x, const struct fd_probe *p,
 		      const struct sockopt_found *found, struct file *f, struct cr_err *err)
 {
@@ -167,6 +191,9 @@ static int take_found(struct files_ctx *x, const struct fd_probe *p,
 
 		f->opts[i] = (struct sockopt_rec){o->level, o->name, bytes + found->of[i].at,
 						  found->of[i].len};
+		if (o->level == IPPROTO_IP && o->name == IP_MULTICAST_IF &&
+		    add_device(x, &f->opts[i], err))
+			return -ENOMEM;
 	}
 	return found->plain ? 0 : read_filter(x, p, f, err);
 }
@@ -281,6 +308,22 @@ static bool is_late(const struct file *f, const struct sockopt *o)
 	return f->kind == FILE_TCP_CONN && o->level == SOL_SOCKET && o->name == SO_TIMESTAMPING;
 }
 
+static int set_multicast_if(int fd, const struct sockopt_rec *rec, struct cr_err *err)
+{
+	struct ip_mreqn to = {0};
+	char name[IF_NAMESIZE + 1] = "";
+
+	memcpy(&to.imr_address, rec->value, sizeof(to.imr_address));
+	memcpy(name, rec->value + sizeof(to.imr_address), IF_NAMESIZE);
+	to.imr_ifindex = (int)if_nametoindex(name);
+	if (!to.imr_ifindex)
+		return cr_err_set(err, CR_ERR_INPUT, ENODEV,
+				  "IP_MULTICAST_IF: there is no interface %s here", name);
+	return setsockopt(fd, IPPROTO_IP, IP_MULTICAST_IF, &to, sizeof(to))
+		   ? cr_err_sys(err, "setting IP_MULTICAST_IF")
+		   : 0;
+}
+
 static int apply(int fd, const struct file *f, bool late, struct cr_err *err)
 {
 	for (size_t i = 0; i < f->n_opts; i++) {
@@ -295,6 +338,14 @@ static int apply(int fd, const struct file *f, bool late, struct cr_err *err)
 					  rec->level, rec->name);
 		if (is_late(f, o) != late)
 			continue;
+		if (o->level == IPPROTO_IP && o->name == IP_MULTICAST_IF &&
+		    rec->len == sizeof(struct in_addr) + IF_NAMESIZE) {
+			int r = set_multicast_if(fd, rec, err);
+
+			if (r)
+				return r;
+			continue;
+		}
 		memcpy(value, rec->value, rec->len);
 		if (o->ifindex) {
 			uint32_t index = index_of(o, rec);

@@ -1,16 +1,10 @@
-/* TCP sockets: listening, idle (neither listening nor connected), and those whose connection the
- * move closes.
+/* TCP sockets: listening, and idle (neither listening nor connected).
  *
  * A listener is bound ahead, which reserves the port, and starts to listen when all is prepared:
  * before, nobody is there to accept. Between the two the port must not be taken by others: a bound
  * socket with SO_REUSEADDR would let another one that has it listen on the port; one without it
  * does not (inet_csk_bind_conflict), but cannot be bound over connections in TIME_WAIT. So the
- * option is on while binding, off until then, and then as it was.
- *
- * A connection comes back as one that its peer has reset: the task reads ECONNRESET, then end of
- * file, epoll says EPOLLIN|EPOLLERR|EPOLLHUP, and it closes the socket as it would after any
- * failure. It is made of a real connection over loopback, whose other end is closed with SO_LINGER
- * 0. Its options are not moved: a reset connection has no use for any. */
+ * option is on while binding, off until then, and then as it was. */
 #include "resource/file_kind.h"
 
 #include <arpa/inet.h>
@@ -27,7 +21,7 @@
 #define IPV6_FREEBIND 78
 #endif
 
-enum { RESET_BACKLOG = 16, RESET_WAIT_MS = 2000, CLOSED_SAID_MAX = 16, ADDR_TEXT = 128 };
+enum { ADDR_TEXT = 128 };
 
 bool tcp_is_socket(const struct fd_probe *p)
 {
@@ -50,11 +44,6 @@ static bool idle_match(const struct fd_probe *p)
 
 	return tcp_is_socket(p) && p->local >= 0 && p->tcp_state == TCP_CLOSE &&
 	       poll(&pfd, 1, 0) >= 0 && !(pfd.revents & POLLIN);
-}
-
-static bool closed_match(const struct fd_probe *p)
-{
-	return tcp_is_socket(p);
 }
 
 void tcp_capture_common(const struct fd_probe *p, struct file *f, enum file_kind kind)
@@ -105,6 +94,26 @@ static int idle_capture(struct files_ctx *x, const struct fd_probe *p, struct fi
 	return r < 0 ? r : sockopts_capture(x, p, f, err);
 }
 
+/* Its keys show nowhere but in sock_diag(7). */
+static int refuse_signed(struct files_ctx *x, const struct fd_probe *p, struct cr_err *err)
+{
+	if (x->c->exact)
+		return 0;
+	if (!x->listeners_listed) {
+		int r = tcp_diag_listeners(&x->listeners, err);
+
+		if (r)
+			return r;
+		x->listeners_listed = true;
+	}
+	const struct tcp_diag_entry *e = tcp_diag_find(&x->listeners, p->st.st_ino);
+	if (e && e->md5)
+		files_refuse(x, p->pid, p->fd,
+			     "TCP listener with signed segments (TCP_MD5SIG): not supported; close "
+			     "it first");
+	return 0;
+}
+
 static int listen_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 			  struct cr_err *err)
 {
@@ -120,6 +129,9 @@ static int listen_capture(struct files_ctx *x, const struct fd_probe *p, struct 
 	if (getsockopt(p->local, IPPROTO_TCP, TCP_INFO, &ti, &len))
 		return cr_err_sys(err, "TCP_INFO");
 	f->backlog = (int32_t)ti.tcpi_sacked;
+	int r = refuse_signed(x, p, err);
+	if (r)
+		return r;
 	if (keeps_connections(x->c))
 		; /* those that nobody has accepted when the tasks stop are seen to then */
 	else if (ti.tcpi_unacked && x->c->tcp != TCP_MODE_REFUSE)
@@ -132,38 +144,10 @@ static int listen_capture(struct files_ctx *x, const struct fd_probe *p, struct 
 		files_refuse(x, p->pid, p->fd,
 			     "TCP listener: %u connections wait to be accepted: not supported",
 			     ti.tcpi_unacked);
-	int r = capture_address(x, p, f, err);
+	r = capture_address(x, p, f, err);
 	if (r == 0)
 		r = sockopts_capture(x, p, f, err);
 	return r < 0 ? r : files_watch(x, &w, err);
-}
-
-int tcp_closed_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
-		       struct cr_err *err)
-{
-	struct sockaddr_storage sa = {0};
-	socklen_t len = sizeof(sa);
-	char text[ADDR_TEXT] = "somewhere"; /* not connected yet */
-
-	(void)err;
-	tcp_capture_common(p, f, FILE_TCP_CLOSED);
-	if (p->tcp_state == TCP_CLOSE)
-		return 0; /* has ended already: nothing is lost */
-	if (x->c->exact && x->c->tcp != TCP_MODE_REFUSE)
-		return 0; /* nobody reads warnings now */
-	if (p->facts)
-		sockaddr_text(&p->facts->peer, sizeof(p->facts->peer), text, sizeof(text));
-	else if (p->diag)
-		sockaddr_text(&p->diag->peer, sizeof(p->diag->peer), text, sizeof(text));
-	else if (!getpeername(p->local, (struct sockaddr *)&sa, &len))
-		sockaddr_text(&sa, len, text, sizeof(text));
-	if (x->c->tcp == TCP_MODE_REFUSE)
-		files_refuse(x, p->pid, p->fd,
-			     "TCP connection to %s: not supported; close it first", text);
-	/* a list of thousands helps nobody */
-	else if (x->n_closed++ < CLOSED_SAID_MAX && ++x->n_closed_said)
-		files_warn(x, p->pid, p->fd, "connection to %s is closed by the move", text);
-	return 0;
 }
 
 /* ---- check ---- */
@@ -294,122 +278,6 @@ static int listen_launch(struct fileset *fs, const struct tree *t, uint32_t i, s
 	return t->switched && !fs->held[i].launched ? sock_unlock(fs->held[i].fd, err) : 0;
 }
 
-/* ---- connections that are closed ---- */
-
-static int reset_listener(struct cr_err *err)
-{
-	struct sockaddr_in sa = {AF_INET, 0, {htonl(INADDR_LOOPBACK)}, {0}};
-	_cleanup_fd_ int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-	if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) || listen(fd, RESET_BACKLOG))
-		return cr_err_sys(err, "a listener on the loopback interface (is it up?)");
-	return take_fd(&fd);
-}
-
-static int wait_for(int fd, short events, struct cr_err *err)
-{
-	struct pollfd pfd = {.fd = fd, .events = events};
-	int r = poll(&pfd, 1, RESET_WAIT_MS);
-
-	if (r < 0)
-		return cr_err_sys(err, "poll");
-	return r ? 0 : cr_err_set(err, CR_ERR_KERNEL, ETIMEDOUT, "no answer over loopback");
-}
-
-/* The other end of fd. Others can connect to the listener too: theirs are closed. */
-static int accept_ours(int listener, int fd, struct cr_err *err)
-{
-	struct sockaddr_storage us = {0};
-	socklen_t len = sizeof(us);
-	/* sin_port and sin6_port are at one place */
-	const struct sockaddr_in *in = (const void *)&us;
-
-	if (getsockname(fd, (struct sockaddr *)&us, &len))
-		return cr_err_sys(err, "getsockname");
-	for (;;) {
-		struct sockaddr_in peer = {0};
-		int r = wait_for(listener, POLLIN, err);
-
-		if (r < 0)
-			return r;
-		len = sizeof(peer);
-		_cleanup_fd_ int other =
-		    accept4(listener, (struct sockaddr *)&peer, &len, SOCK_CLOEXEC);
-		if (other < 0 && errno != EAGAIN && errno != ECONNABORTED)
-			return cr_err_sys(err, "accept4");
-		if (other >= 0 && peer.sin_port == in->sin_port)
-			return take_fd(&other);
-	}
-}
-
-static int connect_loopback(int listener, int family, struct cr_err *err)
-{
-	struct sockaddr_in sa = {0};
-	struct sockaddr_in6 sa6 = {.sin6_family = AF_INET6};
-	socklen_t len = sizeof(sa);
-	_cleanup_fd_ int fd =
-	    socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP);
-
-	if (fd < 0 || getsockname(listener, (struct sockaddr *)&sa, &len))
-		return cr_err_sys(err, "TCP socket");
-	inet_pton(AF_INET6, "::ffff:127.0.0.1", &sa6.sin6_addr);
-	sa6.sin6_port = sa.sin_port;
-	if (family == AF_INET6 && set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0))
-		return cr_err_sys(err, "IPV6_V6ONLY");
-	int r = family == AF_INET6 ? connect(fd, (struct sockaddr *)&sa6, sizeof(sa6))
-				   : connect(fd, (struct sockaddr *)&sa, sizeof(sa));
-	if (r && errno != EINPROGRESS)
-		return cr_err_sys(err, "connecting over loopback");
-	r = wait_for(fd, POLLOUT, err);
-	return r < 0 ? r : take_fd(&fd);
-}
-
-static int make_reset(int listener, int family, struct cr_err *err)
-{
-	struct linger at_once = {.l_onoff = 1};
-	_cleanup_fd_ int fd = connect_loopback(listener, family, err);
-
-	if (fd < 0)
-		return fd;
-	_cleanup_fd_ int other = accept_ours(listener, fd, err);
-	if (other < 0)
-		return other;
-	if (setsockopt(other, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once)))
-		return cr_err_sys(err, "SO_LINGER");
-	close_fdp(&other);
-	int r = wait_for(fd, POLLIN, err);
-	return r < 0 ? r : take_fd(&fd);
-}
-
-static int closed_build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
-{
-	const struct file *f = &t->files[i];
-
-	if (f->sock_family != AF_INET && f->sock_family != AF_INET6)
-		return cr_err_set(err, CR_ERR_PEER, EPROTO, "TCP socket of family %d",
-				  f->sock_family);
-	if (fs->reset_listener < 0)
-		fs->reset_listener = reset_listener(err);
-	if (fs->reset_listener < 0)
-		return fs->reset_listener;
-	fs->held[i].fd = make_reset(fs->reset_listener, f->sock_family, err);
-	return fs->held[i].fd < 0 ? cr_err_ctx(err, "a connection that is reset") : 0;
-}
-
-static void closed_check(const struct file_check *k, const struct file *f)
-{
-	struct cr_err err = {0};
-
-	for (const struct file *o = k->t->files; o < f; o++)
-		if (o->kind == f->kind && o->sock_family == f->sock_family)
-			return; /* tried already */
-	_cleanup_fd_ int listener = reset_listener(&err);
-	_cleanup_fd_ int fd = listener < 0 ? -1 : make_reset(listener, f->sock_family, &err);
-
-	if (fd < 0)
-		file_check_refuse(k, "TCP connection: %.200s", err.msg);
-}
-
 const struct file_ops file_ops_tcp_listen = {
     .name = "TCP listener",
     .kind = FILE_TCP_LISTEN,
@@ -431,13 +299,4 @@ const struct file_ops file_ops_tcp_idle = {
     .build = listen_build,
     .prepare = listen_prepare,
     .drop = listen_drop,
-};
-
-const struct file_ops file_ops_tcp_closed = {
-    .name = "TCP connection",
-    .kind = FILE_TCP_CLOSED,
-    .match = closed_match,
-    .capture = tcp_closed_capture,
-    .check = closed_check,
-    .build = closed_build,
 };

@@ -79,6 +79,10 @@ int file_identity_cmp(const struct file *a, const struct file *b)
 		r = cmp_bytes(a->sockaddr, a->sockaddr_len, b->sockaddr, b->sockaddr_len);
 	if (!r)
 		r = cmp_bytes(a->peeraddr, a->peeraddr_len, b->peeraddr, b->peeraddr_len);
+	if (!r && a->kind == FILE_TCP_CLOSED) {
+		CMP(tcp_end);
+		CMP(size); /* of what is left to be read: nothing more comes */
+	}
 	if (r || a->kind == FILE_TCP_CONN)
 		return r; /* its options are set at the stop, with the rest of it */
 	return sockopts_cmp(a, b);

@@ -241,6 +241,7 @@ static const struct sockopt table[] = {
     OPT(IPPROTO_TCP, TCP_USER_TIMEOUT),
     OPT(IPPROTO_TCP, TCP_NOTSENT_LOWAT),
     OPT(IPPROTO_TCP, TCP_FASTOPEN),
+    OPT(IPPROTO_TCP, TCP_FASTOPEN_KEY),
     OPT(IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE),
     OPT(IPPROTO_TCP, TCP_SAVE_SYN),
     OPT(IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS),
@@ -280,8 +281,7 @@ static bool of_datagrams(const struct sockopt *o)
 		return o->name == SO_BROADCAST || o->name == SO_NO_CHECK;
 	case IPPROTO_IP:
 		return (o->name >= IP_MULTICAST_IF && o->name <= IP_MULTICAST_LOOP) ||
-		       o->name == IP_MULTICAST_ALL || o->name == IP_CHECKSUM ||
-		       o->name == IP_RECVFRAGSIZE || o->name == IP_RETOPTS;
+		       o->name == IP_MULTICAST_ALL || o->name == IP_RECVFRAGSIZE;
 	case IPPROTO_IPV6:
 		return (o->name >= IPV6_MULTICAST_IF && o->name <= IPV6_MULTICAST_LOOP) ||
 		       o->name == IPV6_MULTICAST_ALL || o->name == IPV6_RECVFRAGSIZE ||
@@ -311,6 +311,8 @@ bool sockopt_applies(const struct sockopt *o, const struct fd_probe *p)
 		/* of a connection it tells the size of segments, which may be more than can be set
 		 */
 		if (o->name == TCP_MAXSEG && p->tcp_state != TCP_CLOSE && !p->so_listening)
+			return false;
+		if (o->name == TCP_FASTOPEN_KEY && !p->so_listening)
 			return false;
 		return ip && p->so_protocol == o->level;
 	case IPPROTO_UDP:

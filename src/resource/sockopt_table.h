@@ -7,7 +7,7 @@
 
 enum {
 	OPT_MAX_BYTES = 64,
-	SOCKOPT_COUNT = 118,
+	SOCKOPT_COUNT = 119,
 };
 
 struct fd_probe;

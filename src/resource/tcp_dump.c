@@ -4,6 +4,7 @@
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include "resource/sock_filter.h"
@@ -183,6 +184,14 @@ static int dump_send_queue(int fd, struct arena *a, struct tcp_conn *c, struct c
 	return buf ? peek(fd, buf, c->out_len, err) : cr_err_oom(err);
 }
 
+/* Whoever has shut down reading sees the end, whether the peer has sent it or not. */
+static bool is_read_shut(int fd, uint32_t state)
+{
+	struct pollfd pfd = {.fd = fd, .events = POLLRDHUP};
+
+	return !tcp_fin_received(state) && poll(&pfd, 1, 0) > 0 && pfd.revents & POLLRDHUP;
+}
+
 static void dump_rest(int fd, uint64_t now_ns, struct tcp_conn *c)
 {
 	struct tcp_repair_window w;
@@ -216,6 +225,7 @@ static int dump(int fd, struct arena *a, uint64_t now_ns, struct tcp_conn *c,
 	c->rcv_wscale = ti.tcpi_rcv_wscale;
 	if (c->state == TCP_CLOSE || c->state == TCP_SYN_SENT)
 		return 0;
+	c->read_shut = is_read_shut(fd, c->state);
 	r = look_for_urgent(fd, c, err);
 	if (!r && tcp_set_int(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON))
 		r = cr_err_sys(err, "TCP_REPAIR");

@@ -289,7 +289,11 @@ static int tell_and_send(int fd, const struct file *f, size_t rest, struct netin
 		r = send_all(fd, c->out + c->out_len - rest, rest, err);
 	if (!r && tcp_fin_sent(c->state) && shutdown(fd, SHUT_WR) && errno != ENOTCONN)
 		r = cr_err_sys(err, "shutdown");
-	return r || !closing ? r : tcp_tell(fd, f, in, err);
+	if (!r && closing)
+		r = tcp_tell(fd, f, in, err);
+	if (!r && c->read_shut && shutdown(fd, SHUT_RD) && errno != ENOTCONN)
+		r = cr_err_sys(err, "shutdown");
+	return r;
 }
 
 int tcp_launch(int fd, const struct file *f, uint64_t now_ns, struct netinject *in,

@@ -361,6 +361,7 @@ int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct
 	      f->sockaddr_len);
 	CHECK(f->peeraddr_len <= SOCKADDR_BYTES_MAX, "file %zu: peer's address of %u bytes", i,
 	      f->peeraddr_len);
+	CHECK(f->tcp_end <= TCP_END_REFUSED, "file %zu: unknown end %u", i, f->tcp_end);
 	if (f->kind == FILE_TCP_CONN) {
 		CHECK(f->sockaddr_len >= 2 && f->peeraddr_len >= 2, "file %zu: no address", i);
 		CHECK(f->waits_at == UINT32_MAX || (f->waits_at < t->n_files &&

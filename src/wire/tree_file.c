@@ -15,7 +15,8 @@
 #define TCP_NUMBERS(X) \
 	X(state) X(options) X(snd_wscale) X(rcv_wscale) X(mss) X(rcv_seq) X(snd_seq) X(unsent) \
 	X(timestamp) X(timestamp_ns) X(has_window) X(snd_wl1) X(snd_wnd) X(max_window) X(rcv_wnd) \
-	X(rcv_wup) X(sndbuf) X(rcvbuf) X(buf_lock) X(has_urgent) X(urgent_at) X(urgent_read)
+	X(rcv_wup) X(sndbuf) X(rcvbuf) X(buf_lock) X(has_urgent) X(urgent_at) X(urgent_read) \
+	X(read_shut)
 /* clang-format on */
 
 static Tree__TcpConn *put_tcp(struct arena *a, const struct tcp_conn *in)
@@ -142,6 +143,7 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in)
 	pb->filter = in->filter;
 	pb->n_filter = in->n_filter;
 	pb->kind = in->kind;
+	pb->tcp_end = in->tcp_end;
 	pb->path = pb_string(in->path);
 	pb->data = pb_bytes(in->data, in->data_len);
 	pb->object = tree_put_index(in->object);
@@ -160,6 +162,7 @@ int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out, struc
 
 	FILE_NUMBERS(TREE_GET)
 	out->kind = (enum file_kind)pb->kind;
+	out->tcp_end = (enum tcp_end)pb->tcp_end;
 	out->object = out->kind == FILE_MEMFD || out->kind == FILE_UNLINKED
 			  ? tree_get_index(pb->object)
 			  : UINT32_MAX;

@@ -274,6 +274,7 @@ static inline void fill_file_owner(struct filler *f, struct file *e)
 	e->peer_ino = fill_u64(f);
 	e->connected = true;
 	e->sock_shutdown = fill_u32(f);
+	e->tcp_end = TCP_END_REFUSED;
 }
 
 static inline void fill_tcp(struct filler *f, struct tcp_conn *c)
@@ -302,6 +303,7 @@ static inline void fill_tcp(struct filler *f, struct tcp_conn *c)
 	c->has_urgent = fill_bool(f);
 	c->urgent_at = 76;
 	c->urgent_read = fill_bool(f);
+	c->read_shut = fill_bool(f);
 }
 
 static inline void fill_udp(struct filler *f, struct file *e)
@@ -719,6 +721,7 @@ static inline void same_tcp(const struct tcp_conn *a, const struct tcp_conn *b)
 	SAME(snd_wl1), SAME(snd_wnd), SAME(max_window), SAME(rcv_wnd), SAME(rcv_wup);
 	SAME(sndbuf), SAME(rcvbuf), SAME(buf_lock), SAME(has_urgent), SAME(urgent_at);
 	SAME(urgent_read);
+	SAME(read_shut);
 	SAME_BYTES(in, in_len);
 	SAME_BYTES(out, out_len);
 }
@@ -775,7 +778,7 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME(ticks), SAME(sigmask), SAME(object), SAME(sock_family), SAME(sock_type);
 	SAME(sock_protocol), SAME(backlog), SAME(uid), SAME(gid), SAME(cred_pid);
 	SAME(cred_uid), SAME(cred_gid), SAME(peer), SAME(peer_ino), SAME(connected);
-	SAME(sock_shutdown), SAME(tty);
+	SAME(sock_shutdown), SAME(tty), SAME(tcp_end);
 	SAME_STR(path);
 	SAME_BYTES(data, data_len);
 	SAME_EACH(targets, n_targets, same_target);
