@@ -4,6 +4,7 @@
 #   start_testbed                     hosts alpha, beta, client; goes away with the script
 #   start_workload HOST NAME OPTS…    sets wl_dir, wl_pid, wl_host
 #   migrate FROM TO ARGS…             sets mig_status, mig_done (the last event); events in $work/events
+#   rehearse_workload                 that the workload would move, and goes on
 #   moved_to HOST                     the workload runs there, and only there
 #   finish_workload                   makes it do its last checks
 #   move_case DESCRIPTION -- NAME OPTS… -- ARGS…   all of it, as one test
@@ -294,6 +295,17 @@ move_workload() {
 		say_migration
 		return 1
 	}
+}
+
+# It goes on where it is, and nothing of it is at the other host.
+rehearse_workload() {
+	migrate "$wl_host" "$(other "$wl_host")" --pid "$wl_pid" --rehearse || { say_migration; return 1; }
+	progress_is_from "$wl_host" && runs_on && gone_from "$(other "$wl_host")"
+}
+
+moves_there_and_back() {
+	local home=$wl_host
+	move_workload "$(other "$home")" && move_workload "$home" && finish_workload
 }
 
 try_move_case() {

@@ -4,37 +4,27 @@ set -uo pipefail
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 start_testbed
+# shellcheck source=tests/e2e/steps.sh
+. "$e2e/steps.sh"
 
 move_case "moved: SEM_UNDO" -- semundo --
 move_case "moved: SEM_UNDO, post-copy" -- semundo -- --mode postcopy
 
 back_case() {
-	start_workload alpha semundo && runs_on && move_workload beta && move_workload alpha && finish_workload
+	start_workload alpha semundo && runs_on && moves_there_and_back
 }
 ok "moved there and back" back_case
 kill_workload
 
 rehearsed_case() {
-	start_workload alpha semundo && runs_on || return 1
-	migrate alpha beta --pid "$wl_pid" --rehearse || { say_migration; return 1; }
-	progress_is_from alpha && runs_on && finish_workload
+	start_workload alpha semundo && runs_on && rehearse_workload && finish_workload
 }
 ok "all is as it was after a rehearsal" rehearsed_case
 kill_workload
 
 image_case() {
-	start_workload alpha semundo && runs_on || return 1
-	on alpha "$build/cr-agent" dump --pid "$wl_pid" --state /tmp/one-shot --dir "$work/image" >"$work/out" 2>&1 || {
-		diag "$(cat "$work/out")"
-		return 1
-	}
-	touch "$wl_dir/stored"
-	on beta "$build/cr-agent" restore --detach --state /tmp/one-shot --dir "$work/image" >"$work/out" 2>&1 || {
-		diag "$(cat "$work/out")"
-		return 1
-	}
-	wl_host=beta
-	moved_to beta && finish_workload
+	start_workload alpha semundo && runs_on && verb alpha dump --pid "$wl_pid" --dir "$work/image" &&
+		restored beta "$work/image" && finish_workload
 }
 ok "dumped and restored" image_case
 kill_workload

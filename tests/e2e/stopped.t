@@ -15,7 +15,7 @@ for i in 1 2 3; do
 done
 
 back_case() {
-	start_workload alpha stopped --again 100 && runs_on && move_workload beta && move_workload alpha && finish_workload
+	start_workload alpha stopped --again 100 && runs_on && moves_there_and_back
 }
 ok "moved there and back: stopped" back_case
 kill_workload
@@ -47,9 +47,7 @@ ok "moved: a tree that is stopped" whole_case
 kill_workload
 
 rehearsed_case() {
-	start_workload alpha stopped && runs_on || return 1
-	migrate alpha beta --pid "$wl_pid" --rehearse || { say_migration; return 1; }
-	progress_is_from alpha && runs_on && gone_from beta && finish_workload
+	start_workload alpha stopped && runs_on && rehearse_workload && finish_workload
 }
 ok "stopped as before after a rehearsal" rehearsed_case
 kill_workload

@@ -4,6 +4,8 @@ set -uo pipefail
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 start_testbed
+# shellcheck source=tests/e2e/steps.sh
+. "$e2e/steps.sh"
 built=$workloads
 
 # start_copy NAME ARGS…: from a file of its own, $program. workloads: so that the library finds its processes.
@@ -71,27 +73,17 @@ kill_workload
 
 rehearsed_case() {
 	start_copy forktree --procs 3 && rm "$program" || return 1
-	migrate alpha beta --pid "$wl_pid" --rehearse || { say_migration; return 1; }
+	rehearse_workload || return 1
 	[ -z "$(find "$wl_dir/bin" -type f)" ] || { diag "left: $(find "$wl_dir/bin")"; return 1; }
-	runs_on && gone_from beta && finish_workload
+	finish_workload
 }
 ok "nothing is left of it after a rehearsal" rehearsed_case
 kill_workload
 
 # The image has it.
 image_case() {
-	start_copy forktree --procs 4 && rm "$program" || return 1
-	on alpha "$build/cr-agent" dump --pid "$wl_pid" --state /tmp/one-shot --dir "$work/image" >"$work/out" 2>&1 || {
-		diag "$(cat "$work/out")"
-		return 1
-	}
-	touch "$wl_dir/stored"
-	on beta "$build/cr-agent" restore --detach --state /tmp/one-shot --dir "$work/image" >"$work/out" 2>&1 || {
-		diag "$(cat "$work/out")"
-		return 1
-	}
-	wl_host=beta
-	moved_to beta && runs_from beta "^$program \(deleted\)$" && finish_workload
+	start_copy forktree --procs 4 && rm "$program" && verb alpha dump --pid "$wl_pid" --dir "$work/image" &&
+		restored beta "$work/image" && runs_from beta "^$program \(deleted\)$" && finish_workload
 }
 ok "dumped and restored, its program was removed" image_case
 kill_workload
