@@ -182,8 +182,10 @@ static int leave_lazy(struct replay *rp, const struct image_chunk *c, uint64_t b
 	for (size_t i = layout_lower(mm->vmas, mm->n_vmas, c->va);
 	     i < mm->n_vmas && mm->vmas[i].start < c->va + IMAGE_CHUNK_BYTES && !r; i++) {
 		const struct vma *v = &mm->vmas[i];
+		/* of a huge page the image may have a part */
+		bool may = vma_is_lazy(v) && !v->page_bytes;
 
-		for (unsigned int k = 0; k < IMAGE_CHUNK_PAGES && vma_is_lazy(v) && !r; k++) {
+		for (unsigned int k = 0; k < IMAGE_CHUNK_PAGES && may && !r; k++) {
 			uint64_t va = c->va + k * CR_PAGE_SIZE;
 
 			if (va < v->start || va >= v->end || !image_bit(bits, k) ||

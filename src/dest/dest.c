@@ -10,6 +10,7 @@
 #include "base/heap.h"
 #include "base/log.h"
 #include "kernel/sysv_ipc.h"
+#include "memory/capture.h"
 #include "memory/digest.h"
 #include "model/lazy.h"
 #include "resource/carried.h"
@@ -181,6 +182,7 @@ static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *e
 		ok->hole_end = d->shells->hole_end;
 		ok->more = more;
 		ok->lazy_objects = lazy_has_objects();
+		ok->lazy_huge = d->huge == DEST_HUGE_LAZY;
 		r = dest_targets(d, &ok->targets, &ok->n_targets, err);
 	}
 	if (!r)
@@ -192,6 +194,22 @@ static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *e
 	free(ok->targets);
 	refusals_done(&d->notes);
 	return r;
+}
+
+static bool has_huge(const struct tree *t)
+{
+	for (size_t i = 0; i < t->n_procs; i++)
+		for (size_t k = 0; k < t->procs[i].mm.n_vmas; k++)
+			if (t->procs[i].mm.vmas[k].page_bytes)
+				return true;
+	return false;
+}
+
+/* Before any is reserved for the tasks: it takes one. */
+static void try_huge(struct dest *d, const struct tree *t)
+{
+	if (d->huge == DEST_HUGE_UNTRIED && has_huge(t))
+		d->huge = huge_may_be_discarded() ? DEST_HUGE_LAZY : DEST_HUGE_SENT;
 }
 
 static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err)
@@ -218,6 +236,7 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 	r = dest_write_pages(d, err);
 	if (!final)
 		dest_open_ways(d, t);
+	try_huge(d, t);
 	if (!r)
 		r = dest_journal_segments(d, t, err);
 	/* whoever finishes in our place needs it */

@@ -37,6 +37,9 @@ struct dest_env { /* of the agent */
 
 enum dest_state { DEST_NEW, DEST_BUILT, DEST_PREPARED, DEST_COMMITTED, DEST_RUNNING, DEST_ABORTED };
 
+/* Whether private huge pages may stay behind at the source. */
+enum dest_huge { DEST_HUGE_UNTRIED, DEST_HUGE_LAZY, DEST_HUGE_SENT };
+
 struct dest {
 	const struct dest_env *env;
 	struct mig_id id;
@@ -55,8 +58,9 @@ struct dest {
 	struct net_closed *closed; /* those of them that were closed, as rebuilt */
 	struct ttys *ttys;         /* until the launch */
 	struct lazy *lazy;         /* what stays behind; NULL: nothing so far */
-	struct cgroup *cgroup;     /* holds the tasks */
-	struct tree *tree;         /* as built */
+	enum dest_huge huge;
+	struct cgroup *cgroup; /* holds the tasks */
+	struct tree *tree;     /* as built */
 	struct refusals notes;
 	struct journal journal;
 	struct carrying *carrying; /* a file that is being written; NULL: none */

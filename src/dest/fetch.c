@@ -55,9 +55,10 @@ static int flush(struct fetch *f)
 	return 0;
 }
 
-int fetch_want(struct fetch *f, pid_t origin, uint64_t src)
+int fetch_want(struct fetch *f, pid_t origin, uint64_t src, uint32_t npages)
 {
-	const struct lazy_frame fr = {.type = LAZY_WANT, .pid = origin, .npages = 1, .addr = src};
+	const struct lazy_frame fr = {
+	    .type = LAZY_WANT, .pid = origin, .npages = npages, .addr = src};
 
 	if (!f->told)
 		return 0; /* is asked for when the source is there */
@@ -105,6 +106,7 @@ static void drop_connections(struct fetch *f, const char *why)
 	for (size_t i = 0; i < LAZY_BULK_MAX; i++)
 		drop_bulk(f, i);
 	lazy_close(&f->sh->urgent_fd);
+	huge_forget_staged(f);
 	f->urgent.n = 0;
 	f->out.n = f->out_done = 0;
 	f->started = f->told = f->complete_sent = false;
@@ -211,7 +213,7 @@ static int tell_missing(struct fetch *f)
 	f->told = true;
 	vec_foreach (w, &f->waiters)
 		if (!r)
-			r = fetch_want(f, w->origin, w->src);
+			r = fetch_want(f, w->origin, w->src, w->npages);
 	return r ? r : flush(f);
 }
 

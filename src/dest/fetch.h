@@ -1,5 +1,5 @@
 /* What the parts of the fetcher share: fetch.c (connections, frames, the end), fetch_tasks.c (what
- * the tasks do), fetch_put.c (pages into place).
+ * the tasks do), fetch_put.c (pages into place), fetch_huge.c (huge pages).
  *
  * A thread of high priority reads faults and events, asks for pages and puts those in place that
  * were asked for. Others, one for each connection, take what is pushed. Nobody looks at what is
@@ -23,13 +23,23 @@ struct in { /* what came over a connection */
 	size_t n;
 };
 
+struct staged { /* a huge page of which not all has come */
+	pid_t origin;
+	uint64_t src;
+	uint8_t *mem;
+	uint64_t have[8]; /* a bit for each 4 KiB */
+};
+
 struct waiter { /* a fault that was asked for */
 	struct lazy_space *space;
 	uint64_t va;
 	pid_t origin;
 	uint64_t src;
+	uint32_t npages;
 	uint64_t since_us;
 };
+
+enum fill { FILL_DATA, FILL_ZEROS, FILL_POISON, FILL_UNCHANGED };
 
 struct fetch;
 struct bulk {
@@ -42,10 +52,13 @@ struct bulk {
 
 struct fetch {
 	uint8_t *guards[LAZY_OBJECTS]; /* mappings of the objects */
-	pthread_mutex_t lock; /* of sh and st, the userfaultfds, the waiters and lost_why */
+	pthread_mutex_t
+	    lock; /* of sh and st, the userfaultfds, the waiters, what is staged, forks, lost_why */
 	struct lazy_shared *sh;
 	struct lazy_stats *st;
 	VEC(struct waiter) waiters;
+	VEC(struct staged) staged;
+	uint64_t forks;       /* that were heard of: a look at all spaces may have missed one */
 	const char *lost_why; /* the connection is to be given up */
 	/* the rest is the urgent thread's own */
 	int control, wake;
@@ -61,8 +74,8 @@ struct fetch {
 
 /* ---- fetch.c ---- */
 
-/* Asks for a page, or will once the source is there. 0 or a negative errno. */
-int fetch_want(struct fetch *f, pid_t origin, uint64_t src) must_check;
+/* Asks for pages, or will once the source is there. 0 or a negative errno. */
+int fetch_want(struct fetch *f, pid_t origin, uint64_t src, uint32_t npages) must_check;
 
 /* ---- fetch_tasks.c, with the lock ---- */
 
@@ -72,9 +85,9 @@ void tasks_note_loss(struct fetch *f, pid_t pid, uint64_t start, uint64_t end, u
 void tasks_drop_space(struct fetch *f, struct lazy_space *sp);
 /* Spaces of processes that have ended or called execve(2), of which nothing tells. */
 void tasks_sweep(struct fetch *f);
-/* Somebody waits at va, for the page at src of origin: it is asked for. */
-int tasks_wait_for(struct fetch *f, struct lazy_space *sp, uint64_t va, pid_t origin,
-		   uint64_t src) must_check;
+/* Somebody waits at va, for the pages at src of origin: they are asked for. */
+int tasks_wait_for(struct fetch *f, struct lazy_space *sp, uint64_t va, pid_t origin, uint64_t src,
+		   uint32_t npages) must_check;
 void tasks_note_latency(struct fetch *f, const struct waiter *w);
 /* A page is in place: those who waited for it have done so. */
 void tasks_arrived(struct fetch *f, const struct lazy_space *sp, uint64_t va);
@@ -96,10 +109,20 @@ void objects_wake(struct fetch *f, const struct lazy_space *sp);
 /* What is missing is lost. Says what. */
 void objects_lose_all(struct fetch *f);
 
-enum fill { FILL_DATA, FILL_ZEROS, FILL_POISON, FILL_UNCHANGED };
 /* fr: of an object. */
 int objects_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, enum fill fill,
 		bool pushed) must_check;
+
+/* ---- fetch_huge.c, with the lock ---- */
+
+/* Pages of a huge page that is missing: kept until all of it is there, and put as one. 1: that is
+ * what they are; 0: it is not, or nothing is missing there. pages: how many were put. */
+int huge_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, enum fill fill,
+	     bool pushed, uint64_t *pages) must_check;
+/* Where no page can be had the task gets SIGBUS, as it would from the kernel. */
+int huge_give_zeros(struct fetch *f, struct lazy_space *sp, uint64_t va) must_check;
+/* At the end, and when the source is lost. */
+void huge_forget_staged(struct fetch *f);
 
 /* ---- fetch_put.c, without the lock ---- */
 
@@ -108,5 +131,11 @@ int put_pages(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data,
 	      bool pushed) must_check;
 /* With the lock, by the urgent thread: an event has to be read before a page is put. */
 int put_make_way(struct fetch *f, struct lazy_space *sp, unsigned int *tries) must_check;
+/* The same by any thread: others let the urgent one do that, for which the lock is let go. */
+int put_make_way_for(struct fetch *f, struct lazy_space *sp, bool pushed,
+		     unsigned int *tries) must_check;
+/* They are in place here, or will never be. */
+void put_done_with(struct fetch *f, struct lazy_space *sp, uint64_t va, uint64_t bit,
+		   uint64_t pages);
 /* The source is lost: whoever touches what is missing gets SIGBUS. Says what. */
 void put_poison_all(struct fetch *f);

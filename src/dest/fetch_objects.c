@@ -136,7 +136,7 @@ int objects_fault(struct fetch *f, struct lazy_space *sp, uint64_t va)
 	}
 	if (!lazy_object_missing(f->sh, o, page))
 		return show(f, sp, o, page, va, until);
-	return tasks_wait_for(f, sp, va, origin_of(o), page * CR_PAGE_SIZE);
+	return tasks_wait_for(f, sp, va, origin_of(o), page * CR_PAGE_SIZE, 1);
 }
 
 int objects_removed(struct fetch *f, const struct lazy_space *sp, uint64_t va)

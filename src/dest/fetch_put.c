@@ -26,7 +26,7 @@ static uint32_t stretch(struct fetch *f, struct lazy_space *sp, uint64_t src, ui
 	uint32_t n = 1;
 	struct lazy_seg *seg = lazy_find_src(f->sh, sp, src, &page);
 
-	if (!seg)
+	if (!seg || seg->huge) /* those are put as a whole */
 		return 0;
 	*va = seg->start + page * CR_PAGE_SIZE;
 	*bit = seg->bit0 + page;
@@ -35,8 +35,8 @@ static uint32_t stretch(struct fetch *f, struct lazy_space *sp, uint64_t src, ui
 	return n;
 }
 
-static void done_with(struct fetch *f, struct lazy_space *sp, uint64_t va, uint64_t bit,
-		      uint64_t pages)
+void put_done_with(struct fetch *f, struct lazy_space *sp, uint64_t va, uint64_t bit,
+		   uint64_t pages)
 {
 	for (uint64_t i = 0; i < pages; i++) {
 		f->st->left -= lazy_clear(f->sh, sp, bit + i);
@@ -53,16 +53,16 @@ struct put { /* one frame's pages */
 	uint64_t placed;
 };
 
-/* Others than the urgent thread read no events: they let it do that. */
-static int make_way(const struct put *p, struct lazy_space *sp, unsigned int *tries)
+int put_make_way_for(struct fetch *f, struct lazy_space *sp, bool pushed, unsigned int *tries)
 {
 	const struct timespec pause = {.tv_nsec = 50 * 1000};
 
-	if (!p->pushed)
-		return put_make_way(p->f, sp, tries);
-	pthread_mutex_unlock(&p->f->lock);
+	if (!pushed)
+		return put_make_way(f, sp, tries);
+	++*tries;
+	pthread_mutex_unlock(&f->lock);
 	nanosleep(&pause, NULL);
-	pthread_mutex_lock(&p->f->lock);
+	pthread_mutex_lock(&f->lock);
 	return 0;
 }
 
@@ -83,7 +83,7 @@ static int pass_over(struct put *p, struct lazy_space *sp, uint64_t va, uint64_t
 	if (e)
 		return e < 0 ? e : 1;
 	uffd_wake(sp->uffd, va, CR_PAGE_SIZE);
-	done_with(p->f, sp, va, bit, 1);
+	put_done_with(p->f, sp, va, bit, 1);
 	return 0;
 }
 
@@ -112,14 +112,14 @@ static int put_in_space(struct put *p, struct lazy_space *sp)
 		if (r > 0) {
 			uint32_t pages = (uint32_t)((uint64_t)r / CR_PAGE_SIZE);
 
-			done_with(f, sp, va, bit, pages);
+			put_done_with(f, sp, va, bit, pages);
 			at += pages;
 			p->placed += pages;
 			single = false;
 		} else if (r == -ESRCH) {
 			tasks_drop_space(f, sp);
 		} else if (r == -EAGAIN || r == -ENOMEM) {
-			e = make_way(p, sp, &tries);
+			e = put_make_way_for(f, sp, p->pushed, &tries);
 		} else if ((r == -ENOENT || r == -EINVAL || r == -EEXIST) && k > 1) {
 			single = true;
 		} else if (r == -EEXIST || r == -ENOENT || r == -EINVAL) {
@@ -141,6 +141,25 @@ static int put_in_space(struct put *p, struct lazy_space *sp)
 	return 0;
 }
 
+/* A child that comes meanwhile lacks what its parent lacked, wherever its space is. */
+static int put_in_spaces(struct put *p)
+{
+	struct fetch *f = p->f;
+	uint64_t forks;
+	int r = 0;
+
+	do {
+		forks = f->forks;
+		for (size_t i = 0; i < f->sh->top && !r; i++) {
+			struct lazy_space *sp = &f->sh->spaces[i];
+
+			if (sp->used && sp->origin == p->fr->pid)
+				r = put_in_space(p, sp);
+		}
+	} while (!r && forks != f->forks);
+	return r;
+}
+
 int put_pages(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, enum fill fill,
 	      bool pushed)
 {
@@ -150,12 +169,10 @@ int put_pages(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data,
 	if (fr->pid >= LAZY_OBJECT)
 		return objects_put(f, fr, data, fill, pushed);
 	pthread_mutex_lock(&f->lock);
-	for (size_t i = 0; i < f->sh->top && !r; i++) {
-		struct lazy_space *sp = &f->sh->spaces[i];
-
-		if (sp->used && sp->origin == fr->pid)
-			r = put_in_space(&p, sp);
-	}
+	int huge = huge_put(f, fr, data, fill, pushed, &p.placed);
+	r = huge < 0 ? huge : 0;
+	if (!huge)
+		r = put_in_spaces(&p);
 	if (pushed)
 		f->st->pushed += p.placed;
 	if (fill == FILL_POISON)

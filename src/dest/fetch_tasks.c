@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "dest/fetch.h"
 #include "kernel/uffd.h"
+#include "model/lazy.h"
 
 enum { EVENTS_MAX = 64 /* in a row of one space */ };
 
@@ -77,6 +78,8 @@ static int give_zeros(struct fetch *f, struct lazy_space *sp, uint64_t va)
 		uint64_t page;
 		int r;
 
+		if (n == -EINVAL)
+			return huge_give_zeros(f, sp, va & ~(LAZY_HUGE_BYTES - 1));
 		if (n != -EAGAIN) {
 			if (n < 0)
 				uffd_wake(sp->uffd, va, CR_PAGE_SIZE);
@@ -94,7 +97,8 @@ static int give_zeros(struct fetch *f, struct lazy_space *sp, uint64_t va)
 	}
 }
 
-int tasks_wait_for(struct fetch *f, struct lazy_space *sp, uint64_t va, pid_t origin, uint64_t src)
+int tasks_wait_for(struct fetch *f, struct lazy_space *sp, uint64_t va, pid_t origin, uint64_t src,
+		   uint32_t npages)
 {
 	bool asked = false;
 
@@ -103,10 +107,14 @@ int tasks_wait_for(struct fetch *f, struct lazy_space *sp, uint64_t va, pid_t or
 	struct waiter *w = vec_push(&f->waiters);
 	if (!w)
 		return -ENOMEM;
-	*w = (struct waiter){
-	    .space = sp, .va = va, .origin = origin, .src = src, .since_us = now_us()};
+	*w = (struct waiter){.space = sp,
+			     .va = va,
+			     .origin = origin,
+			     .src = src,
+			     .npages = npages,
+			     .since_us = now_us()};
 	f->st->faults++;
-	return asked ? 0 : fetch_want(f, origin, src);
+	return asked ? 0 : fetch_want(f, origin, src, npages);
 }
 
 static int on_fault(struct fetch *f, struct lazy_space *sp, const struct uffd_msg *m)
@@ -116,8 +124,13 @@ static int on_fault(struct fetch *f, struct lazy_space *sp, const struct uffd_ms
 	if (m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR)
 		return objects_fault(f, sp, va);
 	struct lazy_seg *seg = lazy_find_here(f->sh, sp, va, &page);
+	if (seg && seg->huge) {
+		page -= page % LAZY_HUGE_PAGES;
+		return tasks_wait_for(f, sp, seg->start + page * CR_PAGE_SIZE, sp->origin,
+				      seg->src + page * CR_PAGE_SIZE, LAZY_HUGE_PAGES);
+	}
 	if (seg)
-		return tasks_wait_for(f, sp, va, sp->origin, seg->src + page * CR_PAGE_SIZE);
+		return tasks_wait_for(f, sp, va, sp->origin, seg->src + page * CR_PAGE_SIZE, 1);
 	int r = objects_removed(f, sp, va);
 	return r ? r : give_zeros(f, sp, va);
 }
@@ -180,6 +193,7 @@ static int act(struct fetch *f)
 			if (!lazy_fork(f->sh, sp, (int)m->arg.fork.ufd))
 				return -ENOSPC;
 		}
+		f->forks++;
 		tasks_count_left(f);
 		tell_of_fork(f);
 		break;

@@ -300,6 +300,15 @@ static int end_seg(struct walk *w, struct lazy_seg *seg, struct cr_err *err)
 
 /* Segments are made of whole chunks, so that bits are copied by the word; those of other mappings
  * in the first and the last of them stay clear. *k: where to begin, moved on. */
+static bool all_are_set(const uint64_t words[8])
+{
+	uint64_t all = ~0ull;
+
+	for (unsigned int i = 0; i < 8; i++)
+		all &= words[i];
+	return all == ~0ull;
+}
+
 static int walk_vma(struct walk *w, const struct vma *v, size_t *k, struct cr_err *err)
 {
 	struct lazy_seg seg = {0};
@@ -313,11 +322,17 @@ static int walk_vma(struct walk *w, const struct vma *v, size_t *k, struct cr_er
 
 		if (!bits_in(c, v, words))
 			continue;
+		if (v->page_bytes && !all_are_set(words))
+			return cr_err_set(err, CR_ERR_PEER, EPROTO,
+					  "a part of the huge page at %#llx stays behind",
+					  (unsigned long long)c->start);
 		if (seg.pages && c->start - seg.start - seg.pages * CR_PAGE_SIZE > GAP_BYTES)
 			r = end_seg(w, &seg, err);
 		if (!seg.pages)
-			seg =
-			    (struct lazy_seg){.start = c->start, .src = c->start, .bit0 = w->bits};
+			seg = (struct lazy_seg){.start = c->start,
+						.src = c->start,
+						.bit0 = w->bits,
+						.huge = v->page_bytes != 0};
 		seg.pages = (c->start - seg.start) / CR_PAGE_SIZE + CHUNK_PAGES;
 		if (w->shared)
 			lazy_mark_words(w->shared, w->space, seg.bit0 + seg.pages - CHUNK_PAGES,
@@ -425,11 +440,10 @@ struct intruders { /* pages that are missing, and there */
 	VEC(struct msg_range) list;
 };
 
-static int on_zero_page(const struct page_extent *e, void *arg, struct cr_err *err)
+static int on_intruders(struct intruders *in, const struct page_extent *e, uint64_t page_bytes,
+			struct cr_err *err)
 {
-	struct intruders *in = arg;
-
-	for (uint64_t va = e->start; va < e->end; va += CR_PAGE_SIZE) {
+	for (uint64_t va = e->start; va < e->end; va += page_bytes) {
 		const struct sent_chunk *c = sentmap_chunk(&in->lp->left, va, false);
 
 		if (!c || !chunk_test(c->lazy, chunk_index(va)))
@@ -437,9 +451,20 @@ static int on_zero_page(const struct page_extent *e, void *arg, struct cr_err *e
 		struct msg_range *g = vec_push(&in->list);
 		if (!g)
 			return cr_err_oom(err);
-		*g = (struct msg_range){va, va + CR_PAGE_SIZE};
+		*g = (struct msg_range){va, va + page_bytes};
 	}
 	return 0;
+}
+
+static int on_zero_page(const struct page_extent *e, void *arg, struct cr_err *err)
+{
+	return on_intruders(arg, e, CR_PAGE_SIZE, err);
+}
+
+/* Reading makes none of zeros there, but one like any other. */
+static int on_huge_page(const struct page_extent *e, void *arg, struct cr_err *err)
+{
+	return on_intruders(arg, e, LAZY_HUGE_BYTES, err);
 }
 
 static int find_intruders(struct intruders *in, const struct shell *sh, const struct walk *w,
@@ -453,16 +478,18 @@ static int find_intruders(struct intruders *in, const struct shell *sh, const st
 	for (size_t i = 0; i < mm->n_vmas && !r; i++) {
 		const struct vma *v = &mm->vmas[i];
 		uint64_t half = v->start + (v->end - v->start) / 2;
+		uint64_t what = v->page_bytes ? PAGE_CAT_PRESENT : PAGE_CAT_PFNZERO;
 		const struct pagemap_query q = {
 		    .start = v->start,
 		    .end = v->end,
-		    .mask = PAGE_CAT_PFNZERO,
-		    .ret = PAGE_CAT_PFNZERO,
+		    .mask = what,
+		    .ret = what,
 		    .split = v->end - v->start < PAGEMAP_SPLIT_BYTES ? 0 : half & ~0xfffull,
 		};
 
 		if (vma_is_lazy(v))
-			r = pagemap_walk(fd, &q, on_zero_page, in, err);
+			r = pagemap_walk(fd, &q, v->page_bytes ? on_huge_page : on_zero_page, in,
+					 err);
 	}
 	return r;
 }

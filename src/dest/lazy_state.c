@@ -218,7 +218,8 @@ static void put(struct lazy_seg *to, uint32_t *n, uint64_t cap, const struct laz
 				       .pages = pages,
 				       .src = seg->src + first * CR_PAGE_SIZE,
 				       .bit0 = seg->bit0 + first,
-				       .object = seg->object};
+				       .object = seg->object,
+				       .huge = seg->huge};
 }
 
 /* What is mapped there stays; it is mapped at `to` as well. The length is what is known of it: it

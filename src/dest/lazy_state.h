@@ -28,6 +28,7 @@ struct lazy_seg {
 	uint64_t src;    /* at the source; offset in an object */
 	uint64_t bit0;   /* of its first page, in the space's bitmap; not of an object */
 	uint32_t object; /* a mapping of objects[object - 1], as long as it is mapped; 0: private */
+	uint32_t huge;   /* of huge pages: all 512 bits of one are set, or none */
 };
 
 /* Shared memory. What is missing of it is there all the same, with old contents or zeros, but in no

@@ -26,6 +26,18 @@ bool memory_objects_grow(struct tree *t);
 uint64_t huge_page_bytes(int fd);
 /* Of a private mapping of them: what the tree says of it, or why it cannot move. */
 const char *huge_fill(const struct proc_map *m, struct vma *v);
+struct huge_id {
+	uint64_t dev, ino;
+};
+/* Mappings that a fork(2) has made two of: only one of them has pages reserved, mmap(2). */
+struct huge_forked {
+	VEC(struct huge_id) list;
+};
+/* Which private ones may stay behind at the source. f: from one capture to the next. */
+int huge_mark_stays(struct tree *t, struct huge_forked *f, struct cr_err *err) must_check;
+/* Does this host reserve a page once more when MADV_DONTNEED discards it (6.9)? Tries it, which
+ * takes a free one for a moment. */
+bool huge_may_be_discarded(void);
 /* Preflight: are there as many at this host? */
 void huge_check(const struct tree *t, struct refusals *refused);
 /* memory/exe.c: the program of p, whose path exe says that it was removed. Refused, by name, if it

@@ -1,7 +1,8 @@
 /* Huge pages (Documentation/admin-guide/mm/hugetlbpage.rst). Those that are shared (shared
  * anonymous memory, System V segments, memfds) are objects like any other shared memory, and
  * compared whole. Private mappings are tracked and copied like ordinary private memory, in pages of
- * 4 KiB; the kernel tells of a write to one that all of the huge page was written. */
+ * 4 KiB; the kernel tells of a write to one that all of the huge page was written. They may stay
+ * behind at the source, as a whole. */
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/vfs.h>
@@ -61,12 +62,7 @@ const char *huge_fill(const struct proc_map *m, struct vma *v)
 	return NULL;
 }
 
-/* ---- are there enough? ---- */
-
-static uint64_t pages_of(uint64_t bytes, uint64_t page_bytes)
-{
-	return bytes / page_bytes + !!(bytes % page_bytes);
-}
+/* ---- staying behind ---- */
 
 /* Has another process, before this one, the same mapping, by fork(2)? */
 static bool is_inherited(const struct tree *t, size_t proc, const struct vma *v)
@@ -79,6 +75,81 @@ static bool is_inherited(const struct tree *t, size_t proc, const struct vma *v)
 				return true;
 		}
 	return false;
+}
+
+static bool is_known(const struct huge_forked *f, const struct vma *v)
+{
+	vec_foreach (k, &f->list)
+		if (k->ino == v->ino && k->dev == v->dev)
+			return true;
+	return false;
+}
+
+/* Mappings that two processes have, as of a fork(2). */
+static int note_forked(const struct tree *t, struct huge_forked *f, size_t proc,
+		       const struct vma *v, struct cr_err *err)
+{
+	if (is_known(f, v) || !is_inherited(t, proc, v))
+		return 0;
+	struct huge_id *id = vec_push(&f->list);
+	if (!id)
+		return cr_err_oom(err);
+	*id = (struct huge_id){v->dev, v->ino};
+	return 0;
+}
+
+int huge_mark_stays(struct tree *t, struct huge_forked *f, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < t->n_procs; i++)
+		for (size_t k = 0; k < t->procs[i].mm.n_vmas && !r; k++)
+			if (t->procs[i].mm.vmas[k].page_bytes)
+				r = note_forked(t, f, i, &t->procs[i].mm.vmas[k], err);
+	for (size_t i = 0; i < t->n_procs && !r; i++)
+		for (size_t k = 0; k < t->procs[i].mm.n_vmas; k++) {
+			struct vma *v = &t->procs[i].mm.vmas[k];
+
+			v->huge_stays = v->page_bytes == TRACKED_BYTES &&
+					!(v->flags & VMA_F_NORESERVE) && !is_known(f, v);
+		}
+	return r;
+}
+
+static bool discard_restores(uint8_t *page)
+{
+	page[0] = 1;
+	uint64_t before = read_count(TRACKED_BYTES, "resv_hugepages");
+	return !madvise(page, TRACKED_BYTES, MADV_DONTNEED) &&
+	       read_count(TRACKED_BYTES, "resv_hugepages") == before + 1;
+}
+
+bool huge_may_be_discarded(void)
+{
+	bool does = false;
+
+	/* KERNEL: where there are pages beyond the pool it does not (__unmap_hugepage_range) */
+	if (read_count(TRACKED_BYTES, "nr_overcommit_hugepages") ||
+	    read_count(TRACKED_BYTES, "surplus_hugepages"))
+		return false;
+	void *page = mmap(NULL, TRACKED_BYTES, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
+			      (__builtin_ctz(TRACKED_BYTES) << MAP_HUGE_SHIFT),
+			  -1, 0);
+	if (page == MAP_FAILED)
+		return false;
+	/* others may reserve and give back at the same moment */
+	for (int i = 0; i < 3 && !does; i++)
+		does = discard_restores(page);
+	munmap(page, TRACKED_BYTES);
+	return does;
+}
+
+/* ---- are there enough? ---- */
+
+static uint64_t pages_of(uint64_t bytes, uint64_t page_bytes)
+{
+	return bytes / page_bytes + !!(bytes % page_bytes);
 }
 
 /* mmap(2) reserves a page for each, which fork(2) does not. */

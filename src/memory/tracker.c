@@ -144,7 +144,7 @@ static int leave_page(struct round *ro, uint64_t va, struct cr_err *err)
 
 bool round_leaves(const struct round *ro, const struct vma *v)
 {
-	return ro->t->lazy && vma_is_lazy(v);
+	return ro->t->lazy && vma_is_lazy(v) && (!v->page_bytes || ro->t->lazy_huge);
 }
 
 int round_leave_range(struct round *ro, uint64_t start, uint64_t end, struct cr_err *err)

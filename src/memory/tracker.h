@@ -36,6 +36,7 @@ struct tracker {
 	/* Rounds that leave pages behind: what was written is not sent but noted, to be fetched by
 	 * the destination. news: what was noted since the caller last cleared it. */
 	bool lazy;
+	bool lazy_huge;  /* huge pages as well */
 	uint64_t *eager; /* pages that are sent all the same, see lazy_eager_pages() */
 	size_t n_eager;
 	VEC(struct addr_range) news;

@@ -39,7 +39,7 @@ static int send_what_may_not_be_left(struct round *ro, struct cr_err *err)
 	for (size_t i = 0; i < mm->n_vmas && !r; i++) {
 		const struct vma *v = &mm->vmas[i];
 
-		if (v->kind != VMA_ANON || vma_is_lazy(v))
+		if (v->kind != VMA_ANON || round_leaves(ro, v))
 			continue;
 		for (uint64_t va = v->start; va < v->end && !r; va += CR_PAGE_SIZE)
 			if (!sentmap_chunk((struct sentmap *)&t->sent, va, false))

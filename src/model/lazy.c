@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/cleanup.h"
+#include "model/layout.h"
 
 enum { PER_THREAD = 8, REG_RSP = 19, ROBUST_HEAD_BYTES = 24, BELOW_STACK_BYTES = 128 };
 
@@ -29,11 +30,42 @@ static int by_value(const void *a, const void *b)
 	return *x < *y ? -1 : *x > *y;
 }
 
+static bool is_huge(const struct mm *mm, uint64_t va)
+{
+	const struct vma *v = layout_find(mm->vmas, mm->n_vmas, va);
+
+	return v && v->huge_stays;
+}
+
+/* The pages of l, which ascend, each once; where one lies in a huge page, all of that. *ret: for
+ * the caller to free. */
+static int whole_huge_pages(const struct mm *mm, const struct list *l, uint64_t **ret, size_t *n)
+{
+	size_t huge = 0;
+
+	for (size_t i = 0; i < l->n; i++)
+		huge += is_huge(mm, l->v[i]);
+	uint64_t *out = malloc((l->n + huge * LAZY_HUGE_PAGES + 1) * sizeof(*out));
+	*n = 0;
+	if (!out)
+		return -ENOMEM;
+	for (size_t i = 0; i < l->n; i++) {
+		bool whole = huge && is_huge(mm, l->v[i]);
+		uint64_t va = whole ? l->v[i] & ~(LAZY_HUGE_BYTES - 1) : l->v[i];
+		size_t pages = whole ? LAZY_HUGE_PAGES : 1;
+
+		for (size_t k = 0; k < pages; k++, va += CR_PAGE_SIZE)
+			if (!*n || out[*n - 1] < va)
+				out[(*n)++] = va;
+	}
+	*ret = out;
+	return 0;
+}
+
 int lazy_eager_pages(const struct process *p, uint64_t **ret, size_t *n)
 {
 	size_t most = p->n_threads * PER_THREAD + p->mm.n_held;
 	struct list l = {.v = calloc(most + 1, sizeof(*l.v))};
-	size_t out = 0;
 
 	if (!l.v)
 		return -ENOMEM;
@@ -54,12 +86,9 @@ int lazy_eager_pages(const struct process *p, uint64_t **ret, size_t *n)
 	for (size_t i = 0; i < p->mm.n_held; i++)
 		add(&l, p->mm.held[i], 1);
 	qsort(l.v, l.n, sizeof(*l.v), by_value);
-	for (size_t i = 0; i < l.n; i++)
-		if (!out || l.v[out - 1] != l.v[i])
-			l.v[out++] = l.v[i];
-	*ret = l.v;
-	*n = out;
-	return 0;
+	int r = whole_huge_pages(&p->mm, &l, ret, n);
+	free(l.v);
+	return r;
 }
 
 bool lazy_is_eager(const uint64_t *pages, size_t n, uint64_t va)

@@ -51,8 +51,10 @@ struct vma {
 	uint64_t ino;     /* identity as seen at the source, for telling remaps apart */
 	uint64_t dev;
 	/* ANON: of huge pages, hugetlbpage.rst; 0: ordinary ones. How many of them are there, and
-	 * how many of those no other process has, when the mapping was first seen. */
+	 * how many of those no other process has, when the mapping was first seen; and whether they
+	 * may stay behind at the source. */
 	uint64_t page_bytes, huge_there, huge_own;
+	bool huge_stays;
 };
 
 struct mapped_file { /* a regular file that is mapped or is an executable */

@@ -329,6 +329,8 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 	if (!r)
 		r = memory_capture(&c, &s->object_fds, err);
 	if (!r)
+		r = huge_mark_stays(t, &s->huge_forked, err);
+	if (!r)
 		r = files_capture(&c, err);
 	if (!r)
 		r = memory_capture_objects(&c, &s->object_fds, err);

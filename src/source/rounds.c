@@ -133,6 +133,7 @@ static int take_targets(struct source *s, const struct tree *t, const struct msg
 			struct cr_err *err)
 {
 	s->lazy_objects = ok->lazy_objects;
+	s->lazy_huge = ok->lazy_huge;
 	for (size_t i = 0; i < ok->n_targets; i++) {
 		const struct msg_target *tg = &ok->targets[i];
 		struct source_proc *sp = tg->pid > 0 ? source_find(s, tg->pid) : NULL;
@@ -271,6 +272,7 @@ static int send_process(struct source *s, const struct tree *t, const struct pro
 	int r = s->lazy || !final ? source_note_eager(sp, p, err) : 0;
 
 	sp->tracker.lazy = s->lazy;
+	sp->tracker.lazy_huge = s->lazy_huge;
 	/* for good: what came in then may not be known */
 	sp->tracker.always_full |= has_direct_io(t);
 	sp->tracker.keeps = s->image;

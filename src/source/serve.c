@@ -14,7 +14,7 @@ enum {
 	PRIORITY = 6,               /* of requests: before what is pushed, tc-prio(8) */
 	NOTSENT_BYTES = 128 * 1024, /* of what is pushed, in our kernel */
 	IN_BYTES = LAZY_HDR_BYTES + LAZY_CHUNKS_MAX * LAZY_CHUNK_BYTES,
-	OUT_MAX = 4 << 20, /* a destination that asks and does not read */
+	OUT_MAX = 4 << 20, /* no more requests are taken before the destination has read */
 	PROGRESS_US = 1000000,
 	PATIENCE = 4, /* packets; the destination has more */
 };
@@ -61,9 +61,15 @@ static int flush(struct server *s)
 
 static int send_now(struct server *s, const struct memory *m, uint64_t va, uint32_t n)
 {
-	int r = serve_read_pages(m, va, n, s->pages, append, &s->out);
+	int r = 0;
 
-	return r ? r : flush(s);
+	for (uint32_t at = 0; at < n && !r; at += LAZY_PAGES_MAX) {
+		uint32_t some = n - at < LAZY_PAGES_MAX ? n - at : LAZY_PAGES_MAX;
+
+		r = serve_read_pages(m, va + at * CR_PAGE_SIZE, some, s->pages, append, &s->out);
+		r = r ? r : flush(s);
+	}
+	return r;
 }
 
 /* Pages behind those that were asked for, as far as nobody has sent them. */
@@ -86,7 +92,7 @@ static int answer(struct server *s, const struct lazy_frame *f)
 {
 	struct memory *m = left_memory_of(s, f->pid);
 
-	if (!m || s->out.b.n - s->out.done > OUT_MAX)
+	if (!m)
 		return -EPROTO;
 	pthread_mutex_lock(&s->lock);
 	/* whether it has been pushed does not matter: that may wait in a queue */
@@ -159,19 +165,18 @@ static int on_frame(struct server *s, const struct lazy_frame *f, const uint8_t 
 	}
 }
 
-static int receive(struct server *s)
+static bool takes_more(const struct server *s)
 {
-	ssize_t n = recv(s->urgent, s->in + s->n_in, 2 * IN_BYTES - s->n_in, MSG_DONTWAIT);
+	return s->out.b.n - s->out.done <= OUT_MAX;
+}
+
+/* Whole ones of what has come. */
+static int take_frames(struct server *s)
+{
 	size_t at = 0;
 	int r = 0;
 
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	if (n == 0)
-		return -ECONNRESET;
-	s->n_in += (size_t)n;
-	near_cpu_follow(&s->near, s->urgent, PATIENCE);
-	while (!r && s->n_in - at >= LAZY_HDR_BYTES) {
+	while (!r && takes_more(s) && s->n_in - at >= LAZY_HDR_BYTES) {
 		struct cr_err err = {0};
 		struct lazy_frame f;
 
@@ -185,6 +190,31 @@ static int receive(struct server *s)
 	}
 	memmove(s->in, s->in + at, s->n_in - at);
 	s->n_in -= at;
+	return r;
+}
+
+/* Only once all whole frames that there are were taken, so there is room. */
+static int receive(struct server *s)
+{
+	ssize_t n = recv(s->urgent, s->in + s->n_in, 2 * IN_BYTES - s->n_in, MSG_DONTWAIT);
+
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+	if (n == 0)
+		return -ECONNRESET;
+	s->n_in += (size_t)n;
+	near_cpu_follow(&s->near, s->urgent, PATIENCE);
+	return take_frames(s);
+}
+
+static int on_readiness(struct server *s, short events)
+{
+	int r = is_pending(&s->out) ? flush(s) : 0;
+
+	if (!r)
+		r = take_frames(s);
+	if (!r && events & ~POLLOUT && takes_more(s))
+		r = receive(s);
 	return r;
 }
 
@@ -247,7 +277,8 @@ static int serve_connected(struct server *s)
 	while (!s->complete) {
 		struct pollfd p[] = {
 		    {.fd = s->urgent,
-		     .events = (short)(POLLIN | (is_pending(&s->out) ? POLLOUT : 0))},
+		     .events = (short)((takes_more(s) ? POLLIN : 0) |
+				       (is_pending(&s->out) ? POLLOUT : 0))},
 		    {.fd = s->sv->lifeline, .events = POLLIN},
 		};
 		int r = 0, n = poll(p, ARRAY_SIZE(p), 200);
@@ -256,10 +287,8 @@ static int serve_connected(struct server *s)
 			return -errno;
 		if (n > 0 && p[1].revents)
 			return -ECANCELED;
-		if (n > 0 && p[0].revents & POLLOUT)
-			r = flush(s);
-		if (!r && n > 0 && p[0].revents & ~POLLOUT)
-			r = receive(s);
+		if (n > 0 && p[0].revents)
+			r = on_readiness(s, p[0].revents);
 		if (r)
 			return r;
 		tell_progress(s);

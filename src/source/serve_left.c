@@ -121,16 +121,13 @@ uint32_t left_take_run(struct server *s, struct memory *m, uint64_t va, uint32_t
 
 /* ---- what was asked for ---- */
 
-static void heat(struct server *s, size_t memory, uint64_t va)
+static void heat(struct server *s, size_t memory, uint64_t va, uint32_t pages)
 {
-	const uint64_t before = HOT_BEFORE_PAGES * CR_PAGE_SIZE;
-
 	if (s->n_hot == HOT_MAX) {
 		memmove(s->hot, s->hot + 1, (HOT_MAX - 1) * sizeof(*s->hot));
 		s->n_hot--;
 	}
-	va = va > before ? va - before : 0;
-	s->hot[s->n_hot++] = (struct hot){memory, va, HOT_BEFORE_PAGES + HOT_BEHIND_PAGES};
+	s->hot[s->n_hot++] = (struct hot){memory, va, pages};
 }
 
 /* Requests that follow one another: as long as they do, more and more is sent with each. */
@@ -163,9 +160,14 @@ static uint32_t reads_ahead(struct server *s, size_t memory, uint64_t va)
 
 uint32_t left_asked(struct server *s, struct memory *m, uint64_t va, uint32_t npages)
 {
+	const uint64_t before = HOT_BEFORE_PAGES * CR_PAGE_SIZE;
 	size_t memory = (size_t)(m - s->memories.v);
 
-	heat(s, memory, va);
+	if (npages > LAZY_PAGES_MAX) { /* a huge page: no use in parts of the next */
+		heat(s, memory, va + npages * CR_PAGE_SIZE, npages);
+		return 0;
+	}
+	heat(s, memory, va > before ? va - before : 0, HOT_BEFORE_PAGES + HOT_BEHIND_PAGES);
 	return reads_ahead(s, memory, va + (npages - 1) * CR_PAGE_SIZE);
 }
 

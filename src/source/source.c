@@ -58,6 +58,7 @@ void source_done(struct source *s)
 		sentmap_done(&o->sent);
 	vec_done(&s->objects);
 	object_fds_done(&s->object_fds);
+	vec_done(&s->huge_forked.list);
 	source_carry_done(s);
 	reader_free(s->reader);
 	page_tx_free(s->tx);

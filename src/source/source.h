@@ -108,6 +108,8 @@ struct source {
 	size_t digest_budget;
 	size_t object_digests; /* the budget of objects that may stay behind */
 	bool lazy_objects;     /* the destination can have them do so */
+	bool lazy_huge;        /* and private huge pages */
+	struct huge_forked huge_forked;
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure;   /* while the tasks are stopped */
 	bool takes_closed;         /* the destination: connections that their program has closed */

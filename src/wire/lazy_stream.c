@@ -41,6 +41,11 @@ static uint64_t payload_of(const struct lazy_frame *f)
 	}
 }
 
+static uint32_t most_pages(enum lazy_type type)
+{
+	return type == LAZY_WANT ? LAZY_WANT_MAX : LAZY_PAGES_MAX;
+}
+
 int lazy_frame_decode(struct lazy_frame *ret, const uint8_t in[LAZY_HDR_BYTES], struct cr_err *err)
 {
 	struct lazy_frame f = {
@@ -66,7 +71,7 @@ int lazy_frame_decode(struct lazy_frame *ret, const uint8_t in[LAZY_HDR_BYTES], 
 	case LAZY_ZEROS:
 	case LAZY_UNREADABLE:
 	case LAZY_UNCHANGED:
-		if (f.pid <= 0 || !f.npages || f.npages > LAZY_PAGES_MAX)
+		if (f.pid <= 0 || !f.npages || f.npages > most_pages(f.type))
 			return bad(err, &f, "count");
 		if (f.addr % CR_PAGE_SIZE || f.addr >= ADDR_END ||
 		    f.npages > (ADDR_END - f.addr) / CR_PAGE_SIZE)

@@ -15,7 +15,8 @@
 
 enum {
 	LAZY_HDR_BYTES = 40,
-	LAZY_PAGES_MAX = 64,    /* of a PAGES, ZEROS, UNREADABLE or WANT */
+	LAZY_PAGES_MAX = 64,    /* of a PAGES, ZEROS or UNREADABLE */
+	LAZY_WANT_MAX = 512,    /* a huge page; more than 64 only where huge pages stay behind */
 	LAZY_CHUNKS_MAX = 1024, /* of a MISSING */
 	LAZY_CHUNK_BYTES = 72,  /* address, and a bit for each of the 512 pages from there */
 	LAZY_STATS_BYTES = 10 * 8,

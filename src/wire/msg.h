@@ -322,6 +322,7 @@ struct msg_tree_ok {
 	 * Then the same tree again. */
 	bool more;
 	bool lazy_objects; /* objects may stay behind, see struct msg_reset */
+	bool lazy_huge;    /* private huge pages may */
 };
 struct msg_range {
 	uint64_t start, end; /* page aligned, start < end */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/vec.h"
+#include "model/lazy.h"
 
 enum {
 	PID_MAX_LIMIT = 4 << 20, /* proc_sys_kernel(5), pid_max */
@@ -109,7 +110,7 @@ static bool huge_vma_valid(const struct vma *v)
 
 	return huge_page_bytes_valid(v->page_bytes) && v->kind == VMA_ANON &&
 	       !((v->start | v->end) % v->page_bytes) && v->huge_own <= v->huge_there &&
-	       v->huge_there <= pages;
+	       v->huge_there <= pages && (!v->huge_stays || v->page_bytes == LAZY_HUGE_BYTES);
 }
 
 static int check_vma(const struct tree *t, const struct vma *v, struct cr_err *err)

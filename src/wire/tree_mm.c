@@ -160,9 +160,12 @@ static bool put_huge(struct arena *a, Tree__Mm *pb, const struct mm *in)
 	pb->huge_page_bytes = arena_array(a, uint64_t, n);
 	pb->huge_there = arena_array(a, uint64_t, n);
 	pb->huge_own = arena_array(a, uint64_t, n);
-	if (!pb->huge_vma || !pb->huge_page_bytes || !pb->huge_there || !pb->huge_own)
+	pb->huge_stays = arena_array(a, protobuf_c_boolean, n);
+	if (!pb->huge_vma || !pb->huge_page_bytes || !pb->huge_there || !pb->huge_own ||
+	    !pb->huge_stays)
 		return false;
 	pb->n_huge_vma = pb->n_huge_page_bytes = pb->n_huge_there = pb->n_huge_own = n;
+	pb->n_huge_stays = n;
 	n = 0;
 	for (size_t i = 0; i < in->n_vmas; i++) {
 		const struct vma *v = &in->vmas[i];
@@ -172,6 +175,7 @@ static bool put_huge(struct arena *a, Tree__Mm *pb, const struct mm *in)
 		pb->huge_vma[n] = (uint32_t)i;
 		pb->huge_page_bytes[n] = v->page_bytes;
 		pb->huge_there[n] = v->huge_there;
+		pb->huge_stays[n] = v->huge_stays;
 		pb->huge_own[n++] = v->huge_own;
 	}
 	return true;
@@ -181,7 +185,8 @@ static int get_huge(const Tree__Mm *pb, struct mm *out, struct cr_err *err)
 {
 	size_t n = pb->n_huge_vma;
 
-	if (pb->n_huge_page_bytes != n || pb->n_huge_there != n || pb->n_huge_own != n)
+	if (pb->n_huge_page_bytes != n || pb->n_huge_there != n || pb->n_huge_own != n ||
+	    (pb->n_huge_stays && pb->n_huge_stays != n))
 		return tree_bad(err, "columns of the huge pages differ in length");
 	for (size_t i = 0; i < n; i++) {
 		if (pb->huge_vma[i] >= out->n_vmas || !pb->huge_page_bytes[i])
@@ -190,6 +195,7 @@ static int get_huge(const Tree__Mm *pb, struct mm *out, struct cr_err *err)
 		v->page_bytes = pb->huge_page_bytes[i];
 		v->huge_there = pb->huge_there[i];
 		v->huge_own = pb->huge_own[i];
+		v->huge_stays = pb->n_huge_stays && pb->huge_stays[i];
 	}
 	return 0;
 }

@@ -54,6 +54,54 @@ kill_workload
 ok "moved there and back: private huge pages, hybrid" back_case hugepages_private 3 --mode hybrid
 kill_workload
 
+# postcopied: what the last event says of it, by jq's path.
+postcopied() {
+	jq -r ".postcopy$1" <<<"$mig_done"
+}
+
+# Whole ones alone, of at least $1: all stay behind that no other process has and that are reserved.
+fetched() {
+	local lazy
+	lazy=$(postcopied .pages_lazy)
+	((lazy >= $1 * 512)) && [ "$(postcopied '| [.lost, .asked_again, .reconnects] | @text')" = '[0,0,0]' ] || {
+		diag "$mig_done"
+		return 1
+	}
+}
+
+fetched_case() {
+	start_workload alpha huge_absent --idle && runs_on && move_workload beta --mode postcopy && fetched 14 && finish_workload
+}
+ok "post-copy: private huge pages are fetched" fetched_case
+kill_workload
+
+# Slowly pushed, so that they have not arrived when the tasks want them.
+absent_case() {
+	local absent of all
+	start_workload alpha huge_absent && runs_on || return 1
+	migrate alpha beta --pid "$wl_pid" --mode postcopy --max-bandwidth 4M || { say_migration; return 1; }
+	wl_host=beta
+	wait_for "$wl_dir/absent" 40 || { diag "$(result_text)" "$(tail -n 3 "$wl_dir/log")"; return 1; }
+	read -r absent of all <"$wl_dir/absent"
+	((absent >= all * 3 / 4)) || { diag "in $absent $of $all steps only pages were missing"; return 1; }
+	fetched 10 && finish_workload
+}
+ok "post-copy: what a task may do with private huge pages that are missing" absent_case
+kill_workload
+
+# Some of those that are written all the time were delivered before.
+residual_case() {
+	try_move_case hugepages_private -- --mode hybrid || return 1
+	local lazy
+	lazy=$(postcopied .pages_lazy)
+	((lazy >= 512 && lazy < 12 * 512)) || {
+		diag "of 20 huge pages, of which 6 are written, $lazy pages of 4 KiB were fetched"
+		return 1
+	}
+}
+ok "hybrid: private huge pages that were written since are fetched" residual_case
+kill_workload
+
 free_pages() {
 	awk '/^HugePages_Free/ { print $2 }' /proc/meminfo
 }

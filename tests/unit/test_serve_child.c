@@ -347,7 +347,7 @@ static void want_first(struct fixture *f)
 static void want_much(struct fixture *f)
 {
 	tell_missing(f);
-	want(f, f->task, 0, LAZY_PAGES_MAX + 1);
+	want(f, f->task, 0, LAZY_WANT_MAX + 1);
 }
 
 static void twice_all(struct fixture *f)

@@ -84,6 +84,32 @@ static void test_ahead(void **state)
 	left_done(&s);
 }
 
+/* Whole ones follow a huge page that was asked for, and nothing is sent with it. */
+static void test_huge(void **state)
+{
+	struct serve sv = {0};
+	struct server s = {.sv = &sv};
+	struct memory *m = vec_push(&s.memories);
+
+	(void)state;
+	assert_non_null(m);
+	*m = (struct memory){.pid = 7, .mem = -1};
+	for (uint64_t i = 1; i <= 3; i++) {
+		struct lazy_chunk c = {.start = i * CHUNK};
+
+		memset(c.bits, 0xff, sizeof(c.bits));
+		assert_int_equal(left_add(&s, m, &c), 0);
+	}
+	assert_int_equal(left_sort(&s), 0);
+	for (uint64_t va = 2 * CHUNK; va < 3 * CHUNK; va += CR_PAGE_SIZE)
+		left_take(&s, m, va);
+	assert_int_equal(left_asked(&s, m, 2 * CHUNK, 512), 0);
+	for (uint64_t va = 3 * CHUNK; va < 4 * CHUNK; va += PUSH_PAGES * CR_PAGE_SIZE)
+		takes(&s, va, PUSH_PAGES);
+	takes(&s, CHUNK, PUSH_PAGES);
+	left_done(&s);
+}
+
 static void test_told(void **state)
 {
 	struct serve sv = {0};
@@ -104,6 +130,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(test_order),
 	    cmocka_unit_test(test_ahead),
+	    cmocka_unit_test(test_huge),
 	    cmocka_unit_test(test_told),
 	};
 

@@ -232,12 +232,14 @@ struct lie {
 	X(vma_columns_more, m->n_gap_pages--) \
 	X(vma_empty, m->length_pages[2] = 0) \
 	X(huge_columns, m->n_huge_own--) \
+	X(huge_stays_columns, m->n_huge_stays++) \
 	X(huge_of_none, m->huge_vma[0] = 6) \
 	X(huge_file, m->huge_vma[0] = 2) \
 	X(huge_size, m->huge_page_bytes[0] = 3 * 4096) \
 	X(huge_size_none, m->huge_page_bytes[0] = 0) \
 	X(huge_size_ordinary, m->huge_page_bytes[0] = 4096) \
-	X(huge_unaligned, m->huge_page_bytes[0] = 1 << 20) \
+	X(huge_unaligned, m->huge_page_bytes[0] = 8 << 20) \
+	X(huge_stays_other, m->huge_page_bytes[0] = 1 << 20) \
 	X(huge_too_many, m->huge_there[0] = 4) \
 	X(huge_own_more, m->huge_own[0] = 3) \
 	X(vma_wraps, m->length_pages[5] = UINT64_MAX >> 12) \

@@ -11,7 +11,7 @@
 /* When one of these fails a field was added to tree.h (or removed): add it to the codec
  * (src/wire/tree_codec.c says how), to the functions below, and set the size right. */
 #define TREE_SIZES(X)                                                                              \
-	X(struct vma, 96)                                                                          \
+	X(struct vma, 104)                                                                         \
 	X(struct mapped_file, 72)                                                                  \
 	X(struct shared_object, 88)                                                                \
 	X(struct mm, 176)                                                                          \
@@ -93,11 +93,12 @@ static inline void fill_vma(struct filler *f, struct vma *v, uint64_t start, enu
 	v->ino = fill_u64(f);
 	v->dev = fill_u64(f);
 	if (kind == VMA_ANON) {
-		v->page_bytes = 8192;
-		v->start = ALIGN_UP(start, 8192ull);
-		v->end = v->start + 3 * 8192;
-		v->huge_there = 2;
+		v->page_bytes = 2 << 20;
+		v->start = ALIGN_UP(start, 2ull << 20);
+		v->end = v->start + (2 << 20);
+		v->huge_there = 1;
 		v->huge_own = 1;
+		v->huge_stays = true;
 	}
 }
 
@@ -625,7 +626,7 @@ static inline void same_vma(const struct vma *a, const struct vma *b)
 {
 	SAME(start), SAME(end), SAME(offset), SAME(prot), SAME(kind), SAME(flags);
 	SAME(file), SAME(object), SAME(ino), SAME(dev);
-	SAME(page_bytes), SAME(huge_there), SAME(huge_own);
+	SAME(page_bytes), SAME(huge_there), SAME(huge_own), SAME(huge_stays);
 	SAME_STR(name);
 }
 

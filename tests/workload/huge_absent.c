@@ -1,0 +1,151 @@
+/* Private huge pages that have not arrived yet, right after the move: they are read, written,
+ * inherited, moved, discarded, unmapped and used by a system call. Each step has a region of its
+ * own that nobody has touched since. DIR/absent says of how many regions pages were in fact missing
+ * (mincore(2)).
+ *   --idle: nothing is done with them, all are only looked at in the end */
+#include "workload.h"
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+
+enum { HUGE = 2 << 20, SMALL = HUGE / WL_PAGE, GEN = 5 };
+enum { READ, WRITTEN, SYSCALL, MOVED, DISCARDED, UNMAPPED, INHERITED, REGIONS };
+enum { PER_REGION = 2, UNTOUCHED = 1 /* huge pages */ };
+
+static uint8_t *regions[REGIONS], *untouched, *room;
+static size_t n_absent;
+static int pipe_fds[2];
+
+static void *map(void *at, size_t pages, int flags)
+{
+	void *p = mmap(at, pages * HUGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | flags, -1, 0);
+
+	wl_must(p != MAP_FAILED, "mmap of huge pages");
+	return p;
+}
+
+static uint64_t id_of(int region, size_t page)
+{
+	return (uint64_t)region * PER_REGION * SMALL + page;
+}
+
+static void check(const uint8_t *p, int region, size_t first, size_t n, const char *what)
+{
+	for (size_t i = 0; i < n; i++)
+		wl_page_check(p + i * WL_PAGE, id_of(region, first + i), GEN, what);
+}
+
+static void check_zero(const uint8_t *p, const char *what)
+{
+	for (size_t i = 0; i < HUGE; i++)
+		wl_check(!p[i], "%s: byte %zu is 0x%x, expected 0", what, i, p[i]);
+}
+
+static uint8_t *begin(int region)
+{
+	static unsigned char there[PER_REGION * SMALL];
+	bool absent = false;
+
+	wl_must(!mincore(regions[region], PER_REGION * HUGE, there), "mincore");
+	for (size_t i = 0; i < PER_REGION * SMALL; i++)
+		absent |= !(there[i] & 1);
+	n_absent += absent;
+	return regions[region];
+}
+
+static void use_in_place(void)
+{
+	uint8_t *p = begin(READ);
+
+	check(p, READ, 0, PER_REGION * SMALL, "read");
+	p = begin(WRITTEN);
+	wl_page_fill(p + 300 * WL_PAGE, 1, GEN + 1);
+	wl_page_check(p + 300 * WL_PAGE, 1, GEN + 1, "what was written");
+	check(p, WRITTEN, 0, 300, "before what was written");
+	check(p + 301 * WL_PAGE, WRITTEN, 301, PER_REGION * SMALL - 301, "behind it");
+	p = begin(SYSCALL);
+	wl_must(write(pipe_fds[1], "x", 1) == 1, "write");
+	wl_same("read(2)", 1, read(pipe_fds[0], p + HUGE + WL_PAGE, 1));
+	wl_check(p[HUGE + WL_PAGE] == 'x', "what was read is 0x%x", p[HUGE + WL_PAGE]);
+	check(p, SYSCALL, 0, SMALL + 1, "before what was read");
+	check(p + HUGE + 2 * WL_PAGE, SYSCALL, SMALL + 2, SMALL - 2, "behind it");
+}
+
+static void change_layout(void)
+{
+	uint8_t *p = begin(MOVED);
+
+	wl_must(mremap(p, PER_REGION * HUGE, PER_REGION * HUGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       room) == room,
+		"mremap");
+	check(room, MOVED, 0, PER_REGION * SMALL, "moved");
+	p = begin(DISCARDED);
+	wl_must(!madvise(p, HUGE, MADV_DONTNEED), "MADV_DONTNEED");
+	check_zero(p, "discarded");
+	check(p + HUGE, DISCARDED, SMALL, SMALL, "behind what was discarded");
+	p = begin(UNMAPPED);
+	wl_must(!munmap(p, HUGE), "munmap");
+	map(p, 1, MAP_FIXED_NOREPLACE);
+	check_zero(p, "mapped anew");
+	check(p + HUGE, UNMAPPED, SMALL, SMALL, "behind what was unmapped");
+}
+
+static void inherit(void)
+{
+	uint8_t *p = begin(INHERITED);
+	int status;
+	pid_t child = fork();
+
+	wl_must(child >= 0, "fork");
+	if (!child) {
+		check(p, INHERITED, 0, PER_REGION * SMALL, "inherited");
+		wl_page_fill(p, 1, GEN + 1);
+		_exit(0);
+	}
+	wl_same("child", child, waitpid(child, &status, 0));
+	wl_same("its exit", 0, status);
+	check(p, INHERITED, 0, PER_REGION * SMALL, "what a child has inherited");
+}
+
+static void set_up(void)
+{
+	/* one mapping each: of a part no mapping can be made by mremap(2) in one call */
+	for (int r = 0; r < REGIONS; r++) {
+		regions[r] = map(NULL, PER_REGION, 0);
+		for (size_t i = 0; i < PER_REGION * SMALL; i++)
+			wl_page_fill(regions[r] + i * WL_PAGE, id_of(r, i), GEN);
+	}
+	untouched = map(NULL, UNTOUCHED, 0);
+	room = mmap(NULL, (PER_REGION + 1) * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	wl_must(room != MAP_FAILED, "mmap");
+	room = (uint8_t *)(((uintptr_t)room + HUGE - 1) / HUGE * HUGE);
+	wl_must(!pipe(pipe_fds), "pipe");
+}
+
+int main(int argc, char **argv)
+{
+	char text[64];
+	bool done = false;
+
+	wl_init(argc, argv);
+	const bool idle = wl_flag("idle");
+	set_up();
+	wl_ready();
+	while (!wl_stop()) {
+		if (wl_tick() && !done && !idle) {
+			/* the child lacks what its parent lacks: there is less of that by then */
+			use_in_place();
+			change_layout();
+			inherit();
+			check_zero(untouched, "never touched");
+			snprintf(text, sizeof(text), "%zu of %d\n", n_absent, REGIONS);
+			wl_write("absent", text);
+			done = true;
+		}
+		wl_sleep_us(20000);
+	}
+	for (int r = 0; r < REGIONS && idle; r++)
+		check(regions[r], r, 0, PER_REGION * SMALL, "idle");
+	wl_done();
+}
