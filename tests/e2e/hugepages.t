@@ -63,7 +63,7 @@ postcopied() {
 fetched() {
 	local lazy
 	lazy=$(postcopied .pages_lazy)
-	((lazy >= $1 * 512)) && [ "$(postcopied '| [.lost, .asked_again, .reconnects] | @text')" = '[0,0,0]' ] || {
+	{ ((lazy >= $1 * 512)) && [ "$(postcopied '| [.lost, .asked_again, .reconnects] | @text')" = '[0,0,0]' ]; } || {
 		diag "$mig_done"
 		return 1
 	}
@@ -88,6 +88,71 @@ absent_case() {
 }
 ok "post-copy: what a task may do with private huge pages that are missing" absent_case
 kill_workload
+
+pages_left() {
+	"$build/cr-migrate" status --hosts "$hosts_file" --json beta 2>/dev/null |
+		jq -s 'map(select(.state == "fetching pages") | .postcopy.pages_left) | max // 0'
+}
+some_left() {
+	local n
+	n=$(pages_left)
+	((n > 0 && n < $1))
+}
+
+# begin_slow OPTIONS…: in the background, so slowly that something can happen.
+begin_slow() {
+	migrate alpha beta --pid "$wl_pid" --mode postcopy --max-bandwidth 4M "$@" &
+	mover=$!
+	until_true 30 some_left $((15 * 512))
+}
+
+end_slow() {
+	local st=0
+	wait "$mover" || st=$?
+	mig_status=$st mig_done=$(tail -n 1 "$work/events")
+	return $st
+}
+
+broken_case() {
+	start_workload alpha huge_absent --idle && runs_on && begin_slow || return 1
+	wl_host=beta
+	# in the middle of one, most likely
+	on beta pkill -KILL -x cr-fetcher || { diag "no fetcher"; return 1; }
+	until_true 20 some_left $((12 * 512)) || { diag "$(pages_left) left"; return 1; }
+	on alpha pkill -KILL -f '^[^ ]*/page-server --tasks' || { diag "no page-server"; return 1; }
+	end_slow || { say_migration; return 1; }
+	{ [ "$(postcopied .lost)" = 0 ] && (($(postcopied .reconnects) > 0)); } || { diag "$mig_done"; return 1; }
+	moved_to beta && finish_workload
+}
+ok "post-copy: private huge pages, fetcher and page-server are killed" broken_case
+kill_workload
+
+lost_said() {
+	grep -q 'pages fetched, [0-9]* lost$' "$state/beta/agent.log"
+}
+lost_case() {
+	local lost
+	: >"$state/beta/agent.log"
+	start_workload alpha huge_absent --bus && runs_on && begin_slow --postcopy-timeout 2s || return 1
+	wl_host=beta
+	{ until_true 20 some_left $((13 * 512)) && until_true 20 progress_is_from beta; } || {
+		diag "$(pages_left) left"
+		return 1
+	}
+	"$testbed" agent alpha kill
+	# shellcheck disable=SC2016
+	on alpha sh -c 'kill -KILL $(pgrep -x cr-agent) $(pgrep -x huge_absent)' 2>/dev/null
+	end_slow
+	{ until_true 30 lost_said && finish_workload; } || { diag "$(tail -n 5 "$state/beta/agent.log")"; return 1; }
+	lost=$(<"$wl_dir/lost")
+	{ ((lost > 0 && lost < 14)) && grep -q "pages fetched, $((lost * 512)) lost$" "$state/beta/agent.log"; } || {
+		diag "$lost huge pages were lost" "$(grep lost "$state/beta/agent.log")"
+		return 1
+	}
+}
+ok "the source is lost: SIGBUS for private huge pages that are missing, the others are right" lost_case
+kill_workload
+"$testbed" agent alpha restart
 
 # Some of those that are written all the time were delivered before.
 residual_case() {

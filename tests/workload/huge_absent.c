@@ -2,9 +2,12 @@
  * inherited, moved, discarded, unmapped and used by a system call. Each step has a region of its
  * own that nobody has touched since. DIR/absent says of how many regions pages were in fact missing
  * (mincore(2)).
- *   --idle: nothing is done with them, all are only looked at in the end */
+ *   --idle: nothing is done with them, all are only looked at in the end
+ *   --bus: the same, and each may be lost as a whole (SIGBUS): DIR/lost says how many were */
 #include "workload.h"
 
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 
@@ -15,6 +18,7 @@ enum { PER_REGION = 2, UNTOUCHED = 1 /* huge pages */ };
 static uint8_t *regions[REGIONS], *untouched, *room;
 static size_t n_absent;
 static int pipe_fds[2];
+static sigjmp_buf on_loss;
 
 static void *map(void *at, size_t pages, int flags)
 {
@@ -108,6 +112,39 @@ static void inherit(void)
 	check(p, INHERITED, 0, PER_REGION * SMALL, "what a child has inherited");
 }
 
+static void bus(int sig)
+{
+	(void)sig;
+	siglongjmp(on_loss, 1);
+}
+
+static bool is_lost(const volatile uint8_t *p)
+{
+	if (sigsetjmp(on_loss, 1))
+		return true;
+	return (void)*p, false;
+}
+
+static void check_or_lost(void)
+{
+	char text[32];
+	size_t lost = 0;
+
+	signal(SIGBUS, bus);
+	for (size_t i = 0; i < REGIONS * PER_REGION; i++) {
+		const uint8_t *p = regions[i / PER_REGION] + i % PER_REGION * HUGE;
+		bool was = is_lost(p);
+
+		for (size_t k = 0; was && k < HUGE; k += WL_PAGE)
+			wl_check(is_lost(p + k), "of huge page %zu only a part is lost", i);
+		if (!was)
+			check(p, (int)(i / PER_REGION), i % PER_REGION * SMALL, SMALL, "not lost");
+		lost += was;
+	}
+	snprintf(text, sizeof(text), "%zu\n", lost);
+	wl_write("lost", text);
+}
+
 static void set_up(void)
 {
 	/* one mapping each: of a part no mapping can be made by mremap(2) in one call */
@@ -129,7 +166,7 @@ int main(int argc, char **argv)
 	bool done = false;
 
 	wl_init(argc, argv);
-	const bool idle = wl_flag("idle");
+	const bool may_be_lost = wl_flag("bus"), idle = may_be_lost || wl_flag("idle");
 	set_up();
 	wl_ready();
 	while (!wl_stop()) {
@@ -145,7 +182,9 @@ int main(int argc, char **argv)
 		}
 		wl_sleep_us(20000);
 	}
-	for (int r = 0; r < REGIONS && idle; r++)
+	if (may_be_lost)
+		check_or_lost();
+	for (int r = 0; r < REGIONS && idle && !may_be_lost; r++)
 		check(regions[r], r, 0, PER_REGION * SMALL, "idle");
 	wl_done();
 }
