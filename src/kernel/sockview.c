@@ -505,6 +505,7 @@ static struct sock_facts facts_of(const struct record *r)
 	    .fd = (int)r->fd,
 	    .connection = is_connected(r) && !is_special(r),
 	    .special = is_special(r),
+	    .filtered = is_connected(r) && r->filter,
 	    .cloexec = r->cloexec >> (r->fd % 64) & 1,
 	    .flags = (uint32_t)r->flags,
 	    .pos = r->pos,

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "resource/net_ways.h"
 #include "resource/sock_filter.h"
+#include "resource/sockopt_alike.h"
 #include "resource/tcp_repair.h"
 
 #ifndef IPV6_TRANSPARENT
@@ -230,11 +231,52 @@ static bool waits(struct files_ctx *x, const struct end *other, struct file *f)
 	return false;
 }
 
+/* ---- filters that stay behind ---- */
+
+static void refuse_filter(struct files_ctx *x, const struct fd_seen *s)
+{
+	_cleanup_fd_ int fd = files_dup(x, s);
+	const char *why = fd < 0 ? NULL : sock_filter_trouble(fd);
+
+	if (why)
+		refuse_because(
+		    x, &(struct fd_probe){.pid = x->c->tree->procs[s->proc].pid, .fd = s->fd},
+		    &x->c->tree->files[s->file], why);
+}
+
+/* Ahead no socket of a running task is held, not for a moment, and sock_diag(7) says nothing of
+ * filters. Only those that BPF says have one are. Without it they are found at the stop. */
+static void look_for_filters(struct files_ctx *x)
+{
+	const struct tree *t = x->c->tree;
+
+	for (uint32_t proc = 0; !x->c->exact && x->c->socks && proc < t->n_procs; proc++) {
+		_cleanup_(sock_facts_done) struct sock_facts_list l = {0};
+		struct cr_err ignored = {0};
+		bool any = false;
+
+		for (size_t i = x->proc_first[proc]; i < x->proc_first[proc + 1] && !any; i++) {
+			uint32_t file = x->seen.v[i].file;
+
+			any = file < t->n_files && t->files[file].kind == FILE_TCP_CONN;
+		}
+		if (!any || sock_alike_read(x->c->socks, t->procs[proc].pid, &l, &ignored))
+			continue;
+		vec_foreach (f, &l.list) {
+			const struct fd_seen *s = f->filtered ? files_seen(x, proc, f->fd) : NULL;
+
+			if (s && s->file < t->n_files && t->files[s->file].kind == FILE_TCP_CONN)
+				refuse_filter(x, s);
+		}
+	}
+}
+
 static int link_ends(struct files_ctx *x, struct cr_err *err)
 {
 	struct tree *t = x->c->tree;
 	size_t n = 0;
 
+	look_for_filters(x);
 	if (!x->undecided.n)
 		return 0;
 	_cleanup_free_ struct end *ends = calloc(t->n_files + 1, sizeof(*ends));

@@ -44,6 +44,12 @@ bool sock_alike_covers(const struct sock_alike *a, int family, const char **miss
 	return !m;
 }
 
+int sock_alike_read(const struct sock_alike *a, pid_t pid, struct sock_facts_list *ret,
+		    struct cr_err *err)
+{
+	return sockview_read(a->view, pid, ret, err);
+}
+
 /* Since 6.2 the size of that directory is how many there are. */
 int sock_alike_list(const struct sock_alike *a, pid_t pid, struct sock_facts_list *ret,
 		    bool *ret_told, struct cr_err *err)

@@ -20,6 +20,9 @@ bool sock_alike_covers(const struct sock_alike *a, int family, const char **miss
  * *ret_told false: they have to be. */
 int sock_alike_list(const struct sock_alike *a, pid_t pid, struct sock_facts_list *ret,
 		    bool *ret_told, struct cr_err *err) must_check;
+/* Of a process that runs, whatever it has open: of any moment. */
+int sock_alike_read(const struct sock_alike *a, pid_t pid, struct sock_facts_list *ret,
+		    struct cr_err *err) must_check;
 /* As /proc/PID/fdinfo and fstat(2) have it of any socket. */
 int sock_alike_mnt_id(const struct sock_alike *a);
 uint64_t sock_alike_dev(const struct sock_alike *a);

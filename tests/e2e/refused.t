@@ -53,6 +53,8 @@ ktls connection .*kTLS
 md5listener TCP listener with signed segments
 lockedfilter locked filter
 ebpffilter eBPF filter
+lockedconnection TCP connection to .* locked filter
+ebpfconnection TCP connection to .* eBPF filter
 pidfd pidfd of a process outside the tree
 mqueue mqueue|message queue|file system
 fifo named pipe is also held by process

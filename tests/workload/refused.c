@@ -280,7 +280,21 @@ static int do_lockedfilter(void)
 		   : fd;
 }
 
-static int do_ebpffilter(void)
+/* Both ends of it are in the tree. */
+static int do_lockedconnection(void)
+{
+	struct sock_filter pass = {BPF_RET | BPF_K, 0, 0, UINT32_MAX};
+	const struct sock_fprog prog = {1, &pass};
+	const int one = 1;
+	int fd = connection(0);
+
+	return fd < 0 || setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog)) ||
+		       setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one))
+		   ? -1
+		   : fd;
+}
+
+static int ebpf_filter_on(int fd)
 {
 	const struct bpf_insn pass[] = {
 	    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = INT32_MAX},
@@ -290,12 +304,22 @@ static int do_ebpffilter(void)
 			    .insns = (uintptr_t)pass,
 			    .insn_cnt = 2,
 			    .license = (uintptr_t) "GPL"};
-	int fd = listener(), prog = syscall(SYS_bpf, BPF_PROG_LOAD, &a, sizeof(a));
+	int prog = syscall(SYS_bpf, BPF_PROG_LOAD, &a, sizeof(a));
 
-	if (prog < 0 || setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)))
+	if (fd < 0 || prog < 0 || setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)))
 		return -1;
 	close(prog);
 	return fd;
+}
+
+static int do_ebpffilter(void)
+{
+	return ebpf_filter_on(listener());
+}
+
+static int do_ebpfconnection(void)
+{
+	return ebpf_filter_on(connection(0));
 }
 
 static int do_pidfd(void)
@@ -674,6 +698,8 @@ static const struct {
     {"md5listener", do_md5listener},
     {"lockedfilter", do_lockedfilter},
     {"ebpffilter", do_ebpffilter},
+    {"lockedconnection", do_lockedconnection},
+    {"ebpfconnection", do_ebpfconnection},
     {"pidfd", do_pidfd},
     {"mqueue", do_mqueue},
     {"fifo", do_fifo},
