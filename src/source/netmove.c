@@ -259,8 +259,14 @@ static void collect_closed(struct source *s, const struct tree *t, struct waitin
 	if (!source_takes_closed(s, t) || !net_has_closed() ||
 	    (!net_closed_collect(s->env->orphans, t, w, &lost, &why) && !lost))
 		return;
-	snprintf(text, sizeof(text), "%zu connections that the program has closed are lost: %.80s",
-		 lost, why.msg);
+	if (lost)
+		snprintf(text, sizeof(text),
+			 "%zu connections that the program has closed are lost: %.80s", lost,
+			 why.msg);
+	else /* nobody knows whether there are any */
+		snprintf(text, sizeof(text),
+			 "connections that the program has closed, if any, are lost: %.80s",
+			 why.msg);
 	source_event(s, "warning", text);
 }
 
