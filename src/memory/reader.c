@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
+#include "kernel/background.h"
 #include "memory/zero.h"
 #include "model/lazy.h"
 #include "wire/page_digest.h"
@@ -286,6 +287,7 @@ int reader_finish(struct reader *r, struct cr_err *err)
 
 	if (e || !r->n_pieces)
 		return e;
+	background_yield();
 	if (r->how == READ_PROCESS_VM) {
 		size_t got = read_vector(r, 0, r->buf) / CR_PAGE_SIZE;
 
@@ -303,6 +305,7 @@ int reader_finish(struct reader *r, struct cr_err *err)
 		}
 	}
 	e = fill_singly(r, i, skip, f, &n, off, err);
+	background_yield();
 	if (!e)
 		e = send_filled(r, f, n, err);
 	r->n_pieces = 0;

@@ -628,10 +628,11 @@ static bool hybrid_enough(const struct source *s, uint32_t n, const struct round
 }
 
 /* The first round is nearly all of the work, and nobody waits for it: it gets what CPU time the
- * tasks leave. Those that follow do not: the later they end, the more has been written. */
+ * tasks leave. Those that follow do not: the later they end, the more has been written. Who dumps
+ * waits for the whole. */
 static int first_round(struct source *s, struct round_result *res, struct cr_err *err)
 {
-	background_enter(&s->background);
+	background_enter(&s->background, s->image ? BACKGROUND_LESS : BACKGROUND_IDLE);
 	int r = one_round(s, res, err);
 
 	background_leave(&s->background);

@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <string.h>
 #include "base/clock.h"
+#include "kernel/background.h"
 #include "wire/addr.h"
 #include "wire/page_tx_priv.h"
 
@@ -130,6 +131,7 @@ static int feed_streams(struct page_tx *tx, uint32_t ready, struct cursor *cur, 
 			page_pack(tx, c, cur);
 			tx->next = (i + 1) % tx->n;
 		}
+		background_yield();
 		ssize_t n = page_conn_send(c, err);
 		if (n < 0)
 			return (int)n;

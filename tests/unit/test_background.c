@@ -4,12 +4,16 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <sched.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "kernel/background.h"
+#include "kernel/sched_attr.h"
 
 /* -100: nothing is shared by sessions here */
 static int session_nice(void)
@@ -53,8 +57,9 @@ static int leader(void)
 	setsid();
 	before = getpriority(PRIO_PROCESS, 0);
 	shared = session_nice();
-	background_enter(&b);
+	background_enter(&b, BACKGROUND_LESS);
 	expect(&wrong, "in the background", getpriority(PRIO_PROCESS, 0), before + 10);
+	expect(&wrong, "its policy", sched_getscheduler(0), SCHED_OTHER);
 	expect(&wrong, "its session", session_nice(), shared == -100 ? -100 : 10);
 	background_leave(&b);
 	expect(&wrong, "back", getpriority(PRIO_PROCESS, 0), before);
@@ -65,20 +70,79 @@ static int leader(void)
 	/* before all others but while in the background */
 	background_never();
 	expect(&wrong, "its session, first", session_nice(), shared == -100 ? -100 : -10);
-	background_enter(&b);
+	background_enter(&b, BACKGROUND_LESS);
 	expect(&wrong, "its session, in the background", session_nice(),
 	       shared == -100 ? -100 : 10);
 	background_leave(&b);
 	expect(&wrong, "its session, first again", session_nice(), shared == -100 ? -100 : -10);
+	return wrong;
+}
+
+/* In ns; 0: this kernel has no such thing. */
+static unsigned long long turn(void)
+{
+	struct sched_attr_v0 a = {0};
+
+	if (syscall(SYS_sched_getattr, 0, &a, sizeof(a), 0))
+		return 0;
+	return a.runtime_ns;
+}
+
+static int idle_leader(void)
+{
+	struct background b = {0};
+	int wrong = 0, before, shared;
+
+	setsid();
+	background_never();
+	before = getpriority(PRIO_PROCESS, 0);
 	shared = session_nice();
-	/* nothing of a processor in what it takes for a long time */
-	background_enter(&b);
+	unsigned long long usual = turn();
+	background_yield();
+	background_enter(&b, BACKGROUND_IDLE);
+	expect(&wrong, "policy", sched_getscheduler(0), SCHED_IDLE);
+	expect(&wrong, "session, idle", session_nice(), shared == -100 ? -100 : 19);
+	background_yield();
+	background_leave(&b);
+	expect(&wrong, "policy, back", sched_getscheduler(0), SCHED_OTHER);
+	expect(&wrong, "nice, back", getpriority(PRIO_PROCESS, 0), before);
+	expect(&wrong, "session, back", session_nice(), shared);
+	expect(&wrong, "turn, back", turn() == usual, true);
+	/* nothing of a processor in what it takes for long: up a step, and another */
+	background_enter(&b, BACKGROUND_IDLE);
 	background_check(&b);
-	expect(&wrong, "not starving yet", getpriority(PRIO_PROCESS, 0), before + 10);
+	expect(&wrong, "not starving yet", sched_getscheduler(0), SCHED_IDLE);
+	b.since_us -= 2 * 1000 * 1000;
+	background_check(&b);
+	expect(&wrong, "policy, starving", sched_getscheduler(0), SCHED_OTHER);
+	expect(&wrong, "nice, starving", getpriority(PRIO_PROCESS, 0), before + 10);
+	expect(&wrong, "session, starving", session_nice(), shared == -100 ? -100 : 10);
+	expect(&wrong, "turn, starving", turn() == usual, true);
+	b.since_us -= 2 * 1000 * 1000;
+	background_check(&b);
+	expect(&wrong, "nice, two seconds later", getpriority(PRIO_PROCESS, 0), before + 10);
 	b.since_us -= 60ull * 1000 * 1000;
 	background_check(&b);
-	expect(&wrong, "starving", getpriority(PRIO_PROCESS, 0), before);
-	expect(&wrong, "its session, starving", session_nice(), shared);
+	expect(&wrong, "nice, still starving", getpriority(PRIO_PROCESS, 0), before);
+	expect(&wrong, "session, still starving", session_nice(), shared);
+	expect(&wrong, "nothing to leave", b.depth, BACKGROUND_NONE);
+	return wrong;
+}
+
+/* A thread that has gone ahead of others, or behind them, by itself. */
+static int own_policy(void)
+{
+	const struct sched_param none = {0};
+	struct background b = {0};
+	int wrong = 0;
+
+	setsid();
+	if (sched_setscheduler(0, SCHED_BATCH, &none))
+		return 1;
+	background_enter(&b, BACKGROUND_IDLE);
+	expect(&wrong, "policy", sched_getscheduler(0), SCHED_BATCH);
+	background_leave(&b);
+	expect(&wrong, "policy afterwards", sched_getscheduler(0), SCHED_BATCH);
 	return wrong;
 }
 
@@ -96,7 +160,7 @@ static int others_session(void)
 		return pid < 0 || waitpid(pid, &status, 0) != pid || status;
 	}
 	before = getpriority(PRIO_PROCESS, 0);
-	background_enter(&b);
+	background_enter(&b, BACKGROUND_LESS);
 	expect(&wrong, "in the background", getpriority(PRIO_PROCESS, 0), before + 10);
 	expect(&wrong, "somebody else's session", session_nice(), shared);
 	background_leave(&b);
@@ -110,6 +174,20 @@ static void test_leader(void **state)
 	in_child(leader);
 }
 
+static void test_idle(void **state)
+{
+	(void)state;
+	if (geteuid())
+		skip(); /* nobody else may come back */
+	in_child(idle_leader);
+}
+
+static void test_own_policy(void **state)
+{
+	(void)state;
+	in_child(own_policy);
+}
+
 static void test_session_of_another(void **state)
 {
 	(void)state;
@@ -118,8 +196,9 @@ static void test_session_of_another(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {cmocka_unit_test(test_leader),
-					   cmocka_unit_test(test_session_of_another)};
+	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(test_leader), cmocka_unit_test(test_idle),
+	    cmocka_unit_test(test_own_policy), cmocka_unit_test(test_session_of_another)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
