@@ -70,7 +70,8 @@ remove_group
 
 killed_case() {
 	start_in_group || return 1
-	migrate alpha beta --pid "$wl_pid" --on-no-convergence throttle --downtime-limit 100us &
+	# slow enough that nobody can miss it
+	migrate alpha beta --pid "$wl_pid" --on-no-convergence throttle --downtime-limit 100us --max-bandwidth 100M &
 	local mover=$!
 	until_true 30 limited || { diag "never slowed down"; return 1; }
 	case $1 in
