@@ -1,5 +1,6 @@
 #include "model/lazy.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/cleanup.h"
@@ -126,15 +127,25 @@ static bool process_lets_it_be_lazy(const struct process *p, uint32_t object)
 	return is;
 }
 
+/* Memory that nothing but its mappings leads to, once no descriptor does. A memfd that is sealed
+ * against writing cannot be written by whoever fetches it, either. */
+static bool kind_is_lazy(const struct shared_object *so)
+{
+	bool sealed = so->seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
+
+	return so->kind == OBJ_SHARED_ANON ||
+	       (so->kind == OBJ_MEMFD && !sealed && !(so->size % CR_PAGE_SIZE));
+}
+
 bool object_is_lazy(const struct tree *t, uint32_t object)
 {
 	const struct shared_object *so = object < t->n_objects ? &t->objects[object] : NULL;
-	bool is = so && so->kind == OBJ_SHARED_ANON && !so->page_bytes &&
-		  so->size >= LAZY_OBJECT_MIN_BYTES;
+	bool is = so && kind_is_lazy(so) && !so->page_bytes && so->size >= LAZY_OBJECT_MIN_BYTES;
 
 	for (size_t i = 0; i < t->n_files && is; i++)
 		is = t->files[i].object != object;
 	for (size_t i = 0; i < t->n_procs && is; i++)
-		is = process_lets_it_be_lazy(&t->procs[i], object);
+		is = t->procs[i].mm.exe_object != object + 1 && /* execve(2) reads it */
+		     process_lets_it_be_lazy(&t->procs[i], object);
 	return is;
 }

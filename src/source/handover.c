@@ -546,6 +546,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	source_real_time(true);
 	if (!r && s->lazy)
 		r = source_last_drop_rounds(s, err);
+	fault_point("source-stopping");
 	if (!r)
 		r = source_stop(s, &rq, &t, &times, err);
 	if (r) {

@@ -22,7 +22,8 @@ fetched_case() {
 }
 for mode in hybrid postcopy; do
 	for name in "shared" "shared --steady --pause-us 0" "shared --workers 0" "shared --mib 2 --workers 8" \
-		"shared --workers 6 --pause-us 500"; do
+		"shared --workers 6 --pause-us 500" "shared --of memfd" "shared --of memfd --steady --pause-us 0" \
+		"shared --of zero" "shared --of open-memfd"; do
 		# shellcheck disable=SC2086
 		ok "$mode: $name" fetched_case $mode $name
 		kill_workload
@@ -42,7 +43,7 @@ done
 
 # It does stay behind: in post-copy all of it, slowly, while the processes run.
 behind_case() {
-	start_workload alpha shared --mib 8 --pause-us 1000 --steady && runs_on || return 1
+	start_workload alpha shared --mib 8 --pause-us 1000 --steady "$@" && runs_on || return 1
 	move_workload beta --mode postcopy --max-bandwidth 4M && right || return 1
 	local lazy
 	lazy=$(postcopied .pages_lazy)
@@ -51,6 +52,60 @@ behind_case() {
 }
 ok "postcopy: it stays behind" behind_case
 kill_workload
+for of in memfd zero; do
+	ok "postcopy: it stays behind, of $of that was closed" behind_case --of $of
+	kill_workload
+done
+
+# read(2) would not wait for what is missing.
+open_case() {
+	start_workload alpha shared --mib 8 --pause-us 1000 --of open-memfd && runs_on || return 1
+	move_workload beta --mode postcopy && right || return 1
+	local lazy
+	lazy=$(postcopied .pages_lazy)
+	((lazy < 1000)) || { diag "$lazy pages stayed behind"; return 1; }
+	finish_workload
+}
+ok "postcopy: what a descriptor leads to does not stay behind" open_case
+kill_workload
+
+# The destination was told that it stays behind. Right before the stop huge pages are asked for: then it may not.
+stands_still() {
+	# shellcheck disable=SC2016
+	sleeper=$(on alpha sh -c 'for p in $(pgrep -x cr-agent); do grep -qs "^State:[[:space:]]*T" /proc/$p/status && echo $p; done')
+	[ -n "$sleeper" ]
+}
+
+taken_back_case() {
+	local st=0 lazy
+	start_workload alpha shared --mib 8 --pause-us 1000 --steady && runs_on || return 1
+	CR_FAULT=source-stopping:stop "$testbed" agent alpha restart
+	migrate alpha beta --pid "$wl_pid" --mode "$1" &
+	if until_true 30 stands_still; then
+		touch "$wl_dir/advise"
+		wait_for "$wl_dir/advised" 30 || st=1
+		on alpha kill -CONT "$sleeper"
+	else
+		diag "the source's agent does not come there"
+		st=1
+	fi
+	mig_status=0
+	wait $! || mig_status=$?
+	CR_FAULT='' "$testbed" agent alpha restart
+	mig_done=$(tail -n 1 "$work/events")
+	wl_host=beta
+	if [ $st$mig_status != 00 ] || ! moved_to beta || ! right; then
+		say_migration
+		return 1
+	fi
+	lazy=$(postcopied .pages_lazy)
+	((lazy < 1000)) || { diag "$lazy pages stayed behind"; return 1; }
+	finish_workload
+}
+for mode in postcopy hybrid; do
+	ok "$mode: what stays behind is taken back if that changes before the stop" taken_back_case $mode
+	kill_workload
+done
 
 # What pre-copy has brought, and nobody has written since, is not sent again.
 unchanged_case() {

@@ -4,7 +4,9 @@
  *
  * --mib N of the memory (default 16), --workers N besides the first process (default 3), --steady:
  * these do not end and are not followed by others, --pause-us N between two steps (default 20),
- * --bus: a page may be lost (SIGBUS): DIR/lost says how many were seen */
+ * --bus: a page may be lost (SIGBUS): DIR/lost says how many were seen. The memory is anonymous;
+ * --of memfd or --of zero: of a memfd, or of /dev/zero, closed again; --of open-memfd: it stays
+ * open. Once there is DIR/advise, huge pages are asked for, and DIR/advised tells it. */
 #include "workload.h"
 #include <sched.h>
 #include <setjmp.h>
@@ -262,6 +264,21 @@ static void *share(size_t bytes)
 	return p;
 }
 
+static uint8_t *share_of(const char *what, size_t bytes)
+{
+	const bool zero = !strcmp(what, "zero");
+
+	if (!*what)
+		return share(bytes);
+	int fd = zero ? open("/dev/zero", O_RDWR) : memfd_create("shared", 0);
+	wl_must(fd >= 0 && (zero || !ftruncate(fd, (off_t)bytes)), what);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	wl_must(p != MAP_FAILED, "mmap");
+	if (strcmp(what, "open-memfd") != 0)
+		close(fd);
+	return p;
+}
+
 static void check_all(void)
 {
 	for (volatile size_t p = 0; p < pages; p++) {
@@ -276,6 +293,18 @@ static void check_all(void)
 	}
 }
 
+static void advise_if_told(void)
+{
+	static bool done;
+	char path[256];
+
+	if (done || access(wl_path(path, "advise"), F_OK))
+		return;
+	wl_must(!madvise(memory, pages * WL_PAGE, MADV_HUGEPAGE), "MADV_HUGEPAGE");
+	wl_write("advised", "yes\n");
+	done = true;
+}
+
 int main(int argc, char **argv)
 {
 	char text[32], path[256];
@@ -288,7 +317,7 @@ int main(int argc, char **argv)
 	pages = (size_t)wl_opt("mib", 16) << 8;
 	ctl = share(sizeof(*ctl));
 	notes = share(pages * sizeof(*notes));
-	memory = share(pages * WL_PAGE);
+	memory = share_of(wl_opt_str("of", ""), pages * WL_PAGE);
 	seed = wl_mix((uint64_t)getpid());
 	may_be_lost = wl_flag("bus");
 	if (may_be_lost)
@@ -305,6 +334,7 @@ int main(int argc, char **argv)
 	wl_ready();
 	while (!wl_stop()) {
 		wl_tick();
+		advise_if_told();
 		step();
 		for (int i = 0; i < n_workers; i++) {
 			end_worker(i, WNOHANG);
