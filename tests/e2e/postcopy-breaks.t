@@ -416,7 +416,7 @@ break_something() {
 
 any_case() {
 	local n said=() without=$((RANDOM % 10))
-	start_workload alpha "$@" && runs_on && begin_slow && slow_link 2mbit || return 1
+	start_workload alpha "$@" && runs_on && begin_slow && slow_link 512kbit || return 1
 	for ((n = 0; n < 10; n++)); do
 		random_pause 300
 		until_true 30 three_or_over || break
