@@ -8,6 +8,7 @@
 #include <string.h>
 #include "base/clock.h"
 #include "base/log.h"
+#include "kernel/background.h"
 #include "pageserver/options.h"
 #include "pageserver/server.h"
 #include "wire/addr.h"
@@ -323,6 +324,8 @@ int main(int argc, char **argv)
 		return r;
 	if (first.tasks >= 0)
 		return tasks_serve(first.tasks, !first.no_sandbox);
+	/* whoever runs here, or on the source if that is the same machine, has work to do */
+	background_short_turns();
 	/* zeroed by being mapped, so that the large working areas take memory only once they are
 	 * used */
 	struct server *sv =

@@ -1,3 +1,4 @@
+#include <sched.h>
 #include <sys/socket.h>
 #include "base/log.h"
 #include "pageserver/stream_priv.h"
@@ -239,6 +240,7 @@ static void place_in_thread(uv_work_t *w)
 	struct stream *st = w->data;
 	struct place_memory mem = {.zeros = st->sv->zeros, .work = st->work_memory};
 
+	sched_yield(); /* background_short_turns() */
 	st->work_result =
 	    session_place(st->work_session, &st->work_batch, &mem, &st->work_placed, &st->work_err);
 	session_placed(st->sv, st->work_session);
@@ -251,6 +253,7 @@ static void after_placing(uv_work_t *w, int status)
 
 	(void)status; /* is never cancelled */
 	st->working = false;
+	sched_yield();
 	if (st->over) {
 		free_if_unused(st);
 		return;
@@ -272,6 +275,7 @@ static int on_batch(void *arg, const struct page_batch *b, struct cr_err *err)
 {
 	struct stream *st = arg;
 
+	sched_yield();
 	if (!st->work_memory && place_needs_work(b)) {
 		st->work_memory = malloc(PAGE_BATCH_BYTES);
 		if (!st->work_memory)

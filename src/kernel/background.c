@@ -137,6 +137,12 @@ void background_leave(struct background *b)
 		go_to(b, BACKGROUND_NONE);
 }
 
+void background_short_turns(void)
+{
+	if (sched_getscheduler(0) == SCHED_OTHER)
+		set_normal(getpriority(PRIO_PROCESS, 0), TURN_NS);
+}
+
 void background_yield(void)
 {
 	if (giving_way)

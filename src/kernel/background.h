@@ -36,6 +36,10 @@ void background_enter(struct background *b, enum background_depth depth);
 void background_check(struct background *b);
 /* As before; nothing if it is not in the background (any more). */
 void background_leave(struct background *b);
+/* For a thread, and those that it starts, with much to do for others who are not in a hurry: its
+ * share of the CPU time stays what it is, in the shortest turns that the kernel has (6.12), so that
+ * nobody waits long for the end of one. Nothing for one with a policy of its own. Never fails. */
+void background_short_turns(void);
 /* For a thread that may be in the background, between any two pieces of work that take as long as a
  * few system calls: who waits for this processor gets it now, and not at the next tick of the clock
  * (a wakeup ends no turn that has just begun). Nothing elsewhere. */

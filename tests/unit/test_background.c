@@ -129,6 +129,19 @@ static int idle_leader(void)
 	return wrong;
 }
 
+static int short_turns(void)
+{
+	int wrong = 0, before = getpriority(PRIO_PROCESS, 0);
+	unsigned long long usual = turn();
+
+	background_short_turns();
+	expect(&wrong, "nice", getpriority(PRIO_PROCESS, 0), before);
+	expect(&wrong, "policy", sched_getscheduler(0), SCHED_OTHER);
+	if (usual) /* kernels before 6.12 tell none */
+		expect(&wrong, "turn", (int)turn(), 100 * 1000);
+	return wrong;
+}
+
 /* A thread that has gone ahead of others, or behind them, by itself. */
 static int own_policy(void)
 {
@@ -182,6 +195,12 @@ static void test_idle(void **state)
 	in_child(idle_leader);
 }
 
+static void test_short_turns(void **state)
+{
+	(void)state;
+	in_child(short_turns);
+}
+
 static void test_own_policy(void **state)
 {
 	(void)state;
@@ -198,7 +217,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(test_leader), cmocka_unit_test(test_idle),
-	    cmocka_unit_test(test_own_policy), cmocka_unit_test(test_session_of_another)};
+	    cmocka_unit_test(test_short_turns), cmocka_unit_test(test_own_policy),
+	    cmocka_unit_test(test_session_of_another)};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
