@@ -196,6 +196,9 @@ bool locks_is_leased(const char *text);
 /* file_tcp.c: a connection that the move closes, or that is refused for being one. */
 int tcp_closed_capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		       struct cr_err *err) must_check;
+/* How the connection of which fd is a duplicate has ended, and what is left of it to be read. Any
+ * state in which nothing comes any more. */
+int tcp_ended_capture(struct files_ctx *x, int fd, struct file *f, struct cr_err *err) must_check;
 /* What of *f is of any TCP socket. */
 void tcp_capture_common(const struct fd_probe *p, struct file *f, enum file_kind kind);
 bool tcp_is_socket(const struct fd_probe *p);

@@ -53,26 +53,25 @@ static enum tcp_end end_of(int fd)
 		   : TCP_END_RESET;
 }
 
-/* In state CLOSE nothing comes any more, but what came before can be read. */
-static int capture_ended(struct files_ctx *x, const struct fd_probe *p, struct file *f,
-			 struct cr_err *err)
+/* Nothing comes any more, but what came before can be read. */
+int tcp_ended_capture(struct files_ctx *x, int fd, struct file *f, struct cr_err *err)
 {
 	int n = 0, off = -1;
 	socklen_t len = sizeof(off);
 
-	f->tcp_end = end_of(p->local);
-	if (ioctl(p->local, SIOCINQ, &n) || n <= 0)
+	f->tcp_end = end_of(fd);
+	if (ioctl(fd, SIOCINQ, &n) || n <= 0)
 		return 0;
 	uint8_t *buf = arena_array(x->c->tree->arena, uint8_t, (size_t)n);
 	if (!buf)
 		return cr_err_oom(err);
 	/* with SO_PEEK_OFF it would begin elsewhere, and move on, socket(7) */
-	if (!getsockopt(p->local, SOL_SOCKET, SO_PEEK_OFF, &off, &len) && off >= 0 &&
-	    set_int(p->local, SOL_SOCKET, SO_PEEK_OFF, -1))
+	if (!getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &off, &len) && off >= 0 &&
+	    set_int(fd, SOL_SOCKET, SO_PEEK_OFF, -1))
 		return cr_err_sys(err, "SO_PEEK_OFF");
-	ssize_t got = recv(p->local, buf, (size_t)n, MSG_PEEK | MSG_DONTWAIT);
+	ssize_t got = recv(fd, buf, (size_t)n, MSG_PEEK | MSG_DONTWAIT);
 	int saved = errno;
-	if (off >= 0 && set_int(p->local, SOL_SOCKET, SO_PEEK_OFF, off))
+	if (off >= 0 && set_int(fd, SOL_SOCKET, SO_PEEK_OFF, off))
 		return cr_err_sys(err, "SO_PEEK_OFF");
 	errno = saved;
 	if (got < 0 && x->c->exact)
@@ -91,7 +90,7 @@ int tcp_closed_capture(struct files_ctx *x, const struct fd_probe *p, struct fil
 
 	tcp_capture_common(p, f, FILE_TCP_CLOSED);
 	if (p->tcp_state == TCP_CLOSE) /* has ended already: nothing is lost */
-		return capture_ended(x, p, f, err);
+		return tcp_ended_capture(x, p->local, f, err);
 	if (x->c->exact && x->c->tcp != TCP_MODE_REFUSE)
 		return 0; /* nobody reads warnings now */
 	if (p->facts)

@@ -169,7 +169,22 @@ static int cmp_end(const void *a, const void *b)
 	return memcmp(a, b, sizeof(struct end));
 }
 
-static int other_end_missing(struct files_ctx *x, struct file *f, uint32_t index)
+/* The other end has ended, as when its program has closed it: it is read to its end there, too. */
+static int keep_what_came(struct files_ctx *x, struct file *f, uint32_t index, struct cr_err *err)
+{
+	_cleanup_fd_ int fd = files_getfd(x, index, err);
+	struct tcp_info ti = {0};
+	socklen_t len = sizeof(ti);
+
+	if (fd < 0)
+		return fd;
+	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &ti, &len))
+		return cr_err_sys(err, "TCP_INFO");
+	return ti.tcpi_state == TCP_CLOSE_WAIT ? tcp_ended_capture(x, fd, f, err) : 0;
+}
+
+static int other_end_missing(struct files_ctx *x, struct file *f, uint32_t index,
+			     struct cr_err *err)
 {
 	const struct fd_seen *s = files_holder(x, index);
 	char text[ADDR_TEXT];
@@ -186,8 +201,9 @@ static int other_end_missing(struct files_ctx *x, struct file *f, uint32_t index
 	f->kind = FILE_TCP_CLOSED;
 	f->n_opts = 0;
 	f->sockaddr_len = f->peeraddr_len = 0;
-	if (!x->c->exact)
-		files_warn(x, pid, s->fd, "connection to %s is closed by the move", text);
+	if (x->c->exact)
+		return keep_what_came(x, f, index, err);
+	files_warn(x, pid, s->fd, "connection to %s is closed by the move", text);
 	return 0;
 }
 
@@ -299,8 +315,11 @@ static int link_ends(struct files_ctx *x, struct cr_err *err)
 		tcp_end(f->sockaddr, key.peer);
 		if (bsearch(&key, ends, n, sizeof(key), cmp_end) || waits(x, &key, f))
 			continue;
-		if (is_loopback(f) && !tree_moves_address(t, f->sockaddr, f->sockaddr_len))
-			other_end_missing(x, f, *i);
+		if (!is_loopback(f) || tree_moves_address(t, f->sockaddr, f->sockaddr_len))
+			continue;
+		int r = other_end_missing(x, f, *i, err);
+		if (r)
+			return r;
 	}
 	return 0;
 }

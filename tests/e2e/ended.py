@@ -78,6 +78,11 @@ for s in asked:
 deaf = [pair(h) for h in hosts]
 for s, _ in deaf:
     s.shutdown(socket.SHUT_RD)
+half = [pair(h) for h in hosts]  # which will not go on: nobody has the other end
+for s, other in half:
+    other.sendall(LEFT)
+    until(lambda: len(s.recv(len(LEFT), socket.MSG_PEEK)) == len(LEFT))
+    other.close()
 watched = select.epoll()
 for s in clean + reset + reset_left + nobody + asked + [s for s, _ in deaf]:
     watched.register(s, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP)
@@ -134,6 +139,8 @@ def look():
 def take_out():
     for s in clean:
         read_out(s, LEFT, 0, "ended")
+    for s, _ in half:
+        read_out(s, LEFT, 0, "closed at the other end")
     for s in reset:
         read_out(s, b"", errno.ECONNRESET, "reset")
     for s in reset_left:
