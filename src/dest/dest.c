@@ -182,6 +182,7 @@ static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *e
 		ok->hole_end = d->shells->hole_end;
 		ok->more = more;
 		ok->lazy_objects = lazy_has_objects();
+		ok->lazy_memfds = ok->lazy_objects;
 		ok->lazy_huge = d->huge == DEST_HUGE_LAZY;
 		r = dest_targets(d, &ok->targets, &ok->n_targets, err);
 	}

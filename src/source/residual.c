@@ -119,9 +119,15 @@ static bool is_dense(int fd, uint64_t size)
 	return !fstat(fd, &st) && (uint64_t)st.st_blocks * 512 * 2 >= size;
 }
 
-static bool may_stay(const struct source *s, const struct tree *t, uint32_t i)
+bool source_object_may_be_lazy(const struct source *s, const struct tree *t, uint32_t i)
 {
 	return s->lazy_objects && object_is_lazy(t, i) &&
+	       (s->lazy_memfds || t->objects[i].kind != OBJ_MEMFD);
+}
+
+static bool may_stay(const struct source *s, const struct tree *t, uint32_t i)
+{
+	return source_object_may_be_lazy(s, t, i) &&
 	       is_dense(s->object_fds.list.v[i], t->objects[i].size);
 }
 

@@ -123,7 +123,7 @@ static void init_sent(struct source *s, struct source_object *o, const struct tr
 {
 	bool may = (s->rq->opts.mode == MSG_MODE_HYBRID ||
 		    s->rq->opts.no_convergence == MSG_NO_CONVERGENCE_POSTCOPY) &&
-		   !s->image && s->lazy_objects && object_is_lazy(t, i);
+		   !s->image && source_object_may_be_lazy(s, t, i);
 
 	sentmap_init(&o->sent, may ? &s->object_digests : &s->digest_budget);
 	o->sent.digests_at_once = may;
@@ -134,6 +134,7 @@ static int take_targets(struct source *s, const struct tree *t, const struct msg
 {
 	s->lazy_objects = ok->lazy_objects;
 	s->lazy_huge = ok->lazy_huge;
+	s->lazy_memfds = ok->lazy_memfds;
 	for (size_t i = 0; i < ok->n_targets; i++) {
 		const struct msg_target *tg = &ok->targets[i];
 		struct source_proc *sp = tg->pid > 0 ? source_find(s, tg->pid) : NULL;

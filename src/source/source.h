@@ -109,6 +109,7 @@ struct source {
 	size_t object_digests; /* the budget of objects that may stay behind */
 	bool lazy_objects;     /* the destination can have them do so */
 	bool lazy_huge;        /* and private huge pages */
+	bool lazy_memfds;      /* and memfds to which no descriptor leads */
 	struct huge_forked huge_forked;
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure;   /* while the tasks are stopped */
@@ -292,6 +293,8 @@ int source_tell_left(struct source *s, struct cr_err *err) must_check;
 uint64_t source_pages_left(const struct source *s);
 /* Rounds beside the running tasks, numbered from first, until little is new. */
 int source_drop_rounds(struct source *s, uint32_t first, struct cr_err *err) must_check;
+/* By what it is and by what the destination can; its holes are not looked at. */
+bool source_object_may_be_lazy(const struct source *s, const struct tree *t, uint32_t i);
 /* The last of them, right before the stop, by when nobody in its path waits for his turn any more:
  * what is written in so short a time is little. */
 int source_last_drop_rounds(struct source *s, struct cr_err *err) must_check;

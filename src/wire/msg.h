@@ -323,6 +323,7 @@ struct msg_tree_ok {
 	bool more;
 	bool lazy_objects; /* objects may stay behind, see struct msg_reset */
 	bool lazy_huge;    /* private huge pages may */
+	bool lazy_memfds;  /* of objects, memfds to which no descriptor leads may, too */
 };
 struct msg_range {
 	uint64_t start, end; /* page aligned, start < end */

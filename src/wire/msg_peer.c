@@ -110,6 +110,7 @@ int msg_put_tree_ok(struct arena *a, const struct msg *m, void *p)
 	pb->more = in->more;
 	pb->lazy_objects = in->lazy_objects;
 	pb->lazy_huge = in->lazy_huge;
+	pb->lazy_memfds = in->lazy_memfds;
 	pb->refusals = pb_new(a, &wire__notes__descriptor);
 	pb->warnings = pb_new(a, &wire__notes__descriptor);
 	if (!pb->refusals || msg_put_notes(a, &in->refusals, pb->refusals) < 0)
@@ -129,6 +130,7 @@ int msg_get_tree_ok(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	out->more = pb->more;
 	out->lazy_objects = pb->lazy_objects;
 	out->lazy_huge = pb->lazy_huge;
+	out->lazy_memfds = pb->lazy_memfds;
 	out->targets = arena_array(a, struct msg_target, pb->n_targets);
 	if (!out->targets || msg_get_notes(a, &out->refusals, pb->refusals) < 0 ||
 	    msg_get_notes(a, &out->warnings, pb->warnings) < 0)
