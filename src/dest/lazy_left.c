@@ -298,8 +298,6 @@ static int end_seg(struct walk *w, struct lazy_seg *seg, struct cr_err *err)
 	return 0;
 }
 
-/* Segments are made of whole chunks, so that bits are copied by the word; those of other mappings
- * in the first and the last of them stay clear. *k: where to begin, moved on. */
 static bool all_are_set(const uint64_t words[8])
 {
 	uint64_t all = ~0ull;
@@ -309,6 +307,8 @@ static bool all_are_set(const uint64_t words[8])
 	return all == ~0ull;
 }
 
+/* Segments are made of whole chunks, so that bits are copied by the word; those of other mappings
+ * in the first and the last of them stay clear. *k: where to begin, moved on. */
 static int walk_vma(struct walk *w, const struct vma *v, size_t *k, struct cr_err *err)
 {
 	struct lazy_seg seg = {0};
