@@ -17,6 +17,14 @@
 
 enum { FD = 7 };
 
+/* The signal comes for a parent that ends from now on, prctl(2). */
+static void end_with(pid_t parent)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		_exit(0);
+}
+
 /* ---- one source for each refusal ---- */
 
 static void path_only(struct source *s)
@@ -40,10 +48,10 @@ static void named_pipe(struct source *s)
 	mkfifo(at_dir("fifo"), 0600);
 	put_at(open(at_dir("fifo"), O_RDONLY | O_NONBLOCK), FD, 0);
 	int writer = open(at_dir("fifo"), O_WRONLY);
-	pid_t child = fork();
+	pid_t parent = getpid(), child = fork();
 
 	if (child == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		end_with(parent);
 		close(FD);
 		for (;;)
 			pause();
@@ -99,11 +107,12 @@ static void terminal(struct source *s)
 	(void)s;
 	ioctl(master, TIOCSPTLCK, &unlock);
 	put_at(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY), FD, 0);
+	pid_t parent = getpid();
 	if (fork()) {
 		close(master);
 		return;
 	}
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	end_with(parent);
 	close(FD);
 	for (;;)
 		pause();
@@ -161,11 +170,11 @@ static void unix_peer_outside(struct source *s)
 	if (bind(listener, (const void *)&un, sizeof(sa_family_t)) || listen(listener, 1) ||
 	    getsockname(listener, (void *)&name, &len) || connect(c, (void *)&name, len))
 		_exit(50);
-	pid_t child = fork();
+	pid_t parent = getpid(), child = fork();
 	if (child == 0) {
 		int accepted = accept(listener, NULL, NULL);
 
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		end_with(parent);
 		close(c);
 		close(listener);
 		setpgid(0, 0);
@@ -269,10 +278,10 @@ static void shared_table(struct source *s)
 	struct {
 		unsigned long flags, pidfd, child_tid, parent_tid, exit_signal, more[6];
 	} args = {.flags = CLONE_FILES, .exit_signal = SIGCHLD};
-	pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
+	pid_t parent = getpid(), pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
 
 	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		end_with(parent);
 		say_ready(&s->forked_ready);
 		for (;;)
 			pause();
@@ -394,9 +403,10 @@ static void has_passing_children(struct source *s)
 	put_at(p[0], FD, 0);
 	put_at(eventfd(0, 0), FD + 1, 0);
 	close(p[1]);
+	pid_t parent = getpid();
 	if (fork())
 		return;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	end_with(parent);
 	for (;;) {
 		pid_t child = fork();
 
