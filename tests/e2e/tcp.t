@@ -188,15 +188,23 @@ EOF
 cat >"$work/comes-back.py" <<EOF
 import os, socket, sys, time
 d, address = sys.argv[1], (sys.argv[2], int(sys.argv[3]))
-s = socket.create_connection(address)
+def ours():
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return s
+s = ours()
+s.bind(("", 0))  # a port that no other connection has, as one that connect(2) chooses may
+s.connect(address)
 us = s.getsockname()
 assert s.recv(1) == b""
 s.close()
+# until the server has acknowledged that
+while any(line.split()[1].endswith(":%04X" % us[1]) for line in list(open("/proc/net/tcp"))[1:]):
+    time.sleep(0.01)
 open(d + "/closed", "w").close()
 while not os.path.exists(d + "/again"):
     time.sleep(0.01)
-s = socket.socket()
-s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s = ours()
 s.bind(us)
 s.connect(address)
 s.sendall(b"hello")
