@@ -37,9 +37,7 @@ struct attempt {
 	struct held_set held;
 	struct walk walk;
 	unsigned int n_walks;
-	bool frozen;  /* by us, now */
-	bool later;   /* some task is to be taken when nothing is frozen */
-	bool outside; /* some task is not in the cgroup: freezing did not stop it */
+	bool frozen; /* by us, now */
 };
 
 /* ---- the cgroup ---- */
@@ -105,9 +103,8 @@ static int waits_stopped(const struct attempt *a, pid_t pid, struct cr_err *err)
 }
 
 /* One walk; holds what is new. Returns how many that were; 0 is the last word. */
-static ssize_t walk_and_take(struct attempt *a, struct cr_err *err)
+static ssize_t walk_and_take(struct attempt *a, bool quick, struct cr_err *err)
 {
-	bool quick = !a->n_walks;
 	ssize_t fresh = quick; /* so that another one follows */
 	int r = walk_tree(&a->walk, a->rq->root, a->s->cgroup, a->rq->whole_cgroup, quick, err);
 
@@ -119,10 +116,8 @@ static ssize_t walk_and_take(struct attempt *a, struct cr_err *err)
 
 		if (!held_find(&a->held, p->pid))
 			r = waits_stopped(a, p->pid, err);
-		if (r > 0) {
-			a->later = true;
+		if (r > 0) /* once nothing is frozen */
 			continue;
-		}
 		for (size_t i = 0; r >= 0 && i < p->n_tids; i++) {
 			r = held_take(&a->held, p->pid, a->walk.tids.v[p->first_tid + i],
 				      a->n_walks, err);
@@ -142,19 +137,14 @@ static int too_fast(const struct attempt *a, struct cr_err *err)
 			  a->held.list.n, a->n_walks);
 }
 
-/* While frozen nothing new appears but by somebody moving it in: two walks mostly. */
-static int take_frozen(struct attempt *a, uint64_t budget_us, struct cr_err *err)
+/* Hardly anything new appears while they are frozen, so that one walk finds all of the tree. But a
+ * cgroup of v2 has been seen to call itself frozen (6.18) while a thread was in fork(2), whose
+ * child was not there yet. So the last word is take_running()'s here, too. */
+static int take_frozen(struct attempt *a, struct cr_err *err)
 {
-	uint64_t deadline = now_us() + budget_us;
+	ssize_t fresh = walk_and_take(a, false, err);
 
-	for (;;) {
-		ssize_t fresh = walk_and_take(a, err);
-
-		if (fresh <= 0)
-			return (int)fresh;
-		if (a->n_walks >= MAX_WALKS || now_us() > deadline)
-			return too_fast(a, err);
-	}
+	return fresh < 0 ? (int)fresh : 0;
 }
 
 /* Until a walk over stopped tasks finds nobody new: then nobody is left who could fork. */
@@ -162,7 +152,7 @@ static int take_running(struct attempt *a, uint64_t budget_us, struct cr_err *er
 {
 	for (;;) {
 		size_t gone = 0;
-		ssize_t fresh = walk_and_take(a, err);
+		ssize_t fresh = walk_and_take(a, !a->n_walks, err);
 
 		if (fresh < 0)
 			return (int)fresh;
@@ -246,11 +236,11 @@ static int try_take(struct attempt *a, unsigned int n, struct cr_err *err)
 	if (a->s->cgroup) {
 		r = freeze(a, budget_ms(n), err);
 		if (r == 0)
-			r = take_frozen(a, budget_us, err);
+			r = take_frozen(a, err);
 		if (r == 0)
 			r = refuse_strangers(a, n, err);
 		if (r == 0)
-			a->outside = seizure_warn_outside(&a->walk, a->s->cgroup, a->refused);
+			seizure_warn_outside(&a->walk, a->s->cgroup, a->refused);
 		/* v1 reports no stop before the thaw; and nobody of them can run: all are
 		 * interrupted */
 		if (r == 0)
@@ -258,7 +248,7 @@ static int try_take(struct attempt *a, unsigned int n, struct cr_err *err)
 	}
 	if (r == 0 && a->s->cgroup)
 		r = held_wait(&a->held, budget_us, &gone, err);
-	if (r == 0 && (!a->s->cgroup || a->outside || a->later || gone))
+	if (r == 0)
 		r = take_running(a, budget_us, err);
 	if (r == 0)
 		r = held_finish_stops(&a->held, budget_us, err);
