@@ -129,21 +129,14 @@ static int emit_tid(struct bpf_code *p, const struct btf *btf, int level, struct
 /* What System V semaphores are to be set back by at the end of the process. */
 static int emit_undo(struct bpf_code *p, const struct btf *btf, struct cr_err *err)
 {
-	int32_t sem, list, head, next;
-	size_t size;
-	int r = bpf_find_member(btf, "task_struct", "sysvsem", &sem, &size, err);
+	int32_t list, first;
+	int r = undo_find_list(btf, &list, &first, err);
 
-	if (!r)
-		r = bpf_find_member(btf, "sysv_sem", "undo_list", &list, &size, err);
-	if (!r)
-		r = bpf_find_member(btf, "sem_undo_list", "list_proc", &head, &size, err);
-	if (!r)
-		r = bpf_find_member(btf, "list_head", "next", &next, &size, err);
 	if (r)
 		return r;
-	bpf_emit_load(p, BPF_REG_3, BPF_REG_6, sem + list, 8);
+	bpf_emit_load(p, BPF_REG_3, BPF_REG_6, list, 8);
 	bpf_emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_3, RECORD_AT(undo), 0);
-	bpf_emit_load(p, BPF_REG_2, BPF_REG_3, head + next, 8); /* of NULL: 0 */
+	bpf_emit_load(p, BPF_REG_2, BPF_REG_3, first, 8); /* of NULL: 0 */
 	emit_store(p, RECORD_AT(first_undo));
 	return 0;
 }

@@ -38,16 +38,31 @@ enum { AT = -(int)sizeof(struct record) - 8, HEAD = AT - 8 };
 
 /* ---- the program ---- */
 
-static int find_places(const struct btf *btf, struct places *p, struct cr_err *err)
+int undo_find_list(const struct btf *btf, int32_t *list, int32_t *first, struct cr_err *err)
 {
-	int32_t sem, list, head, next;
+	int32_t sem, inner, head, next;
 	size_t size;
 	int r = bpf_find_member(btf, "task_struct", "sysvsem", &sem, &size, err);
 
 	if (!r)
-		r = bpf_find_member(btf, "sysv_sem", "undo_list", &list, &size, err);
+		r = bpf_find_member(btf, "sysv_sem", "undo_list", &inner, &size, err);
 	if (!r)
 		r = bpf_find_member(btf, "sem_undo_list", "list_proc", &head, &size, err);
+	if (!r)
+		r = bpf_find_member(btf, "list_head", "next", &next, &size, err);
+	if (r)
+		return r;
+	*list = sem + inner;
+	*first = head + next;
+	return 0;
+}
+
+static int find_places(const struct btf *btf, struct places *p, struct cr_err *err)
+{
+	int32_t next;
+	size_t size;
+	int r = undo_find_list(btf, &p->undo_list, &p->head, err);
+
 	if (!r)
 		r = bpf_find_member(btf, "list_head", "next", &next, &size, err);
 	if (!r)
@@ -63,8 +78,6 @@ static int find_places(const struct btf *btf, struct places *p, struct cr_err *e
 	int64_t all = id > 0 ? btf__resolve_size(btf, (uint32_t)id) : -1;
 	if (all <= 0 || all > 128 || all % 8)
 		return cr_err_set(err, CR_ERR_KERNEL, ENOTSUP, "struct sem_undo is not known");
-	p->undo_list = sem + list;
-	p->head = head + next;
 	p->next = p->link + next;
 	p->all = (int32_t)all;
 	return 0;

@@ -24,6 +24,10 @@ struct undo_facts {
 
 struct btf;
 struct undoview;
+/* Where a thread's list is: the offset of the pointer to it in struct task_struct, and of that to
+ * its first entry in the list; one that is empty points to itself. */
+int undo_find_list(const struct btf *btf, int32_t *list, int32_t *first,
+		   struct cr_err *err) must_check;
 int undoview_new(struct undoview **ret, const struct btf *btf, struct cr_err *err) must_check;
 void undoview_free(struct undoview *v);
 /* Of all threads of a process, each list and set once; the caller ends ret with vec_done(). Exact

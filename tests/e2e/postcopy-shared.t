@@ -57,14 +57,17 @@ for of in memfd zero; do
 	kill_workload
 done
 
+# lazy_is_below N: so many pages have stayed behind, at most.
+lazy_is_below() {
+	local lazy
+	lazy=$(postcopied .pages_lazy)
+	((lazy < $1)) || { diag "$lazy pages stayed behind, not less than $1"; return 1; }
+}
+
 # read(2) would not wait for what is missing.
 open_case() {
 	start_workload alpha shared --mib 8 --pause-us 1000 --of open-memfd && runs_on || return 1
-	move_workload beta --mode postcopy && right || return 1
-	local lazy
-	lazy=$(postcopied .pages_lazy)
-	((lazy < 1000)) || { diag "$lazy pages stayed behind"; return 1; }
-	finish_workload
+	move_workload beta --mode postcopy && right && lazy_is_below 1000 && finish_workload
 }
 ok "postcopy: what a descriptor leads to does not stay behind" open_case
 kill_workload
@@ -77,7 +80,7 @@ stands_still() {
 }
 
 taken_back_case() {
-	local st=0 lazy
+	local st=0
 	start_workload alpha shared --mib 8 --pause-us 1000 --steady && runs_on || return 1
 	CR_FAULT=source-stopping:stop "$testbed" agent alpha restart
 	migrate alpha beta --pid "$wl_pid" --mode "$1" &
@@ -98,9 +101,7 @@ taken_back_case() {
 		say_migration
 		return 1
 	fi
-	lazy=$(postcopied .pages_lazy)
-	((lazy < 1000)) || { diag "$lazy pages stayed behind"; return 1; }
-	finish_workload
+	lazy_is_below 1000 && finish_workload
 }
 for mode in postcopy hybrid; do
 	ok "$mode: what stays behind is taken back if that changes before the stop" taken_back_case $mode
@@ -110,11 +111,7 @@ done
 # What pre-copy has brought, and nobody has written since, is not sent again.
 unchanged_case() {
 	start_workload alpha shared --mib 32 --workers 2 --pause-us 20000 && runs_on || return 1
-	move_workload beta --mode hybrid && right || return 1
-	local lazy
-	lazy=$(postcopied .pages_lazy)
-	((lazy < 2000)) || { diag "$lazy pages of 8192 were fetched"; return 1; }
-	finish_workload
+	move_workload beta --mode hybrid && right && lazy_is_below 2000 && finish_workload
 }
 ok "hybrid: pages that were delivered and not written since are not sent again" unchanged_case
 kill_workload
