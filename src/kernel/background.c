@@ -22,7 +22,7 @@ enum {
 	LESS_PATIENCE_US = 5 * 1000 * 1000,
 };
 
-static _Thread_local bool giving_way;
+static _Thread_local struct background *mine; /* the thread's, if it gives way */
 
 static int session_nice(int fd)
 {
@@ -85,19 +85,24 @@ static int session_of(const struct background *b, enum background_depth depth)
 }
 
 /* Without the privilege to go back it stays where it is. */
-static void go_to(struct background *b, enum background_depth depth)
+static void change(const struct background *b, enum background_depth from, enum background_depth to)
 {
 	const struct sched_param none = {0};
-	bool idle = depth == BACKGROUND_IDLE;
+	bool idle = to == BACKGROUND_IDLE;
 
-	set_normal(nice_of(b, depth), idle ? TURN_NS : 0);
+	set_normal(nice_of(b, to), idle ? TURN_NS : 0);
 	if (idle)
 		(void)!sched_setscheduler(0, SCHED_IDLE, &none);
-	set_session(session_of(b, b->depth), session_of(b, depth));
+	set_session(session_of(b, from), session_of(b, to));
+}
+
+static void go_to(struct background *b, enum background_depth depth)
+{
+	change(b, b->depth, depth);
 	b->depth = depth;
 	b->since_us = now_us();
 	b->cpu_us = clock_ns(CLOCK_THREAD_CPUTIME_ID) / 1000;
-	giving_way = depth != BACKGROUND_NONE;
+	mine = depth == BACKGROUND_NONE ? NULL : b;
 }
 
 void background_never(void)
@@ -145,6 +150,18 @@ void background_short_turns(void)
 
 void background_yield(void)
 {
-	if (giving_way)
+	if (mine)
 		sched_yield();
+}
+
+void background_pause(void)
+{
+	if (mine)
+		change(mine, mine->depth, BACKGROUND_NONE);
+}
+
+void background_resume(void)
+{
+	if (mine)
+		change(mine, BACKGROUND_NONE, mine->depth);
 }

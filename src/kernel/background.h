@@ -44,3 +44,9 @@ void background_short_turns(void);
  * few system calls: who waits for this processor gets it now, and not at the next tick of the clock
  * (a wakeup ends no turn that has just begun). Nothing elsewhere. */
 void background_yield(void);
+/* Around what takes a lock that others wait for, as long work on the memory of a task does: who
+ * holds it and gives way keeps them waiting for all who go first. Threads begun in between do not
+ * give way. Nothing for a thread that is not in the background. */
+enum { BACKGROUND_LONG_BYTES = 1 << 20 }; /* of memory: tens of microseconds, and more */
+void background_pause(void);
+void background_resume(void);

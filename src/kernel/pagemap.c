@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include "base/parallel.h"
+#include "kernel/background.h"
 
 /* The ABI of linux/fs.h since 6.7; older headers lack it. */
 struct pm_scan_abi {
@@ -39,8 +40,15 @@ ssize_t pagemap_scan(int fd, const struct pagemap_query *q, uint64_t *at, struct
 	    .category_anyof_mask = q->anyof,
 	    .return_mask = q->ret,
 	};
-	int r = ioctl(fd, PAGEMAP_SCAN_, &a);
+	bool is_long = q->end - *at > BACKGROUND_LONG_BYTES;
 
+	if (is_long)
+		background_pause();
+	int r = ioctl(fd, PAGEMAP_SCAN_, &a);
+	int saved = errno;
+	if (is_long)
+		background_resume();
+	errno = saved;
 	if (r < 0)
 		return cr_err_sys(err, "scanning page tables");
 	/* walk_end is only sure where the vector was filled: the kernel collects in a buffer of its
@@ -106,7 +114,10 @@ static int walk_split(int fd, const struct pagemap_query *q, pagemap_fn fn, void
 	pthread_t thread;
 
 	a.v = v;
-	if (!v || parallel_thread(&thread, scan_ahead, &a))
+	background_pause(); /* the thread neither */
+	bool alone = !v || parallel_thread(&thread, scan_ahead, &a);
+	background_resume();
+	if (alone)
 		return walk_some(fd, q, q->start, fn, arg, err);
 	first.end = q->split;
 	int r = walk_some(fd, &first, first.start, fn, arg, err);

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "base/cleanup.h"
+#include "kernel/background.h"
 
 /* 6.7 and older: names that the distribution's headers may lack. */
 #ifndef UFFD_USER_MODE_ONLY
@@ -56,8 +57,14 @@ int uffd_register(int fd, uint64_t start, uint64_t end)
 int uffd_unprotect(int fd, uint64_t start, uint64_t end)
 {
 	struct uffdio_writeprotect wp = {.range = {start, end - start}, .mode = 0};
+	bool is_long = end - start > BACKGROUND_LONG_BYTES;
 
-	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
+	if (is_long)
+		background_pause();
+	int r = ioctl(fd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
+	if (is_long)
+		background_resume();
+	return r;
 }
 
 /* ---- missing pages ---- */

@@ -103,7 +103,17 @@ static int idle_leader(void)
 	expect(&wrong, "policy", sched_getscheduler(0), SCHED_IDLE);
 	expect(&wrong, "session, idle", session_nice(), shared == -100 ? -100 : 19);
 	background_yield();
+	/* while others wait for a lock of ours */
+	background_pause();
+	expect(&wrong, "policy, paused", sched_getscheduler(0), SCHED_OTHER);
+	expect(&wrong, "nice, paused", getpriority(PRIO_PROCESS, 0), before);
+	expect(&wrong, "session, paused", session_nice(), shared);
+	background_resume();
+	expect(&wrong, "policy, again", sched_getscheduler(0), SCHED_IDLE);
+	expect(&wrong, "session, again", session_nice(), shared == -100 ? -100 : 19);
 	background_leave(&b);
+	background_pause();
+	background_resume();
 	expect(&wrong, "policy, back", sched_getscheduler(0), SCHED_OTHER);
 	expect(&wrong, "nice, back", getpriority(PRIO_PROCESS, 0), before);
 	expect(&wrong, "session, back", session_nice(), shared);
