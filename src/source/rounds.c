@@ -117,16 +117,17 @@ static int begin_in_image(struct source *s, const struct source_proc *sp, struct
 	return r ? r : source_image_clear(s, sp->pid, err);
 }
 
-/* Of what may stay behind it is asked later which pages are as they were sent: all digests are
- * kept, 1/256 of its size. */
+/* Every round looks at all pages of an object, and of what may stay behind it is asked later which
+ * pages are as they were sent: digests of all that was sent are kept, 1/256 of its size. Of private
+ * memory, where few pages are looked at twice, none is to have taken the room for them. */
 static void init_sent(struct source *s, struct source_object *o, const struct tree *t, uint32_t i)
 {
 	bool may = (s->rq->opts.mode == MSG_MODE_HYBRID ||
 		    s->rq->opts.no_convergence == MSG_NO_CONVERGENCE_POSTCOPY) &&
 		   !s->image && source_object_may_be_lazy(s, t, i);
 
-	sentmap_init(&o->sent, may ? &s->object_digests : &s->digest_budget);
-	o->sent.digests_at_once = may;
+	sentmap_init(&o->sent, may ? &s->lazy_digests : &s->object_digests);
+	o->sent.digests_at_once = true;
 }
 
 static int take_targets(struct source *s, const struct tree *t, const struct msg_tree_ok *ok,

@@ -20,13 +20,16 @@ enum {
 	LOOK_ATTEMPTS = 10,
 	PASSING_ATTEMPTS = 40,           /* 0.8 s in all */
 	DIGEST_BYTES = 12 * 1024 * 1024, /* for telling unchanged pages: 3 GiB of rewritten pages */
+	OBJECT_DIGEST_BYTES = 512 * 1024 * 1024, /* likewise, of 128 GiB of shared memory */
 };
 
 void source_init(struct source *s, const struct source_env *env, const struct msg_migrate *rq,
 		 struct link *client)
 {
-	*s = (struct source){
-	    .env = env, .digest_budget = DIGEST_BYTES, .object_digests = SIZE_MAX / 2};
+	*s = (struct source){.env = env,
+			     .digest_budget = DIGEST_BYTES,
+			     .object_digests = OBJECT_DIGEST_BYTES,
+			     .lazy_digests = SIZE_MAX / 2};
 	source_take_request(s, rq, client);
 }
 

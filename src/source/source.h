@@ -106,7 +106,8 @@ struct source {
 	pid_t young_pid;               /* a process forked since, as seen in the last look */
 	uint64_t young_start;
 	size_t digest_budget;
-	size_t object_digests; /* the budget of objects that may stay behind */
+	size_t object_digests; /* the budget of shared objects */
+	size_t lazy_digests;   /* of those that may stay behind */
 	bool lazy_objects;     /* the destination can have them do so */
 	bool lazy_huge;        /* and private huge pages */
 	bool lazy_memfds;      /* and memfds to which no descriptor leads */
