@@ -25,6 +25,7 @@ struct agent_config { /* filled once from the command line, then constant */
 	struct reqview *requests;   /* likewise */
 	struct orphanview *orphans; /* likewise */
 	struct sock_alike *socks;   /* likewise */
+	struct pendview *pending;   /* likewise */
 };
 
 int verb_serve(int argc, char **argv);

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "kernel/taskview.h"
 #include "kernel/orphanview.h"
+#include "kernel/pendview.h"
 #include "kernel/reqview.h"
 #include "kernel/vmaview.h"
 #include "resource/sockopt_alike.h"
@@ -308,6 +309,8 @@ int verb_serve(int argc, char **argv)
 	if (sock_alike_new(&cfg.socks, &err))
 		log_info("the options of connections are asked one by one at the switch-over: %s",
 			 err.msg);
+	if (pendview_new(&cfg.pending, &err))
+		log_info("what waits in sockets beside data is not seen: %s", err.msg);
 	log_info("%s: control %s, peers %s", cfg.host, cfg.control, cfg.peer_listen);
 	return run_loop(&d);
 }

@@ -15,6 +15,7 @@
 #include "agent/track.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "kernel/pendview.h"
 #include "kernel/taskview.h"
 #include "kernel/vmaview.h"
 #include "resource/sockopt_alike.h"
@@ -279,6 +280,8 @@ static void be_engine(struct dump *d, int client, int life)
 	if (vmaview_new(&d->cfg.vmas, &err))
 		log_debug("%s", err.msg);
 	if (sock_alike_new(&d->cfg.socks, &err))
+		log_debug("%s", err.msg);
+	if (pendview_new(&d->cfg.pending, &err))
 		log_debug("%s", err.msg);
 	if (d->track) {
 		track_engine(&d->cfg, l, &d->rq, &d->tracked, life);

@@ -38,6 +38,7 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	    .requests = cfg->requests,
 	    .orphans = cfg->orphans,
 	    .socks = cfg->socks,
+	    .pending = cfg->pending,
 	    .life_fd = life_fd,
 	};
 	struct source s;

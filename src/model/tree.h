@@ -401,6 +401,7 @@ struct file { /* one open file description: what dup and fork share */
 	uint64_t peer_ino;           /* the peer's; 0: there is none */
 	bool connected;              /* has, or had, a peer */
 	uint32_t sock_shutdown;      /* bit 0: for reading, bit 1: for writing */
+	int32_t sock_error;          /* errno that the next call is to be told */
 	uint64_t name_ino, name_dev; /* UNIX_*: of the path that it is bound to */
 	bool bound;                  /* its name is its own; an accepted end has its listener's */
 	uint32_t waits_nth;          /* its place among those that wait there */

@@ -6,6 +6,7 @@
 #pragma once
 #include <sys/stat.h>
 #include "base/vec.h"
+#include "kernel/pendview.h"
 #include "kernel/sockview.h"
 #include "kernel/tcp_diag.h"
 #include "resource/multicast.h"
@@ -124,6 +125,8 @@ struct files_ctx {
 	struct tcp_diag listeners;   /* listed for the first one; empty where exact */
 	bool listeners_listed;
 	struct multicast_host multicast;
+	struct pending_list pending; /* in the sockets of process pending_of; 0: of none */
+	pid_t pending_of;
 	unsigned int n_closed, n_closed_said; /* connections that the move closes */
 	VEC(struct fd_flight) flights;
 	bool much_waits; /* ahead: there are messages that only a stop lets us look at */
@@ -166,6 +169,9 @@ int files_getfd(struct files_ctx *x, uint32_t file, struct cr_err *err) must_che
 /* A TCP connection as sock_diag(7) lists it; NULL: not listed. */
 const struct tcp_diag_entry *files_connection(struct files_ctx *x, const struct fd_probe *p);
 /* 0: same description; 1, 2: an order among them; negative errno. kcmp(2) KCMP_FILE. */
+/* What waits in that socket, which is a unix or IP socket. NULL: nobody tells. Until the next call.
+ */
+const struct pending *files_pending(struct files_ctx *x, const struct fd_probe *p);
 /* What the previous capture found under that number of that process; NULL if nothing. */
 const struct file *files_before(const struct files_ctx *x, const struct fd_probe *p);
 /* Does that path lead to the inode that st shows? */

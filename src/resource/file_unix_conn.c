@@ -3,9 +3,8 @@
  * without a name, sockets that are not connected.
  *
  * Names are in unix_name.c, how ends come about in unix_connect.c, what waits in them is looked at
- * by unix_peek.c and put in again by unix_fill.c. The other end of one whose peer is gone is kept
- * until all is prepared, then closed. Datagram sockets are connected last: then they take what
- * comes from their peer alone. */
+ * by unix_pending.c and unix_peek.c and put in again by unix_fill.c; what comes after that is in
+ * unix_prepare.c. */
 #include "resource/unix_private.h"
 
 #include <linux/sockios.h>
@@ -55,52 +54,6 @@ static int capture_peer_name(struct files_ctx *x, const struct fd_probe *p, stru
 	return f->peeraddr ? 0 : cr_err_oom(err);
 }
 
-/* Credentials of one that is not there cannot be sent again. Where nobody has asked for them they
- * are not missed. */
-static void check_creds(struct files_ctx *x, const struct fd_probe *p, const struct file *f,
-			struct unix_message *m)
-{
-	if (!m->has_cred || files_pid_in_tree(x->c->tree, m->cred_pid, false))
-		return;
-	m->has_cred = false;
-	if (sockopt_int(f, SOL_SOCKET, SO_PASSCRED, 0))
-		files_refuse(x, p->pid, p->fd,
-			     "unix %s socket: credentials of process %d, which is not in the tree, "
-			     "wait in it to be received: not supported",
-			     unix_type_name(f), m->cred_pid);
-}
-
-static int capture_queue(struct files_ctx *x, const struct fd_probe *p, struct file *f,
-			 struct cr_err *err)
-{
-	_cleanup_(unix_peeked_done) struct unix_peeked q = {0};
-	struct arena *a = x->c->tree->arena;
-	int r = unix_peek(p->local, f->sock_type, a, &q, err);
-	size_t at = 0;
-
-	if (r)
-		return r;
-	if (q.urgent)
-		files_refuse(
-		    x, p->pid, p->fd,
-		    "unix stream socket: urgent data (MSG_OOB) waits in it: not supported");
-	f->messages = arena_array(a, struct unix_message, q.v.n);
-	if (!f->messages)
-		return cr_err_oom(err);
-	vec_foreach (m, &q.v) {
-		check_creds(x, p, f, m);
-		for (size_t i = 0; i < m->n_files && !r; i++) {
-			int fd = q.fds.v[at];
-
-			q.fds.v[at++] = -1;
-			r = files_in_flight(x, fd, (uint32_t)x->c->tree->n_files, &m->files[i],
-					    err);
-		}
-		f->messages[f->n_messages++] = *m;
-	}
-	return r;
-}
-
 static int capture_name(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 			struct cr_err *err)
 {
@@ -138,8 +91,8 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 		r = capture_peer_name(x, p, f, err);
 	if (!r)
 		r = sockopts_capture(x, p, f, err);
-	if (!r && x->c->exact && (f->connected || f->sock_type == SOCK_DGRAM))
-		r = capture_queue(x, p, f, err);
+	if (!r)
+		r = unix_capture_pending(x, p, f, err);
 	return r ? r : files_watch(x, &w, err);
 }
 
@@ -345,25 +298,12 @@ static void check(const struct file_check *k, const struct file *f)
 
 /* ---- rebuild ---- */
 
-/* Made by socketpair(2), or as good as that. */
-static bool is_pair(const struct tree *t, uint32_t i)
-{
-	const struct file *f = &t->files[i];
-
-	if (!f->connected || f->waits_at != UINT32_MAX)
-		return false;
-	if (f->sock_type != SOCK_DGRAM)
-		return true;
-	return f->cred_pid &&
-	       (f->peer == UINT32_MAX ? !f->peeraddr_len : t->files[f->peer].peer == i);
-}
-
 static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	const struct file *f = &t->files[i];
 	struct held *h = &fs->held[i];
 
-	if (is_pair(t, i))
+	if (unix_is_pair(t, i))
 		return unix_build_connected(fs, t, i, err);
 	_cleanup_fd_ int fd = socket(AF_UNIX, f->sock_type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
@@ -387,55 +327,6 @@ static int settle(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 	return h->filled ? unix_fill(fs, t, h, f, err) : 0;
 }
 
-/* The peer, by its name; one that is gone is there for a moment. */
-static int connect_datagrams(const struct fileset *fs, const struct tree *t, uint32_t i,
-			     struct cr_err *err)
-{
-	const struct file *f = &t->files[i];
-	_cleanup_fd_ int at = -1, own = -1;
-	struct sockaddr_un un;
-	socklen_t len;
-	int r;
-
-	if (f->peer < fs->n_held) {
-		r = unix_way_to(fs->held[f->peer].fd, &t->files[f->peer], &un, &len, &at, err);
-	} else {
-		struct file gone = {.sockaddr = f->peeraddr, .sockaddr_len = f->peeraddr_len};
-		struct held nowhere = {.fd = -1, .peer_fd = -1};
-
-		own = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-		if (own < 0)
-			return cr_err_sys(err, "unix socket");
-		r = unix_bind_name(&nowhere, own, &gone, err);
-		if (!r)
-			r = unix_way_to(own, &gone, &un, &len, &at, err);
-	}
-	if (!r && connect(fs->held[i].fd, (struct sockaddr *)&un, len))
-		r = cr_err_sys(err, "connecting a unix datagram socket");
-	return r;
-}
-
-/* After the last filling: what is shut down takes nothing more. */
-static int prepare(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
-{
-	const struct file *f = &t->files[i];
-	bool datagrams = f->sock_type == SOCK_DGRAM;
-	struct held *h = &fs->held[i];
-	int r = 0;
-
-	if (datagrams && f->connected && !is_pair(t, i))
-		r = connect_datagrams(fs, t, i, err);
-	if (r)
-		return r;
-	bool alive = f->peer != UINT32_MAX || datagrams || f->waits_at != UINT32_MAX;
-	if (alive && f->sock_shutdown & UNIX_SHUT_RD && shutdown(h->fd, SHUT_RD))
-		return cr_err_sys(err, "shutdown of a unix socket");
-	if (alive && f->sock_shutdown & UNIX_SHUT_WR && shutdown(h->fd, SHUT_WR))
-		return cr_err_sys(err, "shutdown of a unix socket");
-	close_fdp(&h->peer_fd);
-	return 0;
-}
-
 static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	return reserve_launch(&fs->held[i], &t->files[i], err);
@@ -450,7 +341,7 @@ const struct file_ops file_ops_unix_conn = {
     .check = check,
     .build = build,
     .settle = settle,
-    .prepare = prepare,
+    .prepare = unix_prepare,
     .launch = launch,
     .make_ready = unix_make_ready,
     .drop = reserve_drop,

@@ -40,6 +40,7 @@ static void ctx_done(struct files_ctx *x)
 	tcp_diag_done(&x->connections);
 	tcp_diag_done(&x->listeners);
 	multicast_host_done(&x->multicast);
+	pending_done(&x->pending);
 	free(x->proc_first);
 	free(x->text.v);
 }
@@ -274,6 +275,24 @@ const struct tcp_diag_entry *files_connection(struct files_ctx *x, const struct 
 	if (p->diag)
 		return p->diag;
 	return list_connections(x, &ignored) ? NULL : tcp_diag_find(&x->connections, p->st.st_ino);
+}
+
+/* One that waits to be received is ours alone. */
+const struct pending *files_pending(struct files_ctx *x, const struct fd_probe *p)
+{
+	bool in_flight = x->seen.v[p->id].in_flight;
+	pid_t pid = in_flight ? getpid() : p->pid;
+	struct cr_err ignored = {0};
+
+	if (!x->c->pending)
+		return NULL;
+	if (in_flight || x->pending_of != pid) {
+		pending_done(&x->pending);
+		x->pending_of = pendview_read(x->c->pending, pid, &x->pending, &ignored) ? 0 : pid;
+	}
+	const struct pending *found = pending_find(&x->pending, in_flight ? p->local : p->fd);
+	/* ahead, the number may be another's by now */
+	return found && found->family == p->so_domain && found->type == p->so_type ? found : NULL;
 }
 
 static void probe_told(struct files_ctx *x, struct fd_probe *p, const struct sock_facts *f)

@@ -34,6 +34,7 @@ enum tcp_mode {
 
 struct taskview;
 struct sock_alike;
+struct pendview;
 struct capture {
 	struct tree *tree;        /* being filled; allocate from tree->arena */
 	const struct tree *prev;  /* the previous capture, or NULL */
@@ -44,6 +45,7 @@ struct capture {
 	bool to_image;               /* what is known after the decision alone cannot come along */
 	const struct vmaview *vmas;  /* tells whether madvise(2) has set anything; may be NULL */
 	const struct sock_alike *socks; /* tells of many connections at once; may be NULL */
+	const struct pendview *pending; /* tells what waits in sockets; may be NULL */
 	uint64_t flags_cost;        /* so far, of finding that out without; see memory/capture.c */
 	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
 };

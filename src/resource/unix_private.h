@@ -48,6 +48,11 @@ int unix_way_to(int fd, const struct file *f, struct sockaddr_un *un, socklen_t 
 
 /* ---- what waits to be read ---- */
 
+/* unix_pending.c: it, and the error that is pending, into f. Ahead: no more than what refuses it.
+ */
+int unix_capture_pending(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+			 struct cr_err *err) must_check;
+
 struct unix_peeked {
 	VEC(struct unix_message) v; /* what they point to is in the arena */
 	VEC(int) fds; /* ours, of all messages in their order: whoever has this closes them */
@@ -69,7 +74,12 @@ void unix_drain(int fd);
 /* Something to be read, for a moment. */
 bool unix_make_ready(struct held *h, bool on);
 
-/* ---- connections (unix_connect.c) ---- */
+/* ---- connections (unix_connect.c, unix_prepare.c) ---- */
+
+/* Made by socketpair(2), or as good as that. */
+bool unix_is_pair(const struct tree *t, uint32_t i);
+int unix_prepare(struct fileset *fs, const struct tree *t, uint32_t i,
+		 struct cr_err *err) must_check;
 
 /* Both ends of f's connection, and what they are bound to. */
 int unix_build_connected(struct fileset *fs, const struct tree *t, uint32_t i,

@@ -32,6 +32,11 @@ static const struct sock_alike *source_socks(const struct source *s)
 	return s->rq->opts.no_bpf ? NULL : s->env->socks;
 }
 
+static const struct pendview *source_pending(const struct source *s)
+{
+	return s->rq->opts.no_bpf ? NULL : s->env->pending;
+}
+
 void source_request(const struct source *s, struct seize_request *rq)
 {
 	*rq = (struct seize_request){
@@ -313,6 +318,7 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 			    .view = source_view(s),
 			    .vmas = source_vmas(s),
 			    .socks = source_socks(s),
+			    .pending = source_pending(s),
 			    .procs = cp,
 			    .tcp = source_tcp_mode(s)};
 	int r = describe_host(t, before, err);

@@ -44,6 +44,7 @@ struct source_env {                       /* of the agent */
 	const struct reqview *requests;   /* likewise */
 	const struct orphanview *orphans; /* likewise */
 	const struct sock_alike *socks;   /* likewise */
+	const struct pendview *pending;   /* likewise */
 	int life_fd; /* readable once the daemon is gone: then this migration is to end, undone */
 };
 

@@ -1,6 +1,8 @@
 /* What a unix socket has besides its options. */
 #include "wire/tree_priv.h"
 
+#include <errno.h>
+
 enum { RIGHTS_MAX = 253 /* SCM_MAX_FD, unix(7) */, FROM_MAX = 128, PID_MAX_LIMIT = 1 << 22 };
 
 static Tree__UnixMessage *put_message(struct arena *a, const struct unix_message *in)
@@ -97,5 +99,7 @@ int tree_check_unix(const struct tree *t, const struct file *f, size_t i, struct
 	    (f->waits_at >= t->n_files || t->files[f->waits_at].kind != FILE_UNIX_LISTEN ||
 	     t->files[f->waits_at].sock_type != f->sock_type))
 		return tree_bad(err, "file %zu: cannot wait at file %u", i, f->waits_at);
+	if (f->sock_error && f->sock_error != ECONNRESET)
+		return tree_bad(err, "file %zu: no unix socket has error %d", i, f->sock_error);
 	return tree_check_messages(f, i, t->n_files, err);
 }

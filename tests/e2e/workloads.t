@@ -92,6 +92,7 @@ alone dirty --mib 32 --rate 50 --threads 4
 alone files --chroot
 alone sockets
 alone unixsock
+alone unixstate
 alone messages --dense
 alone fifo
 alone messages --quiet-clients

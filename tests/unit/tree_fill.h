@@ -23,7 +23,7 @@
 	X(struct process, 2784)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
-	X(struct file, 432)                                                                        \
+	X(struct file, 440)                                                                        \
 	X(struct tree, 384)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
 	X(struct tty, 144)                                                                         \
@@ -275,6 +275,7 @@ static inline void fill_file_owner(struct filler *f, struct file *e)
 	e->peer_ino = fill_u64(f);
 	e->connected = true;
 	e->sock_shutdown = fill_u32(f);
+	e->sock_error = 104;
 	e->tcp_end = TCP_END_REFUSED;
 }
 
@@ -779,7 +780,7 @@ static inline void same_file(const struct file *a, const struct file *b)
 	SAME(ticks), SAME(sigmask), SAME(object), SAME(sock_family), SAME(sock_type);
 	SAME(sock_protocol), SAME(backlog), SAME(uid), SAME(gid), SAME(cred_pid);
 	SAME(cred_uid), SAME(cred_gid), SAME(peer), SAME(peer_ino), SAME(connected);
-	SAME(sock_shutdown), SAME(tty), SAME(tcp_end);
+	SAME(sock_shutdown), SAME(sock_error), SAME(tty), SAME(tcp_end);
 	SAME_STR(path);
 	SAME_BYTES(data, data_len);
 	SAME_EACH(targets, n_targets, same_target);

@@ -5,8 +5,7 @@
  * without a pause.
  *
  * --dense: rounds of passing follow each other without a wait
- * --quiet-clients: over connections that nobody has accepted nothing is sent before the end
- * --no-empty: no empty packets (of one that was looked at once the kernel tells no more) */
+ * --quiet-clients: over connections that nobody has accepted nothing is sent before the end */
 #include "workload.h"
 #include <poll.h>
 #include <stddef.h>
@@ -265,10 +264,8 @@ static void check_creds(void)
 	pass_cred(f.packets[1], 1);
 	g = expect("nobody's", f.packets[1], 64, "nobody's", 0);
 	check_cred("nobody", &g, 0, 65534, 65534);
-	if (!wl_flag("no-empty")) {
-		g = expect("empty", f.packets[1], 64, "", 0);
-		check_cred("empty", &g, 0, 65534, 65534);
-	}
+	g = expect("empty", f.packets[1], 64, "", 0);
+	check_cred("empty", &g, 0, 65534, 65534);
 	g = expect("last", f.packets[1], 64, "last", 0);
 	expect_nothing("packets", f.packets[1]);
 }
@@ -582,8 +579,7 @@ static void set_up(void)
 	made_up = (struct ucred){f.child, 1234, 5678};
 	send_with(f.creds[0], "made up", NULL, 0, &made_up, NULL, 0);
 	send_with(f.packets[0], "nobody's", NULL, 0, NULL, NULL, 0);
-	if (!wl_flag("no-empty"))
-		send_with(f.packets[0], "", NULL, 0, NULL, NULL, 0);
+	send_with(f.packets[0], "", NULL, 0, NULL, NULL, 0);
 	send_with(f.packets[0], "last", NULL, 0, NULL, NULL, 0);
 	f.listener = listener_at(SOCK_STREAM, "listener");
 	f.clients[0] = client_of(SOCK_STREAM, "listener");
