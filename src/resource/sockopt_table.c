@@ -299,8 +299,6 @@ bool sockopt_applies(const struct sockopt *o, const struct fd_probe *p)
 		return false;
 	switch (o->level) {
 	case SOL_SOCKET:
-		if (o->name == SO_PEEK_OFF) /* of unix sockets: file_unix_conn.c uses it itself */
-			return ip;
 		if (o->name == SO_INCOMING_CPU) /* others tell where the last packet came */
 			return p->so_listening;
 		return p->so_domain == AF_UNIX ||

@@ -53,6 +53,16 @@ static int leave_unread(struct held *h, struct cr_err *err)
 		   : cr_err_sys(err, "the error of a unix socket whose peer is gone");
 }
 
+/* Reading, by which room was made while the socket was filled, moves it. */
+static int set_peek_offset(int fd, const struct file *f, struct cr_err *err)
+{
+	int off = sockopt_int(f, SOL_SOCKET, SO_PEEK_OFF, -1);
+
+	return off >= 0 && setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof(off))
+		   ? cr_err_sys(err, "SO_PEEK_OFF of a unix socket")
+		   : 0;
+}
+
 static int shut_down(int fd, uint32_t how, struct cr_err *err)
 {
 	if ((how & UNIX_SHUT_RD && shutdown(fd, SHUT_RD)) ||
@@ -66,9 +76,9 @@ int unix_prepare(struct fileset *fs, const struct tree *t, uint32_t i, struct cr
 	const struct file *f = &t->files[i];
 	bool datagrams = f->sock_type == SOCK_DGRAM;
 	struct held *h = &fs->held[i];
-	int r = 0;
+	int r = set_peek_offset(h->fd, f, err);
 
-	if (datagrams && f->connected && !unix_is_pair(t, i))
+	if (!r && datagrams && f->connected && !unix_is_pair(t, i))
 		r = connect_datagrams(fs, t, i, err);
 	if (r)
 		return r;

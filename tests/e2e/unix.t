@@ -11,7 +11,7 @@ there_and_back() {
 	start_workload alpha unixstate --what "$1" && runs_on && rehearse_workload && moves_there_and_back
 }
 
-for what in reset empty; do
+for what in reset peekoff empty; do
 	ok "unix sockets: $what, there and back" there_and_back $what
 	kill_workload
 done
