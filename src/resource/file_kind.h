@@ -252,6 +252,8 @@ struct file_check {
 };
 void file_check_refuse(const struct file_check *k, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
+void file_check_warn(const struct file_check *k, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 
 /* ---- rebuild ---- */
 

@@ -22,8 +22,7 @@ static bool match(const struct fd_probe *p)
 
 /* ---- capture ---- */
 
-static int capture_creds(struct files_ctx *x, const struct fd_probe *p, struct file *f,
-			 struct cr_err *err)
+static int capture_creds(const struct fd_probe *p, struct file *f, struct cr_err *err)
 {
 	struct ucred uc;
 	socklen_t len = sizeof(uc);
@@ -33,14 +32,6 @@ static int capture_creds(struct files_ctx *x, const struct fd_probe *p, struct f
 	f->cred_pid = uc.pid;
 	f->cred_uid = uc.uid;
 	f->cred_gid = uc.gid;
-	if (!tree_find_process(x->c->tree, uc.pid)) {
-		files_warn(
-		    x, p->pid, p->fd,
-		    "listening unix socket: clients that ask who serves it (SO_PEERCRED) get "
-		    "%d instead of %d, which is not in the tree",
-		    p->pid, uc.pid);
-		f->cred_pid = p->pid;
-	}
 	return 0;
 }
 
@@ -65,7 +56,7 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 	if (!r)
 		r = unix_diag_get(p->st.st_ino, &diag, err);
 	if (!r)
-		r = capture_creds(x, p, f, err);
+		r = capture_creds(p, f, err);
 	if (!r)
 		r = sockopts_capture(x, p, f, err);
 	f->backlog = (int32_t)diag.queue_max;
@@ -141,7 +132,13 @@ static int link_all(struct files_ctx *x, struct cr_err *err)
 	return r;
 }
 
-/* ---- rebuild ---- */
+/* ---- check and rebuild ---- */
+
+static void check(const struct file_check *k, const struct file *f)
+{
+	unix_check_name(k, f);
+	unix_check_maker(k, f);
+}
 
 static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
@@ -172,6 +169,21 @@ static bool is_the_one(const struct shell_fds *sh, uint32_t file)
 	return true;
 }
 
+/* 1: the number of who called listen(2) is taken here. */
+static int listen_as_maker(struct held *h, const struct file *f, struct cr_err *err)
+{
+	const struct unix_maker who = {f->cred_pid, f->cred_uid, f->cred_gid};
+	struct cr_err why = {0};
+	int r = unix_call_as(&who, true, "listen", SYS_listen,
+			     (uint64_t[]){(uint64_t)h->fd, (uint64_t)f->backlog, 0, 0}, NULL, &why);
+
+	if (r == -EEXIST || r == -EINVAL)
+		return 1;
+	if (r)
+		*err = why;
+	return r;
+}
+
 int fileset_unix_install(struct shell_fds *sh, struct cr_err *err)
 {
 	int r = 0;
@@ -183,8 +195,12 @@ int fileset_unix_install(struct shell_fds *sh, struct cr_err *err)
 
 		if (f->kind != FILE_UNIX_LISTEN || h->listening || !is_the_one(sh, file))
 			continue;
-		r = rtask_queue_as(sh->rt, f->cred_uid, f->cred_gid, "listen", SYS_listen,
-				   (uint64_t[]){sh->p->fds[i].fd, f->backlog, 0, 0}, err);
+		r = f->cred_pid && !tree_find_process(sh->t, f->cred_pid)
+			? listen_as_maker(h, f, err)
+			: 1;
+		if (r == 1)
+			r = rtask_queue_as(sh->rt, f->cred_uid, f->cred_gid, "listen", SYS_listen,
+					   (uint64_t[]){sh->p->fds[i].fd, f->backlog, 0, 0}, err);
 		h->listening = true;
 	}
 	return r;
@@ -201,7 +217,7 @@ const struct file_ops file_ops_unix_listen = {
     .match = match,
     .capture = capture,
     .link = link_all,
-    .check = unix_check_name,
+    .check = check,
     .build = build,
     .launch = launch,
     .drop = reserve_drop,

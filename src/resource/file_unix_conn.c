@@ -294,6 +294,7 @@ static void check(const struct file_check *k, const struct file *f)
 {
 	if (f->bound)
 		unix_check_name(k, f);
+	unix_check_maker(k, f);
 }
 
 /* ---- rebuild ---- */

@@ -8,17 +8,32 @@
 #include <sys/resource.h>
 #include "kernel/boot_id.h"
 
-void file_check_refuse(const struct file_check *k, const char *fmt, ...)
+static void say(const struct file_check *k, bool refused, const char *fmt, va_list ap)
 {
 	char what[64], why[300];
-	va_list ap;
 
 	snprintf(what, sizeof(what), "fd %d (%.15s)", k->fd,
 		 k->p->n_threads ? k->p->threads[0].comm : "");
-	va_start(ap, fmt);
 	vsnprintf(why, sizeof(why), fmt, ap);
+	(refused ? refuse : refuse_warn)(k->refused, k->p->pid, what, "%s", why);
+}
+
+void file_check_refuse(const struct file_check *k, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	say(k, true, fmt, ap);
 	va_end(ap);
-	refuse(k->refused, k->p->pid, what, "%s", why);
+}
+
+void file_check_warn(const struct file_check *k, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	say(k, false, fmt, ap);
+	va_end(ap);
 }
 
 static void check_process(const struct process *p, uint64_t fd_max, struct refusals *refused)

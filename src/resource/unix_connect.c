@@ -1,7 +1,8 @@
 /* Both ends of unix connections and pairs, made anew.
  *
  * What SO_PEERCRED reads is who made the pair, who connected, who called listen(2): so those calls
- * are made in the shell of that process, under its effective ids, where the tree has it. A
+ * are made in the shell of that process, under its effective ids, where the tree has it, else by
+ * somebody who comes for that (unix_maker.c). A
  * connection that was made through a name gets a listener of that name for a moment: getsockname(2)
  * of the accepted end shows it. */
 #include "resource/unix_private.h"
@@ -22,7 +23,7 @@ struct place { /* where a call is made */
 	int slot;
 };
 
-/* False: that process is not there, or none is: the agent does it. */
+/* False: that process is not there: somebody else of its number does it (unix_maker.c). */
 static bool enter(const struct fileset *fs, pid_t pid, struct place *ret)
 {
 	ret->pid = pid;
@@ -78,12 +79,14 @@ static int remote_pair(const struct place *in, const struct file *f, int type, i
 
 static int pair(const struct fileset *fs, const struct file *f, int out[2], struct cr_err *err)
 {
+	const struct unix_maker who = {f->cred_pid, f->cred_uid, f->cred_gid};
 	int type = f->sock_type | SOCK_CLOEXEC | SOCK_NONBLOCK;
 	struct place in;
 
 	if (enter(fs, f->cred_pid, &in))
 		return remote_pair(&in, f, type, out, err);
-	return socketpair(AF_UNIX, type, 0, out) ? cr_err_sys(err, "socketpair") : 0;
+	return unix_call_as(&who, false, "socketpair", SYS_socketpair,
+			    (uint64_t[]){AF_UNIX, (uint64_t)type, 0, 0}, out, err);
 }
 
 static int listen_by(const struct fileset *fs, int fd, const struct file *client,
@@ -91,8 +94,12 @@ static int listen_by(const struct fileset *fs, int fd, const struct file *client
 {
 	struct place in;
 
-	if (!client || !enter(fs, client->cred_pid, &in))
+	if (!client) /* nobody reads it */
 		return listen(fd, 1) ? cr_err_sys(err, "listen") : 0;
+	if (!enter(fs, client->cred_pid, &in))
+		return unix_call_as(
+		    &(struct unix_maker){client->cred_pid, client->cred_uid, client->cred_gid},
+		    false, "listen", SYS_listen, (uint64_t[]){(uint64_t)fd, 1, 0, 0}, NULL, err);
 	int number = fetch(&in, fd, err);
 	if (number < 0)
 		return number;
@@ -101,14 +108,9 @@ static int listen_by(const struct fileset *fs, int fd, const struct file *client
 	return r ? r : leave(&in, &number, 1, err);
 }
 
-struct someone { /* who a call is made as */
-	pid_t pid;
-	uint32_t uid, gid;
-};
-
 /* fd connects to what stands at the name server; at: O_PATH descriptor of that, -1: by name, which
  * is abstract. */
-static int connect_by(const struct fileset *fs, int fd, const struct someone *who,
+static int connect_by(const struct fileset *fs, int fd, const struct unix_maker *who,
 		      const struct file *server, int at, struct cr_err *err)
 {
 	struct sockaddr_un un = {.sun_family = AF_UNIX};
@@ -132,8 +134,8 @@ static int connect_by(const struct fileset *fs, int fd, const struct someone *wh
 		len = server->sockaddr_len;
 	}
 	if (!inside)
-		return connect(fd, (const struct sockaddr *)&un, len) ? cr_err_sys(err, "connect")
-								      : 0;
+		return unix_call_as(who, false, "connect", SYS_connect,
+				    (uint64_t[]){(uint64_t)fd, (uintptr_t)&un, len, 0}, NULL, err);
 	int r = rtask_put(in.rt, &un, sizeof(un), &va, err);
 	if (!r)
 		r = rtask_queue_as(in.rt, who->uid, who->gid, "connect", SYS_connect,
@@ -191,7 +193,7 @@ static int listener_by_name(const struct file *f, struct cr_err *err)
 static int by_name(const struct fileset *fs, const struct tree *t, const struct file *server,
 		   const struct file *client, int out[2], struct cr_err *err)
 {
-	const struct someone who = {server->cred_pid, server->cred_uid, server->cred_gid};
+	const struct unix_maker who = {server->cred_pid, server->cred_uid, server->cred_gid};
 	_cleanup_fd_ int at = -1, own = -1,
 			 c = socket(AF_UNIX, server->sock_type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	int listener = unix_is_abstract(server) ? held_listener(fs, t, server) : -1;
@@ -299,19 +301,19 @@ static int cmp_client(const void *va, const void *vb)
 }
 
 /* Whoever accepts it will read who connected: the first that has it, to all that is known. */
-static struct someone who_has(const struct tree *t, uint32_t file)
+static struct unix_maker who_has(const struct tree *t, uint32_t file)
 {
 	for (size_t i = 0; i < t->n_procs; i++)
 		if (!t->procs[i].zombie && process_fd_of(&t->procs[i], file) >= 0)
-			return (struct someone){t->procs[i].pid, t->procs[i].creds.euid,
-						t->procs[i].creds.egid};
-	return (struct someone){0};
+			return (struct unix_maker){t->procs[i].pid, t->procs[i].creds.euid,
+						   t->procs[i].creds.egid};
+	return (struct unix_maker){0};
 }
 
 static int queue_one(struct fileset *fs, const struct tree *t, const struct client *c,
 		     struct cr_err *err)
 {
-	const struct someone who = who_has(t, c->file);
+	const struct unix_maker who = who_has(t, c->file);
 	struct held *h = &fs->held[c->file];
 	_cleanup_fd_ int at = -1;
 

@@ -46,6 +46,20 @@ int unix_bind_nowhere(int fd, const struct sockaddr_un *un, size_t len,
 int unix_way_to(int fd, const struct file *f, struct sockaddr_un *un, socklen_t *len, int *ret_at,
 		struct cr_err *err) must_check;
 
+/* ---- who made it (unix_maker.c) ---- */
+
+struct unix_maker { /* as SO_PEERCRED reads it */
+	pid_t pid;  /* 0: any */
+	uint32_t uid, gid;
+};
+/* A system call by a process of that number, under these effective ids, which ends then; it has our
+ * descriptors. ret_fds: the fourth argument is where two descriptors are told, or NULL. Where the
+ * number is taken: exactly: -EEXIST or -EINVAL, else somebody of another number does it. */
+int unix_call_as(const struct unix_maker *who, bool exactly, const char *what, long nr,
+		 const uint64_t args[4], int ret_fds[2], struct cr_err *err) must_check;
+/* Destination preflight: will SO_PEERCRED read what it did? If not, that is warned of. */
+void unix_check_maker(const struct file_check *k, const struct file *f);
+
 /* ---- what waits to be read ---- */
 
 /* unix_pending.c: it, and the error that is pending, into f. Ahead: no more than what refuses it.
