@@ -64,7 +64,9 @@ static int make_parents(struct dest *d, const struct msg_file *f, struct cr_err 
 	size_t n = 0;
 	int r = 0;
 
-	snprintf(path, sizeof(path), "%s", f->path);
+	if (snprintf(path, sizeof(path), "%s%s", f->path, f->directory ? "/" : "") >=
+	    (int)sizeof(path))
+		return cr_err_set(err, CR_ERR_INPUT, ENAMETOOLONG, "path too long: %s", f->path);
 	for (char *p = strchr(path + 1, '/'); p && !r; p = strchr(p + 1, '/'), n++) {
 		*p = '\0';
 		if (stat(path, &st) && n < f->n_parents)
@@ -109,12 +111,24 @@ static int make_file(struct dest *d, const struct msg_file *f, struct cr_err *er
 	return fd < 0 ? cr_err_sys(err, "making %s", temp) : fd;
 }
 
+static int make_directory(struct dest *d, const struct msg_file *f, struct cr_err *err)
+{
+	struct msg m = msg_of(MSG_OK);
+	int r = d->opts.copy_files ? make_parents(d, f, err)
+				   : cr_err_set(err, CR_ERR_PEER, EPROTO,
+						"a directory that nobody wants: %s", f->path);
+
+	return r ? r : link_send(d->peer, &m, err);
+}
+
 int dest_file_begin(struct dest *d, struct msg *m, struct cr_err *err)
 {
 	const struct journal_carried *at = find(d, m->file.path);
 
 	if (d->state > DEST_BUILT || d->carrying)
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "a file in a wrong state");
+	if (m->file.directory)
+		return make_directory(d, &m->file, err);
 	_cleanup_fd_ int fd =
 	    at ? open(at->temp, O_RDWR | O_CLOEXEC | O_NOFOLLOW) : make_file(d, &m->file, err);
 	if (fd < 0)

@@ -113,6 +113,7 @@ void dest_undo(struct dest *d)
 	d->shells = NULL;
 	fileset_undo(d->files);
 	dest_close_ways(d);
+	dest_release_files(d); /* before the directories that were made for them go */
 	vec_foreach (s, &d->journal.shms)
 		sysv_ipc_remove(s->kind, s->id, s->cpid);
 	carrying_free(d->carrying);

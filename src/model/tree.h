@@ -230,6 +230,7 @@ struct process {
 	struct file_lock *locks;
 	size_t n_locks;
 	const char *cwd, *root;
+	bool cwd_carried; /* the source has it made, as file.carried */
 	uint32_t umask;
 	int32_t oom_score_adj;
 	uint32_t coredump_bits; /* coredump_filter, core(5), exclusive-or 0x33, the default */
@@ -349,7 +350,8 @@ struct file { /* one open file description: what dup and fork share */
 	const char *path;
 	uint64_t size, ino, dev, mtime_ns, rdev;
 	uint32_t mode;
-	bool carried; /* REGULAR: the source brings it along */
+	/* REGULAR: the source brings it along. PIPE, UNIX_*: the directory of its name */
+	bool carried;
 	uint32_t tty; /* PTY_*, TTY: the terminal's number */
 	/* PIPE: both ends carry the pipe's inode; the contents travel with the first file of it */
 	uint64_t pipe_ino;

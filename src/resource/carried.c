@@ -21,14 +21,10 @@ bool carried_is_shm(const char *path)
 	return !strncmp(path, shm_dir, sizeof(shm_dir) - 1);
 }
 
-bool carried_can(const char *path, bool *ret_shm)
+/* Not what a kernel makes of itself. */
+static bool of_storage(const struct statfs *sf)
 {
-	struct statfs sf;
-	struct stat st;
-
-	if (lstat(path, &st) || !S_ISREG(st.st_mode) || statfs(path, &sf))
-		return false;
-	switch ((uint32_t)sf.f_type) {
+	switch ((uint32_t)sf->f_type) {
 	case PROC_SUPER_MAGIC:
 	case SYSFS_MAGIC:
 	case CGROUP_SUPER_MAGIC:
@@ -40,9 +36,27 @@ bool carried_can(const char *path, bool *ret_shm)
 	case HUGETLBFS_MAGIC:
 		return false;
 	default:
-		*ret_shm = sf.f_type == TMPFS_MAGIC && carried_is_shm(path);
 		return true;
 	}
+}
+
+bool carried_can(const char *path, bool *ret_shm)
+{
+	struct statfs sf;
+	struct stat st;
+
+	if (lstat(path, &st) || !S_ISREG(st.st_mode) || statfs(path, &sf) || !of_storage(&sf))
+		return false;
+	*ret_shm = sf.f_type == TMPFS_MAGIC && carried_is_shm(path);
+	return true;
+}
+
+bool carried_can_directory(const char *path)
+{
+	struct statfs sf;
+	struct stat st;
+
+	return !lstat(path, &st) && S_ISDIR(st.st_mode) && !statfs(path, &sf) && of_storage(&sf);
 }
 
 /* ---- who else has it ---- */

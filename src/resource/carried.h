@@ -15,6 +15,8 @@
 bool carried_is_shm(const char *path);
 /* A file of a disk or of memory, that has contents of its own. */
 bool carried_can(const char *path, bool *ret_shm);
+/* A directory that can be made elsewhere. */
+bool carried_can_directory(const char *path);
 /* Refuse if a task outside the tree has path mapped or open. */
 void carried_refuse_shared(const struct tree *t, const char *path, uint64_t dev, uint64_t ino,
 			   struct refusals *refused);

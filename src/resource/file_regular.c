@@ -150,9 +150,10 @@ static void check(const struct file_check *k, const struct file *f)
 	if (below_tree_proc(k->t, f->path) || f->carried)
 		return; /* there once the process is, or once it has been brought */
 	if (stat(f->path, &st)) {
-		file_check_refuse(
-		    k, "%.180s: %s here%s", f->path, strerror(errno),
-		    errno == ENOENT && S_ISREG(f->mode) ? "; --copy-files brings it along" : "");
+		file_check_refuse(k, "%.180s: %s here%s", f->path, strerror(errno),
+				  errno == ENOENT && (S_ISREG(f->mode) || S_ISDIR(f->mode))
+				      ? "; --copy-files brings it along"
+				      : "");
 		return;
 	}
 	if ((st.st_mode & S_IFMT) != (f->mode & S_IFMT)) {

@@ -40,9 +40,9 @@ static void check_process(const struct process *p, uint64_t fd_max, struct refus
 {
 	struct stat st;
 
-	if (p->cwd && (stat(p->cwd, &st) || !S_ISDIR(st.st_mode)))
-		refuse(refused, p->pid, "working directory", "%.200s: no such directory here",
-		       p->cwd);
+	if (p->cwd && !p->cwd_carried && (stat(p->cwd, &st) || !S_ISDIR(st.st_mode)))
+		refuse(refused, p->pid, "working directory",
+		       "%.200s: no such directory here; --copy-files makes it", p->cwd);
 	if (p->n_fds && (uint64_t)p->fds[p->n_fds - 1].fd >= fd_max)
 		refuse(refused, p->pid, "descriptors",
 		       "number %d is above what this host's agent may use (RLIMIT_NOFILE %llu)",

@@ -62,13 +62,17 @@ bool reserve_check(const struct file_check *k, const struct file *f, const char 
 	char dir[PATH_MAX];
 	struct stat st;
 
+	if (f->carried)
+		return true;
 	snprintf(dir, sizeof(dir), "%s", f->path);
 	char *slash = strrchr(dir, '/');
 	if (slash)
 		slash[slash == dir] = '\0';
-	if (!stat(dir, &st) && S_ISDIR(st.st_mode) && !access(dir, W_OK))
+	bool there = !stat(dir, &st);
+	if (there && S_ISDIR(st.st_mode) && !access(dir, W_OK))
 		return true;
-	file_check_refuse(k, "%s %.150s: its directory is missing here or cannot be written", what,
-			  f->path);
+	file_check_refuse(k, "%s %.150s: its directory %s", what, f->path,
+			  there ? "cannot be written here"
+				: "is missing here; --copy-files makes it");
 	return false;
 }

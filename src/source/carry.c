@@ -1,10 +1,12 @@
 /* Files that come along, because the destination does not have them (resource/carried.h): regular
  * files that the tasks have open, mapped, or as their program, with --copy-files; POSIX shared
  * memory in any case. They are sent whole beside the running tasks, and once more at the stop what
- * changed of them since, block by block. */
+ * changed of them since, block by block. With --copy-files also the directories that tasks work in
+ * or have open, and those of their named pipes and sockets, which need a place. */
 #include "source/carry.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -75,6 +77,53 @@ static int note(struct source *s, const char *path, uint64_t dev, uint64_t ino, 
 	return 0;
 }
 
+/* path: NULL, the root, no directory, or one that cannot be made elsewhere: nothing to note. */
+static int note_directory(struct source *s, const char *path, struct cr_err *err)
+{
+	if (!path || !path[1] || !s->rq->opts.copy_files || !carried_can_directory(path))
+		return 0;
+	struct source_file *f = find(s, path);
+	char *copy = f ? NULL : strdup(path);
+
+	if (!f && !(f = copy ? vec_push(&s->files) : NULL)) {
+		free(copy);
+		return cr_err_oom(err);
+	}
+	if (copy)
+		*f = (struct source_file){.path = copy, .directory = true};
+	f->in_tree = true;
+	return 0;
+}
+
+/* The directory that the destination has to have for f: its own, or where it has its name. false:
+ * none. */
+static bool directory_of(const struct file *f, char *ret, size_t size)
+{
+	bool is_one = f->kind == FILE_REGULAR && S_ISDIR(f->mode);
+	bool is_name =
+	    f->kind == FILE_PIPE || f->kind == FILE_UNIX_LISTEN || f->kind == FILE_UNIX_CONN;
+
+	if ((!is_one && !is_name) || !f->path || *f->path != '/' ||
+	    snprintf(ret, size, "%s", f->path) >= (int)size)
+		return false;
+	if (is_name)
+		*strrchr(ret, '/') = '\0';
+	return *ret; /* the root is everywhere */
+}
+
+static int list_directories(struct source *s, const struct tree *t, struct cr_err *err)
+{
+	char path[PATH_MAX];
+	int r = 0;
+
+	for (size_t i = 0; i < t->n_files && !r; i++)
+		if (directory_of(&t->files[i], path, sizeof(path)))
+			r = note_directory(s, path, err);
+	for (size_t i = 0; i < t->n_procs && !r; i++)
+		r = note_directory(s, t->procs[i].cwd, err);
+	return r;
+}
+
 static int list(struct source *s, const struct tree *t, struct cr_err *err)
 {
 	int r = 0;
@@ -92,7 +141,7 @@ static int list(struct source *s, const struct tree *t, struct cr_err *err)
 		if (f)
 			f->mapped |= m->writable;
 	}
-	return r;
+	return r ? r : list_directories(s, t, err);
 }
 
 static int ask_some(struct source *s, size_t first, size_t n, struct cr_err *err)
@@ -129,6 +178,16 @@ static bool is_carried(struct source *s, const char *path)
 	return f && f->wanted;
 }
 
+static void mark(struct source *s, struct file *f)
+{
+	char path[PATH_MAX];
+
+	if (f->kind == FILE_REGULAR && S_ISREG(f->mode))
+		f->carried = is_carried(s, f->path);
+	else
+		f->carried = directory_of(f, path, sizeof(path)) && is_carried(s, path);
+}
+
 int source_carry_look(struct source *s, struct tree *t, struct cr_err *err)
 {
 	size_t had = s->files.n;
@@ -143,8 +202,9 @@ int source_carry_look(struct source *s, struct tree *t, struct cr_err *err)
 			carried_refuse_shared(t, s->files.v[i].path, s->files.v[i].dev,
 					      s->files.v[i].ino, &s->notes);
 	for (size_t i = 0; i < t->n_files; i++)
-		t->files[i].carried =
-		    t->files[i].kind == FILE_REGULAR && is_carried(s, t->files[i].path);
+		mark(s, &t->files[i]);
+	for (size_t i = 0; i < t->n_procs; i++)
+		t->procs[i].cwd_carried = t->procs[i].cwd && is_carried(s, t->procs[i].cwd);
 	for (size_t i = 0; i < t->n_mapped_files; i++)
 		t->mapped_files[i].carried = is_carried(s, t->mapped_files[i].path);
 	if (!r && s->tree && s->notes.list.n) /* later than the preflight, nobody else looks */
@@ -301,15 +361,18 @@ static int read_xattrs(struct pass *p, struct arena *a, struct msg_file *m, stru
 	return 0;
 }
 
-static int read_parents(const char *path, struct arena *a, struct msg_file *m, struct cr_err *err)
+static int read_parents(struct msg_file *m, struct arena *a, struct cr_err *err)
 {
-	char *copy = arena_strdup(a, path);
-	size_t n = 0;
+	size_t n = 0, size = strlen(m->path) + 2;
+	char *copy = arena_alloc(a, size);
 
-	for (const char *p = path + 1; (p = strchr(p, '/')); p++)
+	if (!copy)
+		return cr_err_oom(err);
+	snprintf(copy, size, "%s%s", m->path, m->directory ? "/" : "");
+	for (const char *p = copy + 1; (p = strchr(p, '/')); p++)
 		n++;
 	m->parents = arena_array(a, struct msg_directory, n + 1);
-	if (!copy || !m->parents)
+	if (!m->parents)
 		return cr_err_oom(err);
 	for (char *p = strchr(copy + 1, '/'); p; p = strchr(p + 1, '/')) {
 		struct stat st;
@@ -340,7 +403,7 @@ static int begin(struct pass *p, const struct stat *st, struct cr_err *err)
 				   .mtime_ns = ns_of(st->st_mtim)};
 	int r = read_xattrs(p, a, &m.file, err);
 	if (!r)
-		r = read_parents(p->f->path, a, &m.file, err);
+		r = read_parents(&m.file, a, err);
 	if (!r)
 		r = link_send(p->s->peer, &m, err);
 	arena_free(a);
@@ -365,7 +428,27 @@ static int open_quietly(const char *path)
 	return fd >= 0 ? fd : open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 }
 
-static int send_file(struct source *s, struct source_file *f, struct cr_err *err)
+/* What is in it comes along by itself, or not at all. */
+static int send_directory(struct source *s, struct source_file *f, struct cr_err *err)
+{
+	struct arena *a = arena_new();
+	struct msg m = msg_of(MSG_FILE), reply;
+
+	if (!a)
+		return cr_err_oom(err);
+	m.file = (struct msg_file){.path = f->path, .directory = true};
+	int r = read_parents(&m.file, a, err);
+	if (!r)
+		r = link_call(s->peer, &m, MSG_OK, source_patience_ms(s, 0), &reply, err);
+	arena_free(a);
+	if (r)
+		return cr_err_ctx(err, "making %s at the destination", f->path);
+	msg_free(&reply);
+	f->sent = true;
+	return 0;
+}
+
+static int send_contents(struct source *s, struct source_file *f, struct cr_err *err)
 {
 	_cleanup_fd_ int fd = open_quietly(f->path);
 	_cleanup_free_ uint8_t *buf = malloc(BLOCK);
@@ -396,11 +479,18 @@ static int send_file(struct source *s, struct source_file *f, struct cr_err *err
 	return 0;
 }
 
+static int send_file(struct source *s, struct source_file *f, struct cr_err *err)
+{
+	return f->directory ? send_directory(s, f, err) : send_contents(s, f, err);
+}
+
 /* As it was when it was last read? */
 static bool unchanged(const struct source_file *f)
 {
 	struct stat st;
 
+	if (f->directory)
+		return f->sent;
 	return f->sent && !f->mapped && !stat(f->path, &st) && st.st_ino == f->seen.st_ino &&
 	       st.st_dev == f->seen.st_dev && st.st_size == f->seen.st_size &&
 	       ns_of(st.st_mtim) == ns_of(f->seen.st_mtim) &&
@@ -419,7 +509,7 @@ static void announce(struct source *s)
 	vec_foreach (f, &s->files) {
 		struct stat st;
 
-		if (!f->wanted || f->sent || !f->in_tree)
+		if (!f->wanted || f->sent || !f->in_tree || f->directory)
 			continue;
 		n++;
 		if (!stat(f->path, &st))
@@ -464,6 +554,6 @@ int source_carry_last(struct source *s, struct tree *t, struct cr_err *err)
 void source_carry_left(struct source *s)
 {
 	vec_foreach (f, &s->files)
-		if (f->wanted && f->sent && f->in_tree && !f->shm)
+		if (f->wanted && f->sent && f->in_tree && !f->shm && !f->directory)
 			carried_leave(f->path, (uint64_t)f->seen.st_dev, (uint64_t)f->seen.st_ino);
 }

@@ -14,9 +14,10 @@ struct source_file {
 	char *path;
 	uint64_t dev, ino;
 	bool wanted, shm;
-	bool mapped;  /* shared, and may be written so: no time tells of that */
-	bool in_tree; /* of the last look */
-	bool sent;    /* whole, at least once */
+	bool directory; /* made with no more in it than comes along by itself */
+	bool mapped;    /* shared, and may be written so: no time tells of that */
+	bool in_tree;   /* of the last look */
+	bool sent;      /* whole, at least once */
 	struct stat seen;
 	uint64_t seen_ns;          /* CLOCK_REALTIME */
 	VEC(XXH128_hash_t) blocks; /* as the destination has them; zero: a hole */

@@ -415,6 +415,7 @@ struct msg_file { /* begins a file, or another pass over it */
 	size_t n_xattrs;
 	struct msg_directory *parents; /* from the root's entry down */
 	size_t n_parents;
+	bool directory; /* nothing but a directory, the last of the parents. Reply: OK */
 };
 struct msg_file_data {
 	uint64_t offset, hole; /* a hole of that many bytes … */

@@ -221,7 +221,8 @@ static int check_file(const struct msg *m, const struct msg_file *f, struct cr_e
 	CHECK(path_ok(f->path), "path");
 	CHECK(f->size <= INT64_MAX, "size");
 	CHECK(!(f->mode & ~07777u), "mode");
-	CHECK(!f->n_parents || f->n_parents == count_parents(f->path), "parent directory");
+	CHECK(f->n_parents ? f->n_parents == count_parents(f->path) + f->directory : !f->directory,
+	      "parent directory");
 	for (size_t i = 0; i < f->n_parents; i++)
 		CHECK(!(f->parents[i].mode & ~07777u), "mode of a directory");
 	for (size_t i = 0; i < f->n_xattrs; i++)

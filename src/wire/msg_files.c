@@ -51,7 +51,7 @@ int msg_get_files_ok(struct arena *a, struct msg *m, void *p, struct cr_err *err
 }
 
 /* clang-format off */
-#define FILE_NUMBERS(X) X(size) X(mode) X(uid) X(gid) X(atime_ns) X(mtime_ns)
+#define FILE_NUMBERS(X) X(size) X(directory) X(mode) X(uid) X(gid) X(atime_ns) X(mtime_ns)
 /* clang-format on */
 
 static bool put_xattrs(struct arena *a, const struct msg_file *in, Wire__File *pb)

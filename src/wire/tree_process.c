@@ -312,6 +312,7 @@ static int get_fixed(const Tree__Process *pb, struct process *out, struct cr_err
 
 #define PROCESS_NUMBERS(X)                                                                         \
 	X(umask)                                                                                   \
+	X(cwd_carried)                                                                             \
 	X(oom_score_adj)                                                                           \
 	X(child_subreaper) X(personality) X(ctty) X(coredump_bits) X(stop_sig) X(stop_told)
 

@@ -52,7 +52,7 @@ names_them() {
 	start_private && runs_on || return 1
 	migrate alpha beta --pid "$wl_pid"
 	[ "$mig_status" = 4 ] || return 1
-	for name in brought log data map sizes quiet; do
+	for name in brought log data map sizes quiet work open of_pipe/p of_socket/s; do
 		grep -q "\"event\":\"refused\".*$place/$name.*--copy-files" "$work/events" || { diag "not named: $name"; return 1; }
 	done
 	runs_on && nothing_in beta && finish_workload

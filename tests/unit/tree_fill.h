@@ -20,7 +20,7 @@
 	X(struct posix_timer_rec, 56)                                                              \
 	X(struct fd_entry, 12)                                                                     \
 	X(struct file_lock, 32)                                                                    \
-	X(struct process, 2784)                                                                    \
+	X(struct process, 2792)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
 	X(struct file, 440)                                                                        \
@@ -249,6 +249,7 @@ static inline void fill_process(struct filler *f, struct process *p, pid_t pid, 
 	p->fds[1] = (struct fd_entry){1, 4, true};
 	p->fds[2] = (struct fd_entry){1023, 0, true};
 	p->cwd = fill_path(f);
+	p->cwd_carried = fill_bool(f);
 	p->root = fill_path(f);
 	p->umask = fill_u32(f);
 	p->oom_score_adj = -500;
@@ -698,6 +699,7 @@ static inline void same_process(const struct process *a, const struct process *b
 	SAME_EACH(fds, n_fds, same_fd);
 	SAME_EACH(locks, n_locks, same_lock);
 	SAME_STR(cwd);
+	SAME(cwd_carried);
 	SAME_STR(root);
 	SAME(umask), SAME(oom_score_adj), SAME(child_subreaper), SAME(personality);
 	SAME(ctty);

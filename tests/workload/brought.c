@@ -2,9 +2,12 @@
  * with
  * --files DIR, files there of every use: appended, written at random with holes, mapped shared, one
  * that shrinks and grows, one that is only read, with an owner, a mode, times and attributes of its
- * own. All are checked all the time, against what this process remembers. */
+ * own; and directories there: one to work in, one that is open, those of a named pipe and of a
+ * socket. All are checked all the time, against what this process remembers. */
 #include "workload.h"
 #include <semaphore.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/xattr.h>
 
 enum { BLOCK = 4096, BLOCKS = 1024, WORDS = 1 << 18, OLD = 1234567890 };
@@ -14,6 +17,7 @@ static struct {
 	uint64_t *shm, *map;
 	sem_t *turn, *answer;
 	int log, data, sizes, quiet;
+	int directory, pipe, listener;
 	uint64_t n, logged, size;
 	uint64_t gens[BLOCKS], words[WORDS]; /* what has to be in data and map */
 	pid_t child;
@@ -254,6 +258,84 @@ static void check_files(void)
 	check_names();
 }
 
+/* ---- directories ---- */
+
+static char *place(char path[256], const char *name)
+{
+	snprintf(path, 256, "%s/%s", f.dir, name);
+	return path;
+}
+
+static struct sockaddr_un socket_name(void)
+{
+	struct sockaddr_un un = {.sun_family = AF_UNIX};
+
+	snprintf(un.sun_path, sizeof(un.sun_path), "%.90s/of_socket/s", f.dir);
+	return un;
+}
+
+static void set_up_directories(void)
+{
+	static const char *const names[] = {"work", "open", "of_pipe", "of_socket"};
+	struct sockaddr_un un = socket_name();
+	char path[256];
+
+	for (size_t i = 0; i < 4; i++)
+		wl_must(!mkdir(place(path, names[i]), 0700) && !chown(path, 12, 34) &&
+			    !chmod(path, 02751),
+			path);
+	wl_must(!chdir(place(path, "work")), path);
+	f.directory = open(place(path, "open"), O_RDONLY | O_DIRECTORY);
+	wl_must(f.directory >= 0, path);
+	wl_must(!mkfifo(place(path, "of_pipe/p"), 0640), path);
+	f.pipe = open(path, O_RDWR);
+	wl_must(f.pipe >= 0, path);
+	f.listener = socket(AF_UNIX, SOCK_STREAM, 0);
+	wl_must(!bind(f.listener, (struct sockaddr *)&un, sizeof(un)) && !listen(f.listener, 5),
+		un.sun_path);
+}
+
+static void use_directories(void)
+{
+	uint64_t got;
+
+	wl_same("write to the pipe", 8, write(f.pipe, &f.n, 8));
+	wl_same("read from the pipe", 8, read(f.pipe, &got, 8));
+	wl_same("what was in the pipe", f.n, got);
+}
+
+static void check_directory(const char *name, const struct stat *is)
+{
+	char path[256];
+	struct stat st;
+
+	wl_must(!stat(place(path, name), &st), path);
+	wl_check(st.st_ino == is->st_ino && st.st_dev == is->st_dev, "%s is another one", path);
+	wl_same("mode of a directory", 042751, st.st_mode);
+	wl_same("its owner", 12, st.st_uid);
+	wl_same("its group", 34, st.st_gid);
+}
+
+static void check_directories(void)
+{
+	struct sockaddr_un un = socket_name();
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	char path[256], cwd[256];
+	struct stat st, name;
+
+	wl_must(getcwd(cwd, sizeof(cwd)) && !stat(".", &st), "getcwd");
+	wl_check(!strcmp(cwd, place(path, "work")), "working in %s", cwd);
+	check_directory("work", &st);
+	wl_must(!fstat(f.directory, &st), "fstat");
+	check_directory("open", &st);
+	wl_must(!fstat(f.pipe, &st) && !stat(place(path, "of_pipe/p"), &name), path);
+	wl_check(st.st_ino == name.st_ino && st.st_dev == name.st_dev, "%s is another pipe", path);
+	wl_must(!connect(fd, (struct sockaddr *)&un, sizeof(un)), un.sun_path);
+	wl_must(accept(f.listener, NULL, NULL) >= 0, "accept");
+	wl_must(!stat(place(path, "of_pipe"), &st), path);
+	check_directory("of_pipe", &st);
+}
+
 int main(int argc, char **argv)
 {
 	int status;
@@ -261,19 +343,25 @@ int main(int argc, char **argv)
 	wl_init(argc, argv);
 	snprintf(f.dir, sizeof(f.dir), "%s", wl_opt_str("files", ""));
 	set_up_shm();
-	if (*f.dir)
+	if (*f.dir) {
 		set_up_files();
+		set_up_directories();
+	}
 	wl_ready();
 	while (!wl_stop()) {
 		wl_tick();
 		use_shm();
-		if (*f.dir)
+		if (*f.dir) {
 			use_files();
+			use_directories();
+		}
 		usleep(500);
 	}
 	check_shm();
-	if (*f.dir)
+	if (*f.dir) {
 		check_files();
+		check_directories();
+	}
 	f.shm[0] = UINT64_MAX;
 	sem_post(f.turn);
 	wl_same("child", f.child, waitpid(f.child, &status, 0));
