@@ -228,6 +228,9 @@ int sockopts_capture_alike(struct files_ctx *x, const struct fd_probe *p,
 int sockopts_read_alike(struct files_ctx *x, struct cr_err *err) must_check;
 void sockopts_done(struct files_ctx *x);
 bool sockopts_keep(const struct files_ctx *x, int fd);
+/* IP_MULTICAST_IF, which chose that interface: for sockopts_capture() to have been called for f. */
+int sockopts_add_multicast_if(struct files_ctx *x, struct file *f, uint32_t index,
+			      struct cr_err *err) must_check;
 /* Set them. Returns -errno and names the option in err. */
 int sockopts_apply(int fd, const struct file *f, struct cr_err *err) must_check;
 /* Of a connection, what has to wait until it is launched. */

@@ -152,28 +152,54 @@ static void find_options(const struct fd_probe *p, const struct sockopt_defaults
 	}
 }
 
-/* IP_MULTICAST_IF tells an address only. Of one that moves along, which is not there yet when it is
- * needed, the device goes with it. */
-static int add_device(struct files_ctx *x, struct sockopt_rec *rec, struct cr_err *err)
+/* IP_MULTICAST_IF tells an address only. The device goes with it: of an address that moves along,
+ * which is not there yet when it is needed. */
+static int add_device(struct files_ctx *x, struct sockopt_rec *rec, const char *dev,
+		      struct cr_err *err)
+{
+	uint8_t value[sizeof(struct in_addr) + IF_NAMESIZE] = {0};
+
+	memcpy(value, rec->value, sizeof(struct in_addr));
+	snprintf((char *)value + sizeof(struct in_addr), IF_NAMESIZE, "%s", dev);
+	rec->len = sizeof(value);
+	rec->value = arena_memdup(x->c->tree->arena, value, sizeof(value));
+	return rec->value ? 0 : cr_err_oom(err);
+}
+
+static int add_moved_device(struct files_ctx *x, struct sockopt_rec *rec, struct cr_err *err)
 {
 	struct sockaddr_in in = {.sin_family = AF_INET};
 
 	if (rec->len != sizeof(in.sin_addr))
 		return 0;
 	memcpy(&in.sin_addr, rec->value, sizeof(in.sin_addr));
-	for (size_t i = 0; i < x->c->tree->n_moved; i++) {
-		const struct devaddr *moved = &x->c->tree->moved[i];
-		uint8_t value[sizeof(in.sin_addr) + IF_NAMESIZE] = {0};
-
-		if (!devaddr_matches(moved, &in, sizeof(in)))
-			continue;
-		memcpy(value, &in.sin_addr, sizeof(in.sin_addr));
-		snprintf((char *)value + sizeof(in.sin_addr), IF_NAMESIZE, "%s", moved->dev);
-		rec->len = sizeof(value);
-		rec->value = arena_memdup(x->c->tree->arena, value, sizeof(value));
-		return rec->value ? 0 : cr_err_oom(err);
-	}
+	for (size_t i = 0; i < x->c->tree->n_moved; i++)
+		if (devaddr_matches(&x->c->tree->moved[i], &in, sizeof(in)))
+			return add_device(x, rec, x->c->tree->moved[i].dev, err);
 	return 0;
+}
+
+static bool is_multicast_if(const struct sockopt_rec *rec)
+{
+	return rec->level == IPPROTO_IP && rec->name == IP_MULTICAST_IF;
+}
+
+int sockopts_add_multicast_if(struct files_ctx *x, struct file *f, uint32_t index,
+			      struct cr_err *err)
+{
+	static const uint8_t any[sizeof(struct in_addr)];
+	char dev[IF_NAMESIZE];
+	size_t i = 0;
+
+	if (!if_indextoname(index, dev))
+		return 0;
+	while (i < f->n_opts && !is_multicast_if(&f->opts[i]))
+		i++;
+	if (i == f->n_opts) { /* chosen by its number alone; there is room for one more */
+		f->opts[f->n_opts++] =
+		    (struct sockopt_rec){IPPROTO_IP, IP_MULTICAST_IF, any, sizeof(any)};
+	}
+	return add_device(x, &f->opts[i], dev, err);
 }
 
 static int take_found(struct files_ctx *x, const struct fd_probe *p,
@@ -191,8 +217,7 @@ static int take_found(struct files_ctx *x, const struct fd_probe *p,
 
 		f->opts[i] = (struct sockopt_rec){o->level, o->name, bytes + found->of[i].at,
 						  found->of[i].len};
-		if (o->level == IPPROTO_IP && o->name == IP_MULTICAST_IF &&
-		    add_device(x, &f->opts[i], err))
+		if (is_multicast_if(&f->opts[i]) && add_moved_device(x, &f->opts[i], err))
 			return -ENOMEM;
 	}
 	return found->plain ? 0 : read_filter(x, p, f, err);
@@ -316,7 +341,7 @@ static int set_multicast_if(int fd, const struct sockopt_rec *rec, struct cr_err
 	memcpy(&to.imr_address, rec->value, sizeof(to.imr_address));
 	memcpy(name, rec->value + sizeof(to.imr_address), IF_NAMESIZE);
 	to.imr_ifindex = (int)if_nametoindex(name);
-	if (!to.imr_ifindex)
+	if (!to.imr_ifindex && !to.imr_address.s_addr)
 		return cr_err_set(err, CR_ERR_INPUT, ENODEV,
 				  "IP_MULTICAST_IF: there is no interface %s here", name);
 	return setsockopt(fd, IPPROTO_IP, IP_MULTICAST_IF, &to, sizeof(to))
@@ -338,8 +363,7 @@ static int apply(int fd, const struct file *f, bool late, struct cr_err *err)
 					  rec->level, rec->name);
 		if (is_late(f, o) != late)
 			continue;
-		if (o->level == IPPROTO_IP && o->name == IP_MULTICAST_IF &&
-		    rec->len == sizeof(struct in_addr) + IF_NAMESIZE) {
+		if (is_multicast_if(rec) && rec->len == sizeof(struct in_addr) + IF_NAMESIZE) {
 			int r = set_multicast_if(fd, rec, err);
 
 			if (r)

@@ -78,8 +78,9 @@ static bool is_link_local(const struct file *f)
 }
 
 /* What keeps a connection from moving, but for its address; NULL: nothing. */
-static const char *trouble(const struct fd_probe *p, const struct file *f)
+static const char *trouble(struct files_ctx *x, const struct fd_probe *p, const struct file *f)
 {
+	const struct pending *pend = x->c->exact ? NULL : files_pending(x, p);
 	char ulp[16] = "";
 	socklen_t len = sizeof(ulp) - 1;
 
@@ -96,6 +97,8 @@ static const char *trouble(const struct fd_probe *p, const struct file *f)
 					   : "with an upper layer protocol (TCP_ULP)";
 	if (p->diag && p->diag->md5)
 		return "with signed segments (TCP_MD5SIG)";
+	if (pend && pend->zerocopied) /* it counts them, and they begin anew with each socket */
+		return "that has sent with MSG_ZEROCOPY";
 	return NULL; /* filters are looked at with the options */
 }
 
@@ -138,7 +141,7 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 	if (!r || (mode == TCP_MODE_AUTO && !moves && !is_loopback(f)))
 		return tcp_closed_capture(x, p, f, err);
 	why = moves || is_loopback(f)
-		  ? trouble(p, f)
+		  ? trouble(x, p, f)
 		  : "whose local address does not move (--move-address, --hook network-switch)";
 	if (why) {
 		refuse_because(x, p, f, why);

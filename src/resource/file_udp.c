@@ -44,6 +44,30 @@ static int keep_address(struct files_ctx *x, const struct fd_probe *p,
 	return *ret ? 0 : cr_err_oom(err);
 }
 
+/* What else waits in it, and what cannot be had again of that. */
+static int capture_pending(struct files_ctx *x, const struct fd_probe *p, struct file *f,
+			   struct cr_err *err)
+{
+	const struct pending *pend = files_pending(x, p);
+
+	if (!pend)
+		return 0;
+	if (pend->to_send)
+		files_refuse(x, p->pid, p->fd,
+			     "UDP socket: a datagram is being put together (UDP_CORK, MSG_MORE): "
+			     "not supported; try again once it has been sent");
+	if (pend->zerocopied)
+		files_refuse(x, p->pid, p->fd,
+			     "UDP socket that has sent with MSG_ZEROCOPY: not supported; close it "
+			     "first");
+	else if (pend->notices)
+		files_warn(x, p->pid, p->fd,
+			   "UDP socket: %u messages that wait in its error queue (MSG_ERRQUEUE) "
+			   "are lost",
+			   pend->notices);
+	return pend->multicast_if ? sockopts_add_multicast_if(x, f, pend->multicast_if, err) : 0;
+}
+
 static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		   struct cr_err *err)
 {
@@ -69,6 +93,8 @@ static int capture(struct files_ctx *x, const struct fd_probe *p, struct file *f
 		r = keep_address(x, p, &sa, len, &f->peeraddr, &f->peeraddr_len, err);
 	if (!r)
 		r = sockopts_capture(x, p, f, err);
+	if (!r)
+		r = capture_pending(x, p, f, err);
 	if (!r)
 		r = multicast_get(p->local, p->so_domain, &x->multicast, x->c->tree->arena,
 				  &f->groups, &f->n_groups, err);

@@ -135,3 +135,25 @@ void datagram_make(const struct segment *s, uint8_t ttl, uint8_t tos, struct seg
 	memcpy(buf->b + at, &uh, sizeof(uh));
 	*ret = (struct net_packet){.data = buf->b, .len = at + payload};
 }
+
+void unreachable_make(const struct segment *s, uint8_t type, uint8_t code, struct segment_buf *buf,
+		      struct net_packet *ret)
+{
+	struct endpoints e = endpoints_of(s);
+	const struct endpoints ours = {e.v4, e.to, e.from, e.to_port, e.from_port};
+	const struct udphdr uh = {
+	    .uh_sport = ours.from_port, .uh_dport = ours.to_port, .uh_ulen = htons(sizeof(uh))};
+	uint8_t head[8] = {type, code}; /* checksum, and nothing */
+	size_t quoted = (e.v4 ? sizeof(struct iphdr) : sizeof(struct ip6_hdr)) + sizeof(uh);
+	uint8_t protocol = e.v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
+	size_t at = put_ip(&e, protocol, sizeof(head) + quoted, HOP_LIMIT, 0, buf->b);
+	uint8_t *message = buf->b + at;
+
+	memcpy(message, head, sizeof(head));
+	size_t inner = put_ip(&ours, IPPROTO_UDP, sizeof(uh), HOP_LIMIT, 0, message + sizeof(head));
+	memcpy(message + sizeof(head) + inner, &uh, sizeof(uh));
+	uint16_t check = e.v4 ? fold(sum(message, sizeof(head) + quoted, 0))
+			      : checksum(&e, protocol, message, sizeof(head) + quoted);
+	memcpy(message + 2, &check, sizeof(check));
+	*ret = (struct net_packet){.data = buf->b, .len = at + sizeof(head) + quoted};
+}

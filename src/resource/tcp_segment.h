@@ -34,3 +34,7 @@ void segment_make(const struct segment *s, struct segment_buf *buf, struct net_p
 /* The same of UDP: from, to, data and len of s are used. */
 void datagram_make(const struct segment *s, uint8_t ttl, uint8_t tos, struct segment_buf *buf,
 		   struct net_packet *ret);
+/* That a datagram from `to` has not reached `from`: a message of ICMP (RFC 792; IPv6: RFC 4443)
+ * with nothing of its data. */
+void unreachable_make(const struct segment *s, uint8_t type, uint8_t code, struct segment_buf *buf,
+		      struct net_packet *ret);

@@ -15,6 +15,7 @@
 #include "resource/multicast.h"
 #include "resource/net_ways.h"
 #include "resource/tcp_segment.h"
+#include "resource/udp_error.h"
 
 #ifndef UDP_GRO
 #define UDP_GRO 104
@@ -136,8 +137,8 @@ static int add(struct queue *q, const struct datagram *d, size_t len, uint32_t s
 	return 0;
 }
 
-/* 1: there was one. */
-static int peek_one(int fd, struct queue *q, struct cr_err *err)
+/* 1: there was one. *ret_error: an error that was told before, which is only told once. */
+static int peek_one(int fd, struct queue *q, int *ret_error, struct cr_err *err)
 {
 	uint8_t control[CONTROL_BYTES];
 	struct sockaddr_storage from = {0};
@@ -155,6 +156,7 @@ static int peek_one(int fd, struct queue *q, struct cr_err *err)
 	/* what the network has said of something sent (ICMP) is told before any datagram, and only
 	 * once, ip(7) */
 	for (int i = 0; n < 0 && errno != EAGAIN && i < ERRORS_MAX; i++) {
+		*ret_error = errno;
 		m.msg_namelen = sizeof(from);
 		m.msg_controllen = sizeof(control);
 		n = recvmsg(fd, &m, MSG_PEEK | MSG_DONTWAIT);
@@ -182,13 +184,17 @@ int udp_dump(int fd, struct arena *a, struct file *f, struct cr_err *err)
 		return r;
 	q->a = a;
 	do {
-		r = peek_one(fd, q, err);
+		r = peek_one(fd, q, &f->sock_error, err);
 	} while (r == 1 && q->list.n < DATAGRAMS_MAX);
 	f->datagrams = arena_memdup(a, q->list.v, q->list.n * sizeof(*q->list.v));
 	f->n_datagrams = q->list.n;
 	if (f->n_datagrams && !f->datagrams && r >= 0)
 		r = cr_err_oom(err);
 	vec_done(&q->list);
+	if (f->sock_error && udp_keeps_errors(f)) /* it comes with the message, which still waits */
+		f->sock_error = 0;
+	else if (f->sock_error)
+		udp_tell_error(f, NULL); /* as it was, should the tasks go on here */
 	struct cr_err why = {0};
 	int r2 = as_before(fd, f->sock_family, &b, &why);
 	if (r >= 0 && r2)
@@ -210,17 +216,21 @@ static void address_to(const struct file *f, const struct datagram *d, struct so
 		memcpy(&in6->sin6_addr, d->to, 16);
 }
 
-static int send_raw(const struct net_packet *p, const struct sockaddr_storage *to, bool v4)
+/* to: struct sockaddr_in or in6. */
+static int send_raw(const struct net_packet *p, const void *to, bool v4)
 {
 	const int one = 1;
 	_cleanup_fd_ int fd = socket(v4 ? AF_INET : AF_INET6, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW);
-	struct sockaddr_storage dst = *to;
+	const struct sockaddr_in6 *to6 = to;
+	struct sockaddr_storage dst = {0};
 	struct sockaddr_in *in = (void *)&dst;
 	struct sockaddr_in6 *in6 = (void *)&dst;
 
-	if (v4 && to->ss_family == AF_INET6) {
-		memcpy(&in->sin_addr, ((const struct sockaddr_in6 *)to)->sin6_addr.s6_addr + 12, 4);
+	if (v4 && to6->sin6_family == AF_INET6) {
+		memcpy(&in->sin_addr, to6->sin6_addr.s6_addr + 12, 4);
 		in->sin_family = AF_INET;
+	} else {
+		memcpy(&dst, to, v4 ? sizeof(*in) : sizeof(*in6));
 	}
 	if (!v4)
 		in6->sin6_port = 0; /* which would be a protocol here */
@@ -230,6 +240,16 @@ static int send_raw(const struct net_packet *p, const struct sockaddr_storage *t
 		      v4 ? sizeof(*in) : sizeof(*in6)) < 0
 		   ? -1
 		   : 0;
+}
+
+int udp_put(const struct net_packet *p, const void *sockaddr, size_t len, const struct net_ways *w,
+	    struct cr_err *err)
+{
+	struct netinject *in = net_ways_to(w, sockaddr, len);
+
+	if (in)
+		return netinject_packet(in, p, err);
+	return send_raw(p, sockaddr, p->data[0] >> 4 == 4) ? cr_err_sys(err, "a raw socket") : 0;
 }
 
 static bool has_address(const struct datagram *d)
@@ -255,10 +275,8 @@ static void send_again(const struct file *f, const struct datagram *d, const str
 	}
 	address_to(f, d, &to);
 	datagram_make(&s, (uint8_t)d->ttl, (uint8_t)d->tos, buf, &p);
-	struct netinject *in = net_ways_to(w, &to, f->sockaddr_len);
-	if (in ? netinject_packet(in, &p, &why) : send_raw(&p, &to, p.data[0] >> 4 == 4))
-		log_warn("a datagram that waited to be read is lost: %s",
-			 in ? why.msg : strerror(errno));
+	if (udp_put(&p, &to, f->sockaddr_len, w, &why))
+		log_warn("a datagram that waited to be read is lost: %s", why.msg);
 	free(buf);
 }
 
@@ -272,4 +290,6 @@ void udp_launch(int fd, const struct file *f, const struct net_ways *w)
 	}
 	for (size_t i = 0; i < f->n_datagrams; i++)
 		send_again(f, &f->datagrams[i], w);
+	if (f->sock_error)
+		udp_tell_error(f, w);
 }

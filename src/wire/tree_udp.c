@@ -4,7 +4,7 @@
 #include <netinet/in.h>
 #include <string.h>
 
-enum { ADDRESS = 16, SOURCES_MAX = 64, SOCKADDR_MAX = 128, DATAGRAM_MAX = 65535 };
+enum { ADDRESS = 16, SOURCES_MAX = 64, SOCKADDR_MAX = 128, DATAGRAM_MAX = 65535, ERRNO_MAX = 4095 };
 
 static Tree__Datagram *put_datagram(struct arena *a, const struct datagram *in)
 {
@@ -100,6 +100,9 @@ int tree_get_udp(struct arena *a, const Tree__File *pb, struct file *out, struct
 
 int tree_check_udp(const struct file *f, size_t i, struct cr_err *err)
 {
+	if (f->kind == FILE_UDP && (f->sock_error < 0 || f->sock_error > ERRNO_MAX ||
+				    (f->sock_error && (!f->connected || !f->peeraddr_len))))
+		return tree_bad(err, "file %zu: error %d", i, f->sock_error);
 	for (size_t k = 0; k < f->n_datagrams; k++) {
 		const struct datagram *d = &f->datagrams[k];
 

@@ -55,6 +55,9 @@ lockedfilter locked filter
 ebpffilter eBPF filter
 lockedconnection TCP connection to .* locked filter
 ebpfconnection TCP connection to .* eBPF filter
+udpmore UDP socket: a datagram is being put together.*again
+udpzerocopy UDP socket that has sent with MSG_ZEROCOPY
+tcpzerocopy TCP connection to .* that has sent with MSG_ZEROCOPY
 pidfd pidfd of a process outside the tree
 mqueue mqueue|message queue|file system
 fifo named pipe is also held by process

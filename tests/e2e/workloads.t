@@ -93,6 +93,9 @@ alone files --chroot
 alone sockets
 alone unixsock
 alone unixstate
+for what in errors peekoff notices; do
+	alone udpstate --what $what
+done
 alone messages --dense
 alone fifo
 alone messages --quiet-clients

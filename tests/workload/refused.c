@@ -322,6 +322,44 @@ static int do_ebpfconnection(void)
 	return ebpf_filter_on(connection(0));
 }
 
+/* To itself. */
+static int udp_connected(void)
+{
+	struct sockaddr_in sa = {AF_INET, 0, {htonl(INADDR_LOOPBACK)}, {0}};
+	socklen_t len = sizeof(sa);
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+
+	return bind(fd, (void *)&sa, len) || getsockname(fd, (void *)&sa, &len) ||
+		       connect(fd, (void *)&sa, len)
+		   ? -1
+		   : fd;
+}
+
+static int do_udpmore(void)
+{
+	return send(udp_connected(), "part", 4, MSG_MORE);
+}
+
+static int send_zerocopy(int fd)
+{
+	static char page[WL_PAGE];
+	const int on = 1;
+
+	return setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof(on))
+		   ? -1
+		   : send(fd, page, 100, MSG_ZEROCOPY);
+}
+
+static int do_udpzerocopy(void)
+{
+	return send_zerocopy(udp_connected());
+}
+
+static int do_tcpzerocopy(void)
+{
+	return send_zerocopy(connection(0));
+}
+
 static int do_pidfd(void)
 {
 	return syscall(SYS_pidfd_open, 1, 0);
@@ -700,6 +738,9 @@ static const struct {
     {"ebpffilter", do_ebpffilter},
     {"lockedconnection", do_lockedconnection},
     {"ebpfconnection", do_ebpfconnection},
+    {"udpmore", do_udpmore},
+    {"udpzerocopy", do_udpzerocopy},
+    {"tcpzerocopy", do_tcpzerocopy},
     {"pidfd", do_pidfd},
     {"mqueue", do_mqueue},
     {"fifo", do_fifo},
