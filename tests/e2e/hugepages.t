@@ -5,26 +5,11 @@ set -uo pipefail
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
-pool=/proc/sys/vm/nr_hugepages
-# one for the machine: whoever else tests with it waits
-exec {turn}<$pool
-flock -w 1800 "$turn" || {
-	echo "Bail out! the pool of huge pages is in use"
-	exit 1
-}
-had=$(<$pool)
-WANTED=48 # 20 for either host, and some more
-restore_pool() {
-	echo "$had" >$pool
-	clean_up
-}
-echo $((had + WANTED)) >$pool
-[ "$(<$pool)" = $((had + WANTED)) ] || {
-	echo "$had" >$pool
-	skip_all "no huge pages to be had here"
-}
-start_testbed
-trap restore_pool EXIT
+# shellcheck source=tests/e2e/pool.sh
+. "$e2e/pool.sh"
+take_pool 48 # 20 for either host, and some more
+# shellcheck source=tests/e2e/breaks.sh
+. "$e2e/breaks.sh"
 
 move_case "moved: huge pages" -- hugepages --
 move_case "moved: huge pages, post-copy" -- hugepages -- --mode postcopy
@@ -60,11 +45,6 @@ kill_workload
 ok "moved there and back: private huge pages, hybrid" back_case hugepages_private 3 --mode hybrid
 kill_workload
 
-# postcopied: what the last event says of it, by jq's path.
-postcopied() {
-	jq -r ".postcopy$1" <<<"$mig_done"
-}
-
 # Whole ones alone, of at least $1: all stay behind that no other process has and that are reserved.
 fetched() {
 	local lazy
@@ -95,32 +75,15 @@ absent_case() {
 ok "post-copy: what a task may do with private huge pages that are missing" absent_case
 kill_workload
 
-pages_left() {
-	"$build/cr-migrate" status --hosts "$hosts_file" --json beta 2>/dev/null |
-		jq -s 'map(select(.state == "fetching pages") | .postcopy.pages_left) | max // 0'
-}
 some_left() {
 	local n
 	n=$(pages_left)
 	((n > 0 && n < $1))
 }
 
-# begin_slow OPTIONS…: in the background, so slowly that something can happen.
-begin_slow() {
-	migrate alpha beta --pid "$wl_pid" --mode postcopy --max-bandwidth 4M "$@" &
-	mover=$!
-	until_true 30 some_left $((15 * 512))
-}
-
-end_slow() {
-	local st=0
-	wait "$mover" || st=$?
-	mig_status=$st mig_done=$(tail -n 1 "$work/events")
-	return $st
-}
-
+RATE=4M # of what is pushed: something can happen meanwhile
 broken_case() {
-	start_workload alpha huge_absent --idle && runs_on && begin_slow || return 1
+	start_workload alpha huge_absent --idle && runs_on && begin_slow && until_true 30 some_left $((15 * 512)) || return 1
 	wl_host=beta
 	# in the middle of one, most likely
 	on beta pkill -KILL -x cr-fetcher || { diag "no fetcher"; return 1; }
@@ -132,6 +95,13 @@ broken_case() {
 }
 ok "post-copy: private huge pages, fetcher and page-server are killed" broken_case
 kill_workload
+
+SLOW=20mbit RATE=1G
+ok "the link is cut and restored ten times: private huge pages" cut_case huge_absent --idle
+kill_workload
+ok "the link is cut and restored ten times: private huge pages that are written" cut_case hugepages_private
+kill_workload
+SLOW='' RATE=4M
 
 # Whole huge pages alone.
 only_huge_left() {
@@ -146,7 +116,7 @@ lost_said() {
 lost_case() {
 	local lost
 	: >"$state/beta/agent.log"
-	start_workload alpha huge_absent --bus && runs_on && begin_slow --postcopy-timeout 2s || return 1
+	start_workload alpha huge_absent --bus && runs_on && PATIENCE=2s begin_slow || return 1
 	wl_host=beta
 	{ wait_for "$wl_dir/resident" 20 && until_true 20 only_huge_left $((13 * 512)); } || {
 		diag "$(pages_left) left"
@@ -180,12 +150,6 @@ residual_case() {
 ok "hybrid: private huge pages that were written since are fetched" residual_case
 kill_workload
 
-free_pages() {
-	awk '/^HugePages_Free/ { print $2 }' /proc/meminfo
-}
-all_free() {
-	[ "$(free_pages)" = $((had + WANTED)) ]
-}
 ok "none is left behind" until_true 30 all_free
 
 rehearsed_case() {
@@ -222,9 +186,9 @@ done
 # Not as many as are needed.
 # too_few_case WORKLOAD NEEDED
 too_few_case() {
-	echo $((had + WANTED)) >$pool
+	set_pool "$pool_taken"
 	start_workload alpha "$1" && runs_on || return 1
-	echo $((had + $2 + 3)) >$pool
+	set_pool $(($2 + 3))
 	migrate alpha beta --pid "$wl_pid"
 	{ [ "$mig_status" = 4 ] && grep '"event":"refused"' "$work/events" |
 		grep -q "huge pages of 2048 KiB.*$2 are needed at the destination and [0-3] are free"; } || {
@@ -237,7 +201,7 @@ ok "refused: there are not enough at the destination" too_few_case hugepages 12
 kill_workload
 ok "refused: there are not enough private ones at the destination" too_few_case hugepages_private 20
 kill_workload
-echo $((had + WANTED)) >$pool
+set_pool "$pool_taken"
 
 read_only_case() {
 	start_workload alpha hugepages_private --read-only && runs_on || return 1
