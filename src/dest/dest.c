@@ -184,6 +184,7 @@ static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *e
 		ok->more = more;
 		ok->lazy_objects = lazy_has_objects();
 		ok->lazy_memfds = ok->lazy_objects;
+		ok->lazy_huge_objects = true; /* whatever the kernel makes of ordinary pages */
 		ok->lazy_huge = d->huge == DEST_HUGE_LAZY;
 		r = dest_targets(d, &ok->targets, &ok->n_targets, err);
 	}
@@ -289,7 +290,7 @@ static int on_reset(struct dest *d, const struct msg_reset *rs, struct cr_err *e
 		lazy_take_back_object(d->lazy, rs->object);
 	else if (!r)
 		r = lazy_leave_object(d->lazy, rs->object, d->objects.list.v[rs->object].fd,
-				      rs->ranges[0].end, err);
+				      &d->tree->objects[rs->object], err);
 	return r ? r : link_send(d->peer, &m, err);
 }
 

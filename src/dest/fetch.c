@@ -55,14 +55,34 @@ static int flush(struct fetch *f)
 	return 0;
 }
 
+/* Of a shared huge page, which is waited for as a whole, a part may be there. */
+static int say_wants(struct fetch *f, const struct lazy_object *o, uint64_t src, uint32_t npages)
+{
+	int r = 0;
+
+	for (uint32_t at = 0; at < npages && !r;) {
+		struct lazy_frame fr = {.type = LAZY_WANT,
+					.pid = LAZY_OBJECT + (pid_t)o->index,
+					.addr = src + at * CR_PAGE_SIZE};
+
+		fr.npages = lazy_object_run(f->sh, o, fr.addr / CR_PAGE_SIZE, npages - at);
+		if (fr.npages)
+			r = say(f, &fr, NULL);
+		at += fr.npages ? fr.npages : 1;
+	}
+	return r;
+}
+
 int fetch_want(struct fetch *f, pid_t origin, uint64_t src, uint32_t npages)
 {
 	const struct lazy_frame fr = {
 	    .type = LAZY_WANT, .pid = origin, .npages = npages, .addr = src};
+	const struct lazy_object *o =
+	    origin < LAZY_OBJECT ? NULL : lazy_object_of(f->sh, (uint32_t)(origin - LAZY_OBJECT));
 
 	if (!f->told)
 		return 0; /* is asked for when the source is there */
-	int r = say(f, &fr, NULL);
+	int r = o ? say_wants(f, o, src, npages) : say(f, &fr, NULL);
 	/* a connection that broke is found out by who reads from it */
 	if (!r && flush(f))
 		f->lost_why = "sending a request";

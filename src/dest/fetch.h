@@ -104,6 +104,8 @@ int objects_guard(struct fetch *f, struct cr_err *err) must_check;
 int objects_fault(struct fetch *f, struct lazy_space *sp, uint64_t va) must_check;
 /* A touch of what is not there, at va: if it is shared memory, it has been removed. */
 int objects_removed(struct fetch *f, const struct lazy_space *sp, uint64_t va) must_check;
+/* That part of sp's memory is about to be discarded or removed. */
+void objects_zeroed(struct fetch *f, const struct lazy_space *sp, uint64_t start, uint64_t end);
 /* Those of sp who wait look again: what is mapped where has changed. */
 void objects_wake(struct fetch *f, const struct lazy_space *sp);
 /* What is missing is lost. Says what. */

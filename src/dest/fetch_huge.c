@@ -1,4 +1,4 @@
-/* Huge pages (hugetlb). They can only be put as a whole: what comes of one, over whichever
+/* Private huge pages (hugetlb). They can only be put as a whole: what comes of one, over whichever
  * connections, is kept until nothing of it lacks. Until it is in place it is missing, so that
  * whoever takes over, or a new connection, asks for all of it. */
 #include <string.h>

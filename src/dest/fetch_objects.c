@@ -1,5 +1,6 @@
 /* Shared memory: pages into objects, and then to whoever waits for them. lazy_state.h says how what
- * is missing, what is there and what was removed are told apart. */
+ * is missing, what is there and what was removed are told apart. Huge pages are filled in pages of
+ * 4 KiB like others; but they are removed, and show or are lost, as a whole: a *unit*. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -8,6 +9,7 @@
 #include "base/log.h"
 #include "dest/fetch.h"
 #include "kernel/uffd.h"
+#include "model/lazy.h"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 /* 5.14 */
@@ -21,6 +23,17 @@ enum {
 static size_t position(const struct fetch *f, const struct lazy_object *o)
 {
 	return (size_t)(o - f->sh->objects);
+}
+
+/* The first page of the unit. */
+static uint64_t first_of(const struct lazy_object *o, uint64_t page)
+{
+	return page - page % o->unit;
+}
+
+static uint64_t unit_bytes(const struct lazy_object *o)
+{
+	return o->unit * CR_PAGE_SIZE;
 }
 
 static pid_t origin_of(const struct lazy_object *o)
@@ -78,22 +91,23 @@ static uint64_t write_over(const struct fetch *f, const struct lazy_object *o, u
 
 /* ---- showing ---- */
 
-static void poison(struct fetch *f, struct lazy_space *sp, uint64_t va)
+static void poison(const struct lazy_space *sp, const struct lazy_object *o, uint64_t va)
 {
-	(void)f;
-	if (uffd_poison(sp->uffd, va, CR_PAGE_SIZE) < 0)
-		uffd_wake(sp->uffd, va, CR_PAGE_SIZE);
+	if (uffd_poison(sp->uffd, va, unit_bytes(o)) < 0)
+		uffd_wake(sp->uffd, va, unit_bytes(o));
 }
 
 /* Pages behind one that was touched, as far as they are all there: each touch would cost a fault.
+ * Of huge pages that is little.
  */
 static void show_around(struct fetch *f, struct lazy_space *sp, const struct lazy_object *o,
 			uint64_t page, uint64_t va, uint64_t until)
 {
 	uint64_t n = 1;
 
-	while (n < AROUND_PAGES && page + n < o->pages && va + n * CR_PAGE_SIZE < until &&
-	       !lazy_object_missing(f->sh, o, page + n) && !lazy_object_lost(f->sh, o, page + n))
+	while (o->unit == 1 && n < AROUND_PAGES && page + n < o->pages &&
+	       va + n * CR_PAGE_SIZE < until && !lazy_object_missing(f->sh, o, page + n) &&
+	       !lazy_object_lost(f->sh, o, page + n))
 		n++;
 	/* stops where it is shown already, or nothing is mapped */
 	if (n > 1 && uffd_continue(sp->uffd, va + CR_PAGE_SIZE, (n - 1) * CR_PAGE_SIZE, true) < 0)
@@ -103,7 +117,7 @@ static void show_around(struct fetch *f, struct lazy_space *sp, const struct laz
 static int show(struct fetch *f, struct lazy_space *sp, const struct lazy_object *o, uint64_t page,
 		uint64_t va, uint64_t until)
 {
-	int64_t n = uffd_continue(sp->uffd, va, CR_PAGE_SIZE, false);
+	int64_t n = uffd_continue(sp->uffd, va, unit_bytes(o), false);
 	unsigned int tries = 0;
 
 	if (n > 0)
@@ -113,10 +127,11 @@ static int show(struct fetch *f, struct lazy_space *sp, const struct lazy_object
 	int r = n == -EAGAIN ? put_make_way(f, sp, &tries) : 0;
 	/* it looks again, and so do we: another page may be there now, or none */
 	if (sp->used)
-		uffd_wake(sp->uffd, va, CR_PAGE_SIZE);
+		uffd_wake(sp->uffd, va, unit_bytes(o));
 	return r;
 }
 
+/* va: of a huge page its beginning, as the kernel reports it. */
 int objects_fault(struct fetch *f, struct lazy_space *sp, uint64_t va)
 {
 	uint64_t page, until;
@@ -131,12 +146,21 @@ int objects_fault(struct fetch *f, struct lazy_space *sp, uint64_t va)
 		return r;
 	}
 	if (lazy_object_lost(f->sh, o, page)) {
-		poison(f, sp, va);
+		poison(sp, o, va);
 		return 0;
 	}
-	if (!lazy_object_missing(f->sh, o, page))
+	if (!lazy_object_waits(f->sh, o, page))
 		return show(f, sp, o, page, va, until);
-	return tasks_wait_for(f, sp, va, origin_of(o), page * CR_PAGE_SIZE, 1);
+	return tasks_wait_for(f, sp, va, origin_of(o), page * CR_PAGE_SIZE, o->unit);
+}
+
+/* A unit that is not there: nothing of it is missing, and nothing lost. */
+static void forget(struct fetch *f, const struct lazy_object *o, uint64_t page)
+{
+	for (uint64_t i = first_of(o, page), end = i + o->unit; i < end; i++) {
+		f->st->left -= lazy_object_clear(f->sh, o, i);
+		lazy_object_found(f->sh, o, i);
+	}
 }
 
 int objects_removed(struct fetch *f, const struct lazy_space *sp, uint64_t va)
@@ -148,8 +172,8 @@ int objects_removed(struct fetch *f, const struct lazy_space *sp, uint64_t va)
 	/* nobody but a task takes a page away, and nobody makes one before this */
 	if (there)
 		return there < 0 ? there : 0;
-	f->st->left -= lazy_object_clear(f->sh, o, page);
-	lazy_object_found(f->sh, o, page);
+	if (o)
+		forget(f, o, page);
 	return 0;
 }
 
@@ -172,19 +196,20 @@ void objects_wake(struct fetch *f, const struct lazy_space *sp)
 static void show_to_waiters(struct fetch *f, const struct lazy_object *o, uint64_t page)
 {
 	bool lost = lazy_object_lost(f->sh, o, page);
+	uint64_t src = first_of(o, page) * CR_PAGE_SIZE;
 
 	for (size_t i = 0; i < f->waiters.n;) {
 		struct waiter *w = &f->waiters.v[i];
 
-		if (w->origin != origin_of(o) || w->src != page * CR_PAGE_SIZE) {
+		if (w->origin != origin_of(o) || w->src != src) {
 			i++;
 			continue;
 		}
 		tasks_note_latency(f, w);
 		if (lost)
-			poison(f, w->space, w->va);
-		else if (uffd_continue(w->space->uffd, w->va, CR_PAGE_SIZE, false) <= 0)
-			uffd_wake(w->space->uffd, w->va, CR_PAGE_SIZE);
+			poison(w->space, o, w->va);
+		else if (uffd_continue(w->space->uffd, w->va, unit_bytes(o), false) <= 0)
+			uffd_wake(w->space->uffd, w->va, unit_bytes(o));
 		*w = f->waiters.v[--f->waiters.n];
 	}
 }
@@ -199,11 +224,28 @@ static void punch(const struct lazy_object *o, uint64_t page, uint64_t n)
 		log_error("fetching pages: zeros: %s", strerror(errno));
 }
 
+/* Nothing of the unit will be seen. */
+static void lose(struct fetch *f, const struct lazy_object *o, uint64_t page)
+{
+	uint64_t first = first_of(o, page);
+
+	for (uint64_t i = first; i < first + o->unit; i++)
+		lazy_object_lose(f->sh, o, i);
+	for (uint64_t i = first; i < first + o->unit; i++)
+		f->st->left -= lazy_object_clear(f->sh, o, i);
+	f->st->lost += o->unit;
+	show_to_waiters(f, o, page);
+}
+
 /* n missing pages. First the contents, then the word that they are there: in between nobody can see
  * them, and whoever takes over does it again. Returns how many were done, or a negative errno. */
 static int64_t put_missing(struct fetch *f, const struct lazy_object *o, uint64_t page, uint64_t n,
 			   const uint8_t *data, enum fill fill)
 {
+	if (fill == FILL_POISON) {
+		lose(f, o, page);
+		return 1;
+	}
 	if (fill == FILL_DATA) {
 		uint64_t done = write_over(f, o, page, n, data);
 		int there = done ? 0 : is_there(f, o, page);
@@ -216,21 +258,36 @@ static int64_t put_missing(struct fetch *f, const struct lazy_object *o, uint64_
 		punch(o, page, n);
 	}
 	for (uint64_t i = 0; i < n; i++) {
-		if (fill == FILL_POISON)
-			lazy_object_lose(f->sh, o, page + i);
 		f->st->left -= lazy_object_clear(f->sh, o, page + i);
-		show_to_waiters(f, o, page + i);
+		if (!lazy_object_waits(f->sh, o, page + i))
+			show_to_waiters(f, o, page + i);
 	}
 	return (int64_t)n;
 }
 
-static uint64_t stretch(struct fetch *f, const struct lazy_object *o, uint64_t page, uint64_t most)
+/* Of one huge page. What a task removes of it, madvise(2) MADV_REMOVE, is a part of it that is zero
+ * (5.19): what comes late must not be put over that. */
+static void zero_part(struct fetch *f, const struct lazy_space *sp, uint64_t start, uint64_t end)
 {
-	uint64_t n = 0;
+	uint64_t page;
+	const struct lazy_object *o =
+	    start < end ? lazy_huge_object_at(f->sh, sp, start, &page) : NULL;
 
-	while (n < most && lazy_object_missing(f->sh, o, page + n))
-		n++;
-	return n;
+	for (; o && start < end; start += CR_PAGE_SIZE, page++)
+		if (lazy_object_missing(f->sh, o, page) &&
+		    put_missing(f, o, page, 1, NULL, FILL_ZEROS) < 0)
+			return;
+}
+
+/* Before it happens: the kernel waits for this event to be read. Whole huge pages go, or only leave
+ * the page table, MADV_DONTNEED; which is seen when they are touched (objects_removed()). */
+void objects_zeroed(struct fetch *f, const struct lazy_space *sp, uint64_t start, uint64_t end)
+{
+	uint64_t whole = ALIGN_UP(start, LAZY_HUGE_BYTES), last = end & ~(LAZY_HUGE_BYTES - 1);
+
+	zero_part(f, sp, start, whole < end ? whole : end);
+	if (last >= whole)
+		zero_part(f, sp, last, end);
 }
 
 int objects_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, enum fill fill,
@@ -243,7 +300,7 @@ int objects_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *dat
 	const struct lazy_object *o = lazy_object_of(f->sh, (uint32_t)(fr->pid - LAZY_OBJECT));
 	for (uint64_t at = 0; o && at < fr->npages;) {
 		uint64_t most = fr->npages - at < STEP_PAGES ? fr->npages - at : STEP_PAGES;
-		uint64_t n = stretch(f, o, first + at, most);
+		uint32_t n = lazy_object_run(f->sh, o, first + at, (uint32_t)most);
 
 		if (!n) {
 			at++;
@@ -263,8 +320,6 @@ int objects_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *dat
 		f->st->pages_lazy -= placed;
 	else if (pushed)
 		f->st->pushed += placed;
-	if (fill == FILL_POISON)
-		f->st->lost += placed;
 	pthread_mutex_unlock(&f->lock);
 	return r < 0 ? (int)r : 0;
 }
@@ -276,8 +331,9 @@ static void say_mapping(struct fetch *f, const struct lazy_space *sp, const stru
 	const struct lazy_object *o = &f->sh->objects[seg->object - 1];
 	uint64_t n = 0;
 
-	for (uint64_t i = 0; i < seg->pages; i++)
-		n += lazy_object_missing(f->sh, o, seg->src / CR_PAGE_SIZE + i);
+	for (uint64_t i = 0; i < seg->pages; i += o->unit)
+		if (lazy_object_waits(f->sh, o, seg->src / CR_PAGE_SIZE + i))
+			n += o->unit;
 	const uint64_t end = seg->start + seg->pages * CR_PAGE_SIZE;
 	if (!n)
 		return;
@@ -302,8 +358,8 @@ void objects_lose_all(struct fetch *f)
 	for (uint32_t i = 0; i < f->sh->n_objects; i++) {
 		const struct lazy_object *o = &f->sh->objects[i];
 
-		for (uint64_t page = 0; page < o->pages; page++)
-			if (lazy_object_missing(f->sh, o, page))
-				f->st->lost += put_missing(f, o, page, 1, NULL, FILL_POISON) == 1;
+		for (uint64_t page = 0; page < o->pages; page += o->unit)
+			if (lazy_object_waits(f->sh, o, page))
+				lose(f, o, page);
 	}
 }

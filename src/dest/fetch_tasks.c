@@ -206,7 +206,9 @@ static int act(struct fetch *f)
 			return r;
 		objects_wake(f, sp);
 		/* fall through */
-	case UFFD_EVENT_REMOVE: /* of shared memory it says nothing: lazy_state.h */
+	case UFFD_EVENT_REMOVE: /* of whole pages of shared memory it says nothing: lazy_state.h */
+		if (m->event == UFFD_EVENT_REMOVE)
+			objects_zeroed(f, sp, m->arg.remove.start, m->arg.remove.end);
 		f->st->left -= lazy_forget(f->sh, sp, m->arg.remove.start, m->arg.remove.end);
 		forget_waiters(f, sp, m->arg.remove.start, m->arg.remove.end);
 		break;

@@ -33,6 +33,7 @@ struct lazy_behind { /* shared memory */
 	uint32_t index;
 	int fd;
 	uint64_t bytes;
+	bool huge; /* of huge pages */
 	bool taken_back;
 };
 
@@ -67,9 +68,9 @@ void lazy_free(struct lazy *l);
 int lazy_leave(struct lazy *l, struct shell *sh, const struct msg_reset *rs,
 	       struct cr_err *err) must_check;
 /* All of an object stays behind, whatever is there of it; fd stays the caller's. Can this host do
- * that? */
+ * that with ordinary pages? */
 bool lazy_has_objects(void);
-int lazy_leave_object(struct lazy *l, uint32_t index, int fd, uint64_t bytes,
+int lazy_leave_object(struct lazy *l, uint32_t index, int fd, const struct shared_object *so,
 		      struct cr_err *err) must_check;
 /* It is sent after all. */
 void lazy_take_back_object(struct lazy *l, uint32_t index);

@@ -177,8 +177,10 @@ static const struct lazy_behind *behind_of(struct lazy *l, const struct vma *v)
 }
 
 /* Each of its pages has to be there, see lazy_state.h. */
-int lazy_leave_object(struct lazy *l, uint32_t index, int fd, uint64_t bytes, struct cr_err *err)
+int lazy_leave_object(struct lazy *l, uint32_t index, int fd, const struct shared_object *so,
+		      struct cr_err *err)
 {
+	const uint64_t bytes = ALIGN_UP(so->size, (uint64_t)CR_PAGE_SIZE);
 	struct lazy_behind *o = behind(l, index);
 
 	if (!o) {
@@ -192,6 +194,7 @@ int lazy_leave_object(struct lazy *l, uint32_t index, int fd, uint64_t bytes, st
 		*o = (struct lazy_behind){.index = index, .fd = take_fd(&own)};
 	}
 	o->bytes = bytes;
+	o->huge = so->page_bytes != 0;
 	o->taken_back = false;
 	if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes))
 		return cr_err_sys(err, "memory for %llu bytes of shared memory",
@@ -391,10 +394,13 @@ static int register_shared(struct lazy *l, struct lazy_proc *lp, struct shell *s
 	for (size_t i = 0; i < p->mm.n_vmas && !r; i++) {
 		const struct vma *v = &p->mm.vmas[i];
 
-		if (!behind_of(l, v))
+		const struct lazy_behind *o = behind_of(l, v);
+
+		if (!o)
 			continue;
 		/* a kernel without huge pages says EINVAL */
-		rqueue(rt, NULL, SYS_madvise, v->start, v->end - v->start, MADV_NOHUGEPAGE);
+		if (!o->huge)
+			rqueue(rt, NULL, SYS_madvise, v->start, v->end - v->start, MADV_NOHUGEPAGE);
 		rqueue(rt, "MADV_DONTNEED", SYS_madvise, v->start, v->end - v->start,
 		       MADV_DONTNEED);
 		r = rtask_run(rt, err);
@@ -581,7 +587,8 @@ static int add_objects(struct lazy *l, const struct tree *t, struct cr_err *err)
 		if (!object_is_lazy(t, o->index))
 			return cr_err_set(err, CR_ERR_PEER, EPROTO,
 					  "shared memory %u cannot stay behind", o->index);
-		if (lazy_object_add(l->shared, o->index, o->fd, o->bytes / CR_PAGE_SIZE))
+		if (lazy_object_add(l->shared, o->index, o->fd, o->bytes / CR_PAGE_SIZE,
+				    o->huge ? LAZY_HUGE_PAGES : 1))
 			return cr_err_set(err, CR_ERR_UNSUPPORTED, E2BIG,
 					  "more than %d pieces of shared memory are missing; use "
 					  "--mode precopy",

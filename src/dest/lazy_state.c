@@ -321,7 +321,7 @@ static uint64_t *object_bits(struct lazy_shared *s, const struct lazy_object *o,
 	return (uint64_t *)all + (lost ? s->object_words : 0) + o->word0;
 }
 
-int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t pages)
+int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t pages, uint32_t unit)
 {
 	const struct lazy_object *last = s->n_objects ? &s->objects[s->n_objects - 1] : NULL;
 	uint64_t word0 = last ? ALIGN_UP(last->word0 + (last->pages + 63) / 64, 8ull) : 0;
@@ -330,7 +330,8 @@ int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t page
 	if (s->n_objects == LAZY_OBJECTS || word0 + ALIGN_UP(words, 8ull) > s->object_words)
 		return -ENOSPC;
 	struct lazy_object *o = &s->objects[s->n_objects];
-	*o = (struct lazy_object){.index = index, .fd = fd, .pages = pages, .word0 = word0};
+	*o = (struct lazy_object){
+	    .index = index, .fd = fd, .pages = pages, .word0 = word0, .unit = unit};
 	uint64_t *bits = object_bits(s, o, false);
 	for (uint64_t i = 0; i < words; i++)
 		bits[i] = ~0ull;
@@ -361,6 +362,24 @@ bool lazy_object_missing(struct lazy_shared *s, const struct lazy_object *o, uin
 bool lazy_object_lost(struct lazy_shared *s, const struct lazy_object *o, uint64_t page)
 {
 	return page < o->pages && test(object_bits(s, o, true), page);
+}
+
+bool lazy_object_waits(struct lazy_shared *s, const struct lazy_object *o, uint64_t page)
+{
+	uint64_t words[8];
+
+	return o->unit == 1 ? lazy_object_missing(s, o, page)
+			    : lazy_object_words(s, o, page - page % o->unit, words);
+}
+
+uint32_t lazy_object_run(struct lazy_shared *s, const struct lazy_object *o, uint64_t page,
+			 uint32_t most)
+{
+	uint32_t n = 0;
+
+	while (n < most && lazy_object_missing(s, o, page + n))
+		n++;
+	return n;
 }
 
 bool lazy_object_clear(struct lazy_shared *s, const struct lazy_object *o, uint64_t page)
@@ -441,6 +460,24 @@ struct lazy_object *lazy_object_at(struct lazy_shared *s, const struct lazy_spac
 		*until = end < next ? end : next;
 	*page = (best->src + (va - best->start)) / CR_PAGE_SIZE;
 	return *page < s->objects[best->object - 1].pages ? &s->objects[best->object - 1] : NULL;
+}
+
+struct lazy_object *lazy_huge_object_at(struct lazy_shared *s, const struct lazy_space *sp,
+					uint64_t va, uint64_t *page)
+{
+	uint32_t n;
+	const struct lazy_seg *v = lazy_segs(s, sp, &n);
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct lazy_object *o = v[i].object ? &s->objects[v[i].object - 1] : NULL;
+		uint64_t k = (va - v[i].start) / CR_PAGE_SIZE;
+
+		if (!o || o->unit == 1 || va < v[i].start || k >= v[i].pages)
+			continue;
+		*page = v[i].src / CR_PAGE_SIZE + k;
+		return o;
+	}
+	return NULL;
 }
 
 /* ---- latencies ---- */

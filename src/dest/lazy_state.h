@@ -40,6 +40,9 @@ struct lazy_object {
 	int fd;
 	uint64_t pages;
 	uint64_t word0; /* of its first page, in the objects' bitmaps */
+	/* How many pages show in a mapping at once: 1, or LAZY_HUGE_PAGES of a huge one, which is
+	 * not shown before nothing of it is missing. */
+	uint32_t unit;
 };
 
 struct lazy_space {
@@ -132,11 +135,17 @@ uint64_t lazy_count(struct lazy_shared *s, const struct lazy_space *sp);
 /* ---- shared memory ---- */
 
 /* All of its pages are missing; fd becomes the state's. -ENOSPC. */
-int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t pages) must_check;
+int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t pages,
+		    uint32_t unit) must_check;
 /* NULL: there is none. */
 struct lazy_object *lazy_object_of(struct lazy_shared *s, uint32_t index);
 bool lazy_object_missing(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
 bool lazy_object_lost(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
+/* Is anything of the unit missing that the page belongs to? */
+bool lazy_object_waits(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
+/* How many pages are missing in a row from that one on, at most `most`. */
+uint32_t lazy_object_run(struct lazy_shared *s, const struct lazy_object *o, uint64_t page,
+			 uint32_t most);
 /* Returns whether it was missing. */
 bool lazy_object_clear(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
 void lazy_object_lose(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
@@ -153,6 +162,9 @@ bool lazy_objects_any_lost(struct lazy_shared *s);
  * to va. NULL: none. */
 struct lazy_object *lazy_object_at(struct lazy_shared *s, const struct lazy_space *sp, uint64_t va,
 				   uint64_t *page, uint64_t *until);
+/* The same of huge pages, whose mappings do not grow: NULL also if they do not reach as far. */
+struct lazy_object *lazy_huge_object_at(struct lazy_shared *s, const struct lazy_space *sp,
+					uint64_t va, uint64_t *page);
 
 /* What a task did. Each may be applied twice. */
 uint64_t lazy_forget(struct lazy_shared *s, struct lazy_space *sp, uint64_t start, uint64_t end);

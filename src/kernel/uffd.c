@@ -103,8 +103,7 @@ int uffd_serve_shared(int fd, uint64_t start, uint64_t end, struct cr_err *err)
 
 int uffd_guard(const void *map, uint64_t bytes, struct cr_err *err)
 {
-	struct uffdio_api api = {.api = UFFD_API,
-				 .features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_MISSING_SHMEM};
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_SIGBUS};
 	struct uffdio_register reg = {
 	    .range = {(uintptr_t)map, bytes},
 	    .mode = UFFDIO_REGISTER_MODE_MISSING,

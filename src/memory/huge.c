@@ -2,7 +2,7 @@
  * anonymous memory, System V segments, memfds) are objects like any other shared memory, and
  * compared whole. Private mappings are tracked and copied like ordinary private memory, in pages of
  * 4 KiB; the kernel tells of a write to one that all of the huge page was written. They may stay
- * behind at the source, as a whole. */
+ * behind at the source, as a whole; shared ones as other shared memory. */
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/vfs.h>

@@ -140,7 +140,8 @@ static bool kind_is_lazy(const struct shared_object *so)
 bool object_is_lazy(const struct tree *t, uint32_t object)
 {
 	const struct shared_object *so = object < t->n_objects ? &t->objects[object] : NULL;
-	bool is = so && kind_is_lazy(so) && !so->page_bytes && so->size >= LAZY_OBJECT_MIN_BYTES;
+	bool is = so && kind_is_lazy(so) && so->size >= LAZY_OBJECT_MIN_BYTES &&
+		  (!so->page_bytes || so->page_bytes == LAZY_HUGE_BYTES);
 
 	for (size_t i = 0; i < t->n_files && is; i++)
 		is = t->files[i].object != object;

@@ -21,7 +21,8 @@ enum { LAZY_HUGE_PAGES = 512 /* of 4 KiB, in one */ };
 #define LAZY_HUGE_BYTES (LAZY_HUGE_PAGES * CR_PAGE_SIZE)
 
 /* May all of an object be missing while its tasks run? Shared anonymous memory to which nothing but
- * its mappings leads, by which whoever touches it can be made to wait. */
+ * its mappings leads, by which whoever touches it can be made to wait; also of huge pages, of 2
+ * MiB. */
 bool object_is_lazy(const struct tree *t, uint32_t object);
 
 /* Pages that are always sent: those that the kernel writes or reads where no fault can be served

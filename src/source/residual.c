@@ -111,7 +111,8 @@ static int tell_object(struct source *s, uint32_t i, bool taken_back, struct cr_
 	return r;
 }
 
-/* Twice its size would be taken there, for a while, of what is mostly holes. */
+/* Twice its size would be taken there, for a while, of what is mostly holes. Huge pages are
+ * reserved there in any case. */
 static bool is_dense(int fd, uint64_t size)
 {
 	struct stat st;
@@ -121,14 +122,17 @@ static bool is_dense(int fd, uint64_t size)
 
 bool source_object_may_be_lazy(const struct source *s, const struct tree *t, uint32_t i)
 {
-	return s->lazy_objects && object_is_lazy(t, i) &&
-	       (s->lazy_memfds || t->objects[i].kind != OBJ_MEMFD);
+	const struct shared_object *so = &t->objects[i];
+	bool can = so->page_bytes ? s->lazy_huge_objects
+				  : s->lazy_objects && (s->lazy_memfds || so->kind != OBJ_MEMFD);
+
+	return can && object_is_lazy(t, i);
 }
 
 static bool may_stay(const struct source *s, const struct tree *t, uint32_t i)
 {
 	return source_object_may_be_lazy(s, t, i) &&
-	       is_dense(s->object_fds.list.v[i], t->objects[i].size);
+	       (t->objects[i].page_bytes || is_dense(s->object_fds.list.v[i], t->objects[i].size));
 }
 
 static void leave_objects(struct source *s)

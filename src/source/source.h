@@ -107,11 +107,12 @@ struct source {
 	pid_t young_pid;               /* a process forked since, as seen in the last look */
 	uint64_t young_start;
 	size_t digest_budget;
-	size_t object_digests; /* the budget of shared objects */
-	size_t lazy_digests;   /* of those that may stay behind */
-	bool lazy_objects;     /* the destination can have them do so */
-	bool lazy_huge;        /* and private huge pages */
-	bool lazy_memfds;      /* and memfds to which no descriptor leads */
+	size_t object_digests;  /* the budget of shared objects */
+	size_t lazy_digests;    /* of those that may stay behind */
+	bool lazy_objects;      /* the destination can have them do so */
+	bool lazy_huge;         /* and private huge pages */
+	bool lazy_memfds;       /* and memfds to which no descriptor leads */
+	bool lazy_huge_objects; /* and objects of huge pages */
 	struct huge_forked huge_forked;
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure;   /* while the tasks are stopped */

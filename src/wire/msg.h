@@ -321,9 +321,10 @@ struct msg_tree_ok {
 	/* Some processes are not made yet: they begin as copies of others, whose pages come first.
 	 * Then the same tree again. */
 	bool more;
-	bool lazy_objects; /* objects may stay behind, see struct msg_reset */
-	bool lazy_huge;    /* private huge pages may */
-	bool lazy_memfds;  /* of objects, memfds to which no descriptor leads may, too */
+	bool lazy_objects;      /* objects may stay behind, see struct msg_reset */
+	bool lazy_huge;         /* private huge pages may */
+	bool lazy_memfds;       /* of objects, memfds to which no descriptor leads may, too */
+	bool lazy_huge_objects; /* objects of huge pages may, memfds among them */
 };
 struct msg_range {
 	uint64_t start, end; /* page aligned, start < end */

@@ -22,8 +22,8 @@ static int set_up(void **state)
 
 	(void)state;
 	assert_int_equal(lazy_state_new(&sh, 4, 64, 703, 2, &err), 0);
-	assert_int_equal(lazy_object_add(sh, 7, -1, 700), 0);
-	assert_int_equal(lazy_object_add(sh, 9, -1, 3), 0);
+	assert_int_equal(lazy_object_add(sh, 7, -1, 700, 1), 0);
+	assert_int_equal(lazy_object_add(sh, 9, -1, 3, 1), 0);
 	space = lazy_space_new(sh, -1, 1);
 	assert_non_null(space);
 	space->used = 1;
@@ -138,6 +138,49 @@ static void test_private(void **state)
 	child->used = 0; /* its descriptor is none */
 }
 
+/* Huge pages wait for the last of their 512, and nothing lies behind the end of their mapping. */
+static void test_huge(void **state)
+{
+	const struct lazy_seg seg = {.start = THERE, .pages = 512, .src = 512 * PAGE, .object = 1};
+	struct cr_err err = {0};
+	uint64_t page;
+
+	(void)state;
+	lazy_state_free(sh);
+	assert_int_equal(lazy_state_new(&sh, 4, 64, 1024, 1, &err), 0);
+	assert_int_equal(lazy_object_add(sh, 7, -1, 1024, 512), 0);
+	space = lazy_space_new(sh, -1, 1);
+	assert_non_null(space);
+	space->used = 1;
+	assert_int_equal(lazy_space_add(sh, space, &seg), 0);
+	const struct lazy_object *o = lazy_object_of(sh, 7);
+	assert_ptr_equal(lazy_huge_object_at(sh, space, THERE + 3 * PAGE, &page), o);
+	assert_int_equal(page, 515);
+	assert_null(lazy_huge_object_at(sh, space, THERE + 512 * PAGE, &page));
+	assert_null(lazy_huge_object_at(sh, space, THERE - PAGE, &page));
+	for (uint64_t i = 512; i < 1024; i++) {
+		assert_true(lazy_object_waits(sh, o, 700));
+		assert_true(lazy_object_clear(sh, o, i == 1023 ? 600 : i == 600 ? 1023 : i));
+	}
+	assert_false(lazy_object_waits(sh, o, 700));
+	assert_true(lazy_object_waits(sh, o, 511));
+	assert_int_equal(lazy_object_run(sh, o, 500, 512), 12);
+	assert_int_equal(lazy_object_run(sh, o, 500, 4), 4);
+	assert_int_equal(lazy_object_run(sh, o, 512, 512), 0);
+}
+
+/* Of ordinary pages each is for itself. */
+static void test_small(void **state)
+{
+	const struct lazy_object *o = lazy_object_of(sh, 7);
+	uint64_t page;
+
+	(void)state;
+	assert_true(lazy_object_clear(sh, o, 3));
+	assert_true(!lazy_object_waits(sh, o, 3) && lazy_object_waits(sh, o, 4));
+	assert_null(lazy_huge_object_at(sh, space, HERE, &page));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -146,6 +189,8 @@ int main(void)
 	    cmocka_unit_test_setup_teardown(test_grown, set_up, tear_down),
 	    cmocka_unit_test_setup_teardown(test_unmapped, set_up, tear_down),
 	    cmocka_unit_test_setup_teardown(test_private, set_up, tear_down),
+	    cmocka_unit_test_setup_teardown(test_huge, set_up, tear_down),
+	    cmocka_unit_test_setup_teardown(test_small, set_up, tear_down),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,8 @@
-/* Private huge pages that have not arrived yet, right after the move: they are read, written,
- * inherited, moved, discarded, unmapped and used by a system call. Each step has a region of its
- * own that nobody has touched since. DIR/absent says of how many regions pages were in fact missing
- * (mincore(2)).
+/* Huge pages that have not arrived yet, right after the move: they are read, written, inherited,
+ * moved, discarded, unmapped and used by a system call; of shared ones, parts are removed. Each
+ * step has a region of its own that nobody has touched since. DIR/absent says of how many regions
+ * pages were in fact missing (mincore(2)).
+ *   --shared: they are, each region for itself; else private
  *   --idle: nothing is done with them, all are only looked at in the end
  *   --bus: the same, and each may be lost as a whole (SIGBUS): DIR/lost says how many were. All of
  *     its other memory has been touched once DIR/resident is there, so that none of that is lost */
@@ -14,18 +15,21 @@
 #include <sys/wait.h>
 
 enum { HUGE = 2 << 20, SMALL = HUGE / WL_PAGE, GEN = 5 };
-enum { READ, WRITTEN, SYSCALL, MOVED, DISCARDED, UNMAPPED, INHERITED, REGIONS };
+enum { READ, WRITTEN, SYSCALL, MOVED, DISCARDED, UNMAPPED, INHERITED, REMOVED, REGIONS };
 enum { PER_REGION = 2, UNTOUCHED = 1 /* huge pages */ };
 
 static uint8_t *regions[REGIONS], *untouched, *room;
 static size_t n_absent;
+static int n_regions; /* the last is of shared ones alone */
+static bool shared;
 static int pipe_fds[2];
 static sigjmp_buf on_loss;
 
 static void *map(void *at, size_t pages, int flags)
 {
-	void *p = mmap(at, pages * HUGE, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | flags, -1, 0);
+	void *p =
+	    mmap(at, pages * HUGE, PROT_READ | PROT_WRITE,
+		 MAP_ANONYMOUS | MAP_HUGETLB | (shared ? MAP_SHARED : MAP_PRIVATE) | flags, -1, 0);
 
 	wl_must(p != MAP_FAILED, "mmap of huge pages");
 	return p;
@@ -42,10 +46,15 @@ static void check(const uint8_t *p, int region, size_t first, size_t n, const ch
 		wl_page_check(p + i * WL_PAGE, id_of(region, first + i), GEN, what);
 }
 
+static void check_zeros(const uint8_t *p, size_t bytes, const char *what)
+{
+	for (size_t i = 0; i < bytes; i++)
+		wl_check(!p[i], "%s: byte %zu is 0x%x, expected 0", what, i, p[i]);
+}
+
 static void check_zero(const uint8_t *p, const char *what)
 {
-	for (size_t i = 0; i < HUGE; i++)
-		wl_check(!p[i], "%s: byte %zu is 0x%x, expected 0", what, i, p[i]);
+	check_zeros(p, HUGE, what);
 }
 
 static uint8_t *begin(int region)
@@ -88,13 +97,36 @@ static void change_layout(void)
 	check(room, MOVED, 0, PER_REGION * SMALL, "moved");
 	p = begin(DISCARDED);
 	wl_must(!madvise(p, HUGE, MADV_DONTNEED), "MADV_DONTNEED");
-	check_zero(p, "discarded");
+	if (shared)
+		check(p, DISCARDED, 0, SMALL, "out of the page table alone");
+	else
+		check_zero(p, "discarded");
 	check(p + HUGE, DISCARDED, SMALL, SMALL, "behind what was discarded");
 	p = begin(UNMAPPED);
 	wl_must(!munmap(p, HUGE), "munmap");
 	map(p, 1, MAP_FIXED_NOREPLACE);
 	check_zero(p, "mapped anew");
 	check(p + HUGE, UNMAPPED, SMALL, SMALL, "behind what was unmapped");
+}
+
+/* madvise(2): the kernel removes whole huge pages, and fills parts with zeros. */
+static void remove_parts(void)
+{
+	enum { FIRST = 100, END = SMALL + 50, ALONE = SMALL + 400 };
+	uint8_t *p = begin(REMOVED);
+
+	wl_must(!madvise(p + FIRST * WL_PAGE, (END - FIRST) * WL_PAGE, MADV_REMOVE) &&
+		    !madvise(p + ALONE * WL_PAGE, WL_PAGE, MADV_REMOVE),
+		"MADV_REMOVE");
+	wl_sleep_us(300000); /* what is on its way arrives */
+	check(p, REMOVED, 0, FIRST, "before what was removed");
+	check_zeros(p + FIRST * WL_PAGE, (END - FIRST) * WL_PAGE, "removed");
+	check(p + END * WL_PAGE, REMOVED, END, ALONE - END, "behind what was removed");
+	check_zeros(p + ALONE * WL_PAGE, WL_PAGE, "removed alone");
+	check(p + (ALONE + 1) * WL_PAGE, REMOVED, ALONE + 1, PER_REGION * SMALL - ALONE - 1,
+	      "behind that");
+	wl_must(!madvise(p, HUGE, MADV_REMOVE), "MADV_REMOVE");
+	check_zero(p, "removed as a whole");
 }
 
 static void inherit(void)
@@ -111,7 +143,10 @@ static void inherit(void)
 	}
 	wl_same("child", child, waitpid(child, &status, 0));
 	wl_same("its exit", 0, status);
-	check(p, INHERITED, 0, PER_REGION * SMALL, "what a child has inherited");
+	if (shared)
+		wl_page_check(p, 1, GEN + 1, "what a child has written");
+	check(p + shared * WL_PAGE, INHERITED, shared, PER_REGION * SMALL - shared,
+	      "what a child has inherited");
 }
 
 static void bus(int sig)
@@ -155,7 +190,7 @@ static void check_or_lost(void)
 	const struct sigaction sa = {.sa_handler = bus, .sa_flags = SA_ONSTACK};
 
 	sigaction(SIGBUS, &sa, NULL);
-	for (size_t i = 0; i < REGIONS * PER_REGION; i++) {
+	for (size_t i = 0; i < (size_t)n_regions * PER_REGION; i++) {
 		const uint8_t *p = regions[i / PER_REGION] + i % PER_REGION * HUGE;
 		bool was = is_lost(p);
 
@@ -171,8 +206,9 @@ static void check_or_lost(void)
 
 static void set_up(void)
 {
+	n_regions = shared ? REGIONS : REMOVED;
 	/* one mapping each: of a part no mapping can be made by mremap(2) in one call */
-	for (int r = 0; r < REGIONS; r++) {
+	for (int r = 0; r < n_regions; r++) {
 		regions[r] = map(NULL, PER_REGION, 0);
 		for (size_t i = 0; i < PER_REGION * SMALL; i++)
 			wl_page_fill(regions[r] + i * WL_PAGE, id_of(r, i), GEN);
@@ -191,6 +227,7 @@ int main(int argc, char **argv)
 
 	wl_init(argc, argv);
 	const bool may_be_lost = wl_flag("bus"), idle = may_be_lost || wl_flag("idle");
+	shared = wl_flag("shared");
 	set_up();
 	wl_ready();
 	while (!wl_stop()) {
@@ -205,8 +242,10 @@ int main(int argc, char **argv)
 			use_in_place();
 			change_layout();
 			inherit();
+			if (shared)
+				remove_parts();
 			check_zero(untouched, "never touched");
-			snprintf(text, sizeof(text), "%zu of %d\n", n_absent, REGIONS);
+			snprintf(text, sizeof(text), "%zu of %d\n", n_absent, n_regions);
 			wl_write("absent", text);
 			done = true;
 		}
@@ -214,7 +253,7 @@ int main(int argc, char **argv)
 	}
 	if (may_be_lost)
 		check_or_lost();
-	for (int r = 0; r < REGIONS && idle && !may_be_lost; r++)
+	for (int r = 0; r < n_regions && idle && !may_be_lost; r++)
 		check(regions[r], r, 0, PER_REGION * SMALL, "idle");
 	wl_done();
 }

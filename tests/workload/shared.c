@@ -6,14 +6,16 @@
  * these do not end and are not followed by others, --pause-us N between two steps (default 20),
  * --bus: a page may be lost (SIGBUS): DIR/lost says how many were seen. The memory is anonymous;
  * --of memfd or --of zero: of a memfd, or of /dev/zero, closed again; --of open-memfd: it stays
- * open. Once there is DIR/advise, huge pages are asked for, and DIR/advised tells it. */
+ * open. --of huge, huge-memfd, open-huge-memfd: the same, of huge pages. Once there is DIR/advise,
+ * huge pages are asked for, and DIR/advised tells it. */
 #include "workload.h"
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdatomic.h>
 #include <sys/wait.h>
 
-enum { PIECE = 16, WORKERS_MAX = 32, LIFE_STEPS = 2000 };
+enum { PIECE = 16, HUGE_PAGES = 512, WORKERS_MAX = 32, LIFE_STEPS = 2000, TOUCHERS = 3 };
 
 struct page_note { /* what a page holds; who has `taken` it may look at it and change it */
 	_Atomic uint32_t taken;
@@ -28,6 +30,7 @@ static struct {
 static struct page_note *notes; /* shared as well; small */
 static uint8_t *memory;
 static size_t pages;
+static bool is_huge;
 static uint64_t seed;
 static int file; /* of a page for each of the memory */
 static pid_t workers[WORKERS_MAX];
@@ -64,9 +67,25 @@ static void write_page(size_t p)
 
 /* ---- what is done to a page besides ---- */
 
+/* The least around a page that the kernel discards, protects or moves. */
+static size_t least(void)
+{
+	return is_huge ? HUGE_PAGES : 1;
+}
+
+static uint8_t *around(size_t p)
+{
+	return at(p - p % least());
+}
+
+static void drop(size_t p)
+{
+	wl_must(!madvise(around(p), least() * WL_PAGE, MADV_DONTNEED), "MADV_DONTNEED");
+}
+
 static void discard(size_t p)
 {
-	wl_must(!madvise(at(p), WL_PAGE, MADV_DONTNEED), "MADV_DONTNEED");
+	drop(p);
 	check(p, at(p));
 }
 
@@ -80,18 +99,43 @@ static void remove_page(size_t p)
 		write_page(p);
 }
 
+/* A huge page as a whole, if nobody is at any of it: it is gone then, and another comes. */
+static void remove_huge(size_t p)
+{
+	const size_t first = p - p % HUGE_PAGES, end = first + HUGE_PAGES;
+	size_t taken = first;
+
+	while (taken < end && (taken == p || take(taken)))
+		taken++;
+	if (taken == end) {
+		wl_must(!madvise(at(first), HUGE_PAGES * WL_PAGE, MADV_REMOVE), "MADV_REMOVE");
+		for (size_t i = first; i < end; i++) {
+			notes[i].gen = 0;
+			if (i % 3)
+				write_page(i);
+		}
+	}
+	for (size_t i = first; i < taken; i++)
+		if (i != p)
+			release(i);
+	check(p, at(p));
+}
+
 /* The piece around it moves away and back. */
 static void move(size_t p)
 {
-	const size_t first = p - p % PIECE;
-	void *other = mmap(NULL, PIECE * WL_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	uint8_t *q = mremap(at(first), PIECE * WL_PAGE, PIECE * WL_PAGE,
-			    MREMAP_MAYMOVE | MREMAP_FIXED, other);
+	const size_t piece = is_huge ? HUGE_PAGES : PIECE, bytes = piece * WL_PAGE;
+	const size_t first = p - p % piece;
+	uint8_t *room = mmap(NULL, 2 * bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *other = (uint8_t *)(((uintptr_t)room + bytes - 1) / bytes * bytes);
 
+	wl_must(room != MAP_FAILED, "mmap");
+	uint8_t *q = mremap(at(first), bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, other);
 	wl_must(q != MAP_FAILED, "mremap");
 	check(p, q + (p - first) * WL_PAGE);
-	q = mremap(q, PIECE * WL_PAGE, PIECE * WL_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(first));
+	q = mremap(q, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at(first));
 	wl_must(q == at(first), "mremap back");
+	wl_must(!munmap(room, 2 * bytes), "munmap");
 	check(p, at(p));
 }
 
@@ -106,9 +150,26 @@ static void double_it(size_t p)
 
 static void protect(size_t p)
 {
-	wl_must(!mprotect(at(p), WL_PAGE, PROT_READ), "mprotect");
+	wl_must(!mprotect(around(p), least() * WL_PAGE, PROT_READ), "mprotect");
 	check(p, at(p));
-	wl_must(!mprotect(at(p), WL_PAGE, PROT_READ | PROT_WRITE), "mprotect");
+	wl_must(!mprotect(around(p), least() * WL_PAGE, PROT_READ | PROT_WRITE), "mprotect");
+}
+
+static void *look(void *arg)
+{
+	check(*(const size_t *)arg, at(*(const size_t *)arg));
+	return NULL;
+}
+
+static void by_threads(size_t p)
+{
+	pthread_t t[TOUCHERS];
+
+	drop(p);
+	for (int i = 0; i < TOUCHERS; i++)
+		wl_must(!(errno = pthread_create(&t[i], NULL, look, &p)), "pthread_create");
+	for (int i = 0; i < TOUCHERS; i++)
+		pthread_join(t[i], NULL);
 }
 
 /* Out by write(2), back by read(2), both of which touch it in the kernel. */
@@ -120,7 +181,7 @@ static void through_a_file(size_t p)
 		siglongjmp(on_bus, 1);
 	}
 	check(p, at(p));
-	wl_must(!madvise(at(p), WL_PAGE, MADV_DONTNEED), "MADV_DONTNEED");
+	drop(p);
 	wl_same("read(2)", WL_PAGE, pread(file, at(p), WL_PAGE, (off_t)(p * WL_PAGE)));
 	check(p, at(p));
 }
@@ -164,10 +225,10 @@ static void something_else(size_t p)
 		move(p);
 		break;
 	case 8:
-		double_it(p);
+		is_huge ? remove_huge(p) : double_it(p);
 		break;
 	case 9:
-		protect(p);
+		wl_rand(&seed) % 2 ? protect(p) : by_threads(p);
 		break;
 	case 10:
 		through_a_file(p);
@@ -256,9 +317,10 @@ static void end_worker(int i, int options)
 	workers[i] = 0;
 }
 
-static void *share(size_t bytes)
+static void *share(size_t bytes, int flags)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	void *p =
+	    mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | flags, -1, 0);
 
 	wl_must(p != MAP_FAILED, "mmap");
 	return p;
@@ -266,15 +328,17 @@ static void *share(size_t bytes)
 
 static uint8_t *share_of(const char *what, size_t bytes)
 {
-	const bool zero = !strcmp(what, "zero");
+	const bool zero = !strcmp(what, "zero"), open_too = !strncmp(what, "open-", 5);
 
-	if (!*what)
-		return share(bytes);
-	int fd = zero ? open("/dev/zero", O_RDWR) : memfd_create("shared", 0);
+	is_huge = strstr(what, "huge") != NULL;
+	if (!*what || !strcmp(what, "huge"))
+		return share(bytes, is_huge ? MAP_HUGETLB : 0);
+	int fd =
+	    zero ? open("/dev/zero", O_RDWR) : memfd_create("shared", is_huge ? MFD_HUGETLB : 0);
 	wl_must(fd >= 0 && (zero || !ftruncate(fd, (off_t)bytes)), what);
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	wl_must(p != MAP_FAILED, "mmap");
-	if (strcmp(what, "open-memfd") != 0)
+	if (!open_too)
 		close(fd);
 	return p;
 }
@@ -315,8 +379,8 @@ int main(int argc, char **argv)
 
 	wl_check(n_workers <= WORKERS_MAX, "too many workers");
 	pages = (size_t)wl_opt("mib", 16) << 8;
-	ctl = share(sizeof(*ctl));
-	notes = share(pages * sizeof(*notes));
+	ctl = share(sizeof(*ctl), 0);
+	notes = share(pages * sizeof(*notes), 0);
 	memory = share_of(wl_opt_str("of", ""), pages * WL_PAGE);
 	seed = wl_mix((uint64_t)getpid());
 	may_be_lost = wl_flag("bus");
