@@ -89,11 +89,12 @@ static json_t *phases_of(const struct msg_phases *p)
 
 static json_t *postcopy_of(const struct msg_postcopy *p)
 {
-	return json_pack("{s:o, s:o, s:{s:o, s:o, s:o}, s:o, s:o, s:o, s:o, s:o}", "pages_lazy",
-			 number(p->pages_lazy), "faults", number(p->faults), "fault_us", "p50",
-			 number(p->p50_us), "p99", number(p->p99_us), "max", number(p->max_us),
-			 "duration_us", number(p->duration_us), "reconnects", number(p->reconnects),
-			 "asked_again", number(p->asked_again), "pushed", number(p->pushed), "lost",
+	return json_pack("{s:o, s:o, s:{s:o, s:o, s:o}, s:o, s:o, s:o, s:o, s:o, s:o}",
+			 "pages_lazy", number(p->pages_lazy), "faults", number(p->faults),
+			 "fault_us", "p50", number(p->p50_us), "p99", number(p->p99_us), "max",
+			 number(p->max_us), "duration_us", number(p->duration_us), "reconnects",
+			 number(p->reconnects), "asked_again", number(p->asked_again),
+			 "asked_clean", number(p->asked_clean), "pushed", number(p->pushed), "lost",
 			 number(p->lost));
 }
 

@@ -21,10 +21,8 @@ enum {
 
 /* ---- out ---- */
 
-static int append(void *arg, const struct lazy_frame *f, const void *payload)
+static int append(struct out *o, const struct lazy_frame *f, const void *payload)
 {
-	struct out *o = arg;
-
 	if (o->done == o->b.n)
 		o->b.n = o->done = 0;
 	size_t n = o->b.n, all = n + LAZY_HDR_BYTES + f->payload;
@@ -59,14 +57,30 @@ static int flush(struct server *s)
 
 /* ---- requests ---- */
 
-static int send_now(struct server *s, const struct memory *m, uint64_t va, uint32_t n)
+static int put_answer(void *arg, const struct lazy_frame *f, const void *payload)
+{
+	struct server *s = arg;
+
+	s->sv->result.asked_clean += f->type == LAZY_UNCHANGED ? f->npages : 0;
+	return append(&s->out, f, payload);
+}
+
+static int put_ahead(void *arg, const struct lazy_frame *f, const void *payload)
+{
+	struct server *s = arg;
+
+	return append(&s->out, f, payload);
+}
+
+static int send_now(struct server *s, const struct memory *m, uint64_t va, uint32_t n,
+		    serve_put_fn put)
 {
 	int r = 0;
 
 	for (uint32_t at = 0; at < n && !r; at += LAZY_PAGES_MAX) {
 		uint32_t some = n - at < LAZY_PAGES_MAX ? n - at : LAZY_PAGES_MAX;
 
-		r = serve_read_pages(m, va + at * CR_PAGE_SIZE, some, s->pages, append, &s->out);
+		r = serve_read_pages(m, va + at * CR_PAGE_SIZE, some, s->pages, put, s);
 		r = r ? r : flush(s);
 	}
 	return r;
@@ -82,7 +96,7 @@ static int send_ahead(struct server *s, struct memory *m, uint64_t va, uint32_t 
 		uint32_t n = left_take_run(s, m, va + at * CR_PAGE_SIZE, pages - at);
 		pthread_mutex_unlock(&s->lock);
 		if (n)
-			r = send_now(s, m, va + at * CR_PAGE_SIZE, n);
+			r = send_now(s, m, va + at * CR_PAGE_SIZE, n, put_ahead);
 		at += n ? n : 1;
 	}
 	return r;
@@ -104,7 +118,7 @@ static int answer(struct server *s, const struct lazy_frame *f)
 	}
 	uint32_t ahead = left_asked(s, m, f->addr, f->npages);
 	pthread_mutex_unlock(&s->lock);
-	int r = send_now(s, m, f->addr, f->npages);
+	int r = send_now(s, m, f->addr, f->npages, put_answer);
 	return r ? r : send_ahead(s, m, f->addr + f->npages * CR_PAGE_SIZE, ahead);
 }
 
@@ -139,10 +153,11 @@ static int begin_pushing(struct server *s)
 static int on_complete(struct server *s, const uint8_t *payload)
 {
 	const struct lazy_frame bye = {.type = LAZY_BYE};
-	uint64_t asked_again = s->sv->result.asked_again;
+	const struct msg_postcopy ours = s->sv->result;
 
 	lazy_stats_decode(&s->sv->result, payload);
-	s->sv->result.asked_again = asked_again;
+	s->sv->result.asked_again = ours.asked_again;
+	s->sv->result.asked_clean = ours.asked_clean;
 	s->complete = true;
 	/* should it be lost, its end of the connection does as well */
 	int r = append(&s->out, &bye, NULL);

@@ -31,7 +31,8 @@ struct serve {
 	 */
 	uint32_t (*read)(void *arg, pid_t pid, uint64_t va, uint32_t n, uint8_t *buf);
 	void *arg;
-	struct msg_postcopy result; /* as the destination has it; asked_again: all that were */
+	/* as the destination has it; asked_again, asked_clean: all that were */
+	struct msg_postcopy result;
 };
 
 struct serve_links { /* connections on which LAZY was answered by OK */

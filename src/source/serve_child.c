@@ -195,7 +195,7 @@ int serve_child_serve(struct serve_child *c, struct serve *sv, struct serve_link
 {
 	const struct pss_msg m = {.type = PSS_SERVE};
 	_cleanup_free_ struct pss_in *in = malloc(sizeof(*in));
-	uint64_t asked_again = sv->result.asked_again;
+	const struct msg_postcopy before = sv->result;
 	int fds[1 + LAZY_BULK_MAX] = {links->urgent};
 
 	memcpy(fds + 1, links->bulk, links->n_bulk * sizeof(int));
@@ -208,7 +208,8 @@ int serve_child_serve(struct serve_child *c, struct serve *sv, struct serve_link
 		return r;
 	}
 	sv->result = in->m.result;
-	sv->result.asked_again += asked_again;
+	sv->result.asked_again += before.asked_again;
+	sv->result.asked_clean += before.asked_clean;
 	if (in->m.err.kind == CR_ERR_NONE)
 		return 0;
 	*err = in->m.err;

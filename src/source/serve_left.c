@@ -238,6 +238,20 @@ static uint32_t next_in_order(struct server *s, struct memory **ret, uint64_t *v
 	return 0;
 }
 
+bool left_sweep(struct server *s, pid_t *pid, struct lazy_chunk *ret)
+{
+	for (; s->swept < s->memories.n; s->swept++, s->swept_at = 0) {
+		const struct memory *m = &s->memories.v[s->swept];
+
+		if (!m->known.map || s->swept_at >= m->left.n)
+			continue;
+		*pid = m->pid;
+		*ret = m->left.v[s->swept_at++];
+		return true;
+	}
+	return false;
+}
+
 uint32_t left_next(struct server *s, struct memory **m, uint64_t *va)
 {
 	uint32_t n = next_hot(s, m, va);

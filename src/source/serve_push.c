@@ -118,13 +118,6 @@ static int send_frame(void *arg, const struct lazy_frame *f, const void *payload
 	return 0;
 }
 
-static void pause_us(uint64_t us)
-{
-	const struct timespec t = {.tv_nsec = (long)(us < PAUSE_MAX_US ? us : PAUSE_MAX_US) * 1000};
-
-	nanosleep(&t, NULL);
-}
-
 /* Has the other side, which never says anything here, gone? */
 static bool is_closed(int fd)
 {
@@ -133,13 +126,73 @@ static bool is_closed(int fd)
 	return poll(&p, 1, 0) > 0;
 }
 
+/* What the destination has already is no use to it before it is told so. */
+static int put_clean(void *arg, const struct lazy_frame *f, const void *payload)
+{
+	struct pusher *p = arg;
+	struct server *s = p->s;
+
+	if (f->type != LAZY_UNCHANGED && f->type != LAZY_ZEROS)
+		return 0;
+	pthread_mutex_lock(&s->lock);
+	struct memory *m = left_memory_of(s, f->pid);
+	for (uint32_t i = 0; i < f->npages; i++)
+		left_take(s, m, f->addr + i * CR_PAGE_SIZE);
+	pthread_mutex_unlock(&s->lock);
+	return send_frame(p, f, payload);
+}
+
+static int sweep_chunk(struct pusher *p, const struct memory *m, const struct lazy_chunk *c)
+{
+	int r = 0;
+
+	for (unsigned int i = 0, n; i < 512 && !r; i += n ? n : 1) {
+		for (n = 0; n < PUSH_PAGES && i + n < 512; n++)
+			if (!(c->bits[(i + n) / 64] >> ((i + n) % 64) & 1))
+				break;
+		if (n)
+			r = serve_read_pages(m, c->start + i * CR_PAGE_SIZE, n, p->pages, put_clean,
+					     p);
+	}
+	return r;
+}
+
+/* Which pages of shared memory were written since they were sent shows only when they are read.
+ * That is done before anything is pushed, as fast as it goes: until the destination knows, who
+ * touches a page that it has asks for it. */
+static int sweep(struct pusher *p)
+{
+	struct server *s = p->s;
+	struct lazy_chunk c;
+	pid_t pid;
+	int r = 0;
+
+	while (!r && !is_closed(p->fd)) {
+		pthread_mutex_lock(&s->lock);
+		bool more = left_sweep(s, &pid, &c);
+		const struct memory *m = more ? left_memory_of(s, pid) : NULL;
+		pthread_mutex_unlock(&s->lock);
+		if (!more)
+			return 0;
+		r = sweep_chunk(p, m, &c);
+	}
+	return r;
+}
+
+static void pause_us(uint64_t us)
+{
+	const struct timespec t = {.tv_nsec = (long)(us < PAUSE_MAX_US ? us : PAUSE_MAX_US) * 1000};
+
+	nanosleep(&t, NULL);
+}
+
 static void *push_main(void *arg)
 {
 	struct pusher *p = arg;
 	struct server *s = p->s;
-	int r = 0;
 
 	near_cpu_leave(&s->near);
+	int r = sweep(p);
 	while (!r && !is_closed(p->fd)) {
 		struct memory *m;
 		uint64_t va;

@@ -55,8 +55,9 @@ struct server {
 	pthread_mutex_t lock; /* of all from here to the bucket, and of the memories' bits */
 	struct hot hot[HOT_MAX];
 	size_t n_hot;
-	size_t recent_at;   /* of sv->recent: those before it have been pushed */
-	uint64_t recent_va; /* and of that one what lies before this address */
+	size_t recent_at;       /* of sv->recent: those before it have been pushed */
+	uint64_t recent_va;     /* and of that one what lies before this address */
+	size_t swept, swept_at; /* memories before it, and chunks of it, have been swept */
 	struct reading reads[READS_MAX];
 	uint64_t requests, left;
 	struct token_bucket bucket;
@@ -90,6 +91,9 @@ void left_take(struct server *s, struct memory *m, uint64_t va);
 uint32_t left_asked(struct server *s, struct memory *m, uint64_t va, uint32_t npages);
 /* Takes up to most pages that are left from va on; they end where a chunk does. */
 uint32_t left_take_run(struct server *s, struct memory *m, uint64_t va, uint32_t most);
+/* Pages that are left, of which the destination may have what they hold: the next 512, to be looked
+ * at; none is taken. Each comes once. */
+bool left_sweep(struct server *s, pid_t *pid, struct lazy_chunk *ret);
 /* Takes what is to be pushed next: around what was asked for, then what was written last, then by
  * address. 0: nothing is left. */
 uint32_t left_next(struct server *s, struct memory **m, uint64_t *va);

@@ -231,8 +231,11 @@ struct msg_postcopy {
 	uint64_t p50_us, p99_us, max_us; /* from the fault to the page */
 	uint64_t duration_us, reconnects;
 	uint64_t asked_again; /* requests for pages that had been delivered: 0 */
-	uint64_t pushed;      /* pages that came without being asked for */
-	uint64_t lost;        /* pages that never came: SIGBUS for who touches them */
+	/* requests for pages of shared memory that turned out to be as they were delivered before
+	 * the switch-over, before the source could say so */
+	uint64_t asked_clean;
+	uint64_t pushed; /* pages that came without being asked for */
+	uint64_t lost;   /* pages that never came: SIGBUS for who touches them */
 };
 struct msg_loss { /* pages that never came, by mapping */
 	pid_t pid;

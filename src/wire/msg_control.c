@@ -361,7 +361,7 @@ static void get_phases(const Wire__Phases *pb, struct msg_phases *out)
 /* clang-format off */
 #define POSTCOPY_NUMBERS(X) \
 	X(pages_lazy) X(faults) X(p50_us) X(p99_us) X(max_us) X(duration_us) X(reconnects) \
-	X(asked_again) X(pushed) X(lost)
+	X(asked_again) X(pushed) X(lost) X(asked_clean)
 /* clang-format on */
 
 static Wire__Postcopy *put_postcopy(struct arena *a, const struct msg_postcopy *in)

@@ -5,13 +5,13 @@
 #include "wire/lazy_stream.h"
 #include "wire/le.h"
 
-static const uint8_t magic[4] = {'C', 'R', 'S', '1'};
+static const uint8_t magic[4] = {'C', 'R', 'S', '2'};
 
 enum {
 	HDR_BYTES = 16,
 	RANGE_BYTES = 24,
 	TEXT_BYTES = 512,
-	ENDED_BYTES = 8 + LAZY_STATS_BYTES + TEXT_BYTES,
+	ENDED_BYTES = 8 + LAZY_STATS_BYTES + 8 + TEXT_BYTES,
 };
 
 union control {
@@ -27,7 +27,9 @@ static size_t put_ended(uint8_t *at, const struct pss_msg *m)
 	le_put32(at, m->err.kind);
 	le_put32(at + 4, (uint32_t)m->err.code);
 	lazy_stats_encode(at + 8, &m->result);
-	memcpy(at + 8 + LAZY_STATS_BYTES, m->err.msg, strnlen(m->err.msg, TEXT_BYTES - 1));
+	at += 8 + LAZY_STATS_BYTES;
+	le_put64(at, m->result.asked_clean); /* our own count */
+	memcpy(at + 8, m->err.msg, strnlen(m->err.msg, TEXT_BYTES - 1));
 	return ENDED_BYTES;
 }
 
@@ -84,11 +86,12 @@ static void get_ended(struct pss_msg *m, const uint8_t *at)
 	uint32_t kind = le_get32(at), code = le_get32(at + 4);
 
 	lazy_stats_decode(&m->result, at + 8);
+	m->result.asked_clean = le_get64(at + 8 + LAZY_STATS_BYTES);
 	if (!kind)
 		return;
 	m->err.kind = kind <= CR_ERR_BUG ? (enum cr_err_kind)kind : CR_ERR_PEER;
 	m->err.code = code && code < 4096 ? (int)code : EIO;
-	at += 8 + LAZY_STATS_BYTES;
+	at += 8 + LAZY_STATS_BYTES + 8;
 	memcpy(m->err.msg, at, strnlen((const char *)at, TEXT_BYTES - 1));
 }
 

@@ -125,13 +125,34 @@ static void test_told(void **state)
 	left_done(&s);
 }
 
+/* What the destination may have as it is comes up once, chunk by chunk, and stays left. */
+static void test_sweep(void **state)
+{
+	struct serve sv = {0};
+	struct server s = {.sv = &sv};
+	struct lazy_chunk c;
+	pid_t pid;
+	char digests;
+
+	(void)state;
+	memory_with(&s, 7, CHUNK);
+	memory_with(&s, LAZY_OBJECT + 3, 0);
+	s.memories.v[1].known.map = (void *)&digests;
+	assert_true(left_sweep(&s, &pid, &c));
+	assert_int_equal(pid, LAZY_OBJECT + 3);
+	assert_int_equal(c.start, 0);
+	assert_int_equal(c.bits[7], UINT64_MAX);
+	assert_false(left_sweep(&s, &pid, &c));
+	assert_int_equal(s.left, 1024);
+	s.memories.v[1].known.map = NULL;
+	left_done(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_order),
-	    cmocka_unit_test(test_ahead),
-	    cmocka_unit_test(test_huge),
-	    cmocka_unit_test(test_told),
+	    cmocka_unit_test(test_order), cmocka_unit_test(test_ahead), cmocka_unit_test(test_huge),
+	    cmocka_unit_test(test_sweep), cmocka_unit_test(test_told),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
