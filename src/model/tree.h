@@ -391,7 +391,8 @@ struct file { /* one open file description: what dup and fork share */
 	size_t n_groups;
 	uint64_t *filter; /* classic, attached by the program: resource/sock_filter.h */
 	size_t n_filter;
-	uint32_t uid, gid; /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
+	bool filter_locked; /* SO_LOCK_FILTER; also if there is none */
+	uint32_t uid, gid;  /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
 	/* UNIX_CONN, TCP_CONN */
 	uint32_t waits_at; /* index of the listener that has not accepted it (TCP: its other end);
 			    * UINT32_MAX: none. UNIX_CONN: at stops only */

@@ -235,6 +235,9 @@ int sockopts_add_multicast_if(struct files_ctx *x, struct file *f, uint32_t inde
 int sockopts_apply(int fd, const struct file *f, struct cr_err *err) must_check;
 /* Of a connection, what has to wait until it is launched. */
 int sockopts_apply_late(int fd, const struct file *f, struct cr_err *err) must_check;
+/* Of an IP socket that is not connected, last, when no lock of ours is on it any more: its filter
+ * is locked, if it was. May be repeated. */
+int sockopts_lock_filter(int fd, const struct file *f, struct cr_err *err) must_check;
 /* 0: the same options with the same values; else an order. */
 int sockopts_cmp(const struct file *a, const struct file *b);
 /* A recorded option as int; missing if it is not recorded. */

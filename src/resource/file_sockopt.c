@@ -113,6 +113,7 @@ static int read_filter(struct files_ctx *x, const struct fd_probe *p, struct fil
 {
 	const char *why = sock_filter_trouble(p->local);
 
+	f->filter_locked = sock_filter_is_locked(p->local);
 	if (!why)
 		return sock_filter_get(p->local, x->c->tree->arena, &f->filter, &f->n_filter, err);
 	files_refuse(x, p->pid, p->fd, "socket %s: not supported", why);
@@ -298,6 +299,7 @@ int sockopts_read(struct files_ctx *x, struct cr_err *err)
  */
 static int take_over(struct arena *a, const struct file *before, struct file *f, struct cr_err *err)
 {
+	f->filter_locked = before->filter_locked;
 	f->n_filter = before->n_filter;
 	f->filter = arena_memdup(a, before->filter, before->n_filter * sizeof(*f->filter));
 	if (f->n_filter && !f->filter)
@@ -399,20 +401,32 @@ int sockopts_apply(int fd, const struct file *f, struct cr_err *err)
 
 	/* of a connection: when it talks to its peer again, which it would keep from what it needs
 	 */
-	return r || f->kind == FILE_TCP_CONN ? r : sock_filter_set(fd, f->filter, f->n_filter, err);
+	if (!r && f->kind != FILE_TCP_CONN)
+		r = sock_filter_set(fd, f->filter, f->n_filter, err);
+	/* of others than these nobody replaces it for a while */
+	return r || f->sock_family != AF_UNIX ? r : sockopts_lock_filter(fd, f, err);
 }
 
 int sockopts_apply_late(int fd, const struct file *f, struct cr_err *err)
 {
 	int r = apply(fd, f, true, err);
 
-	return r ? r : sock_filter_set(fd, f->filter, f->n_filter, err);
+	if (!r && !(f->filter_locked && sock_filter_is_locked(fd))) /* the second time */
+		r = sock_filter_set(fd, f->filter, f->n_filter, err);
+	return r ? r : sockopts_lock_filter(fd, f, err);
+}
+
+int sockopts_lock_filter(int fd, const struct file *f, struct cr_err *err)
+{
+	return f->filter_locked ? sock_filter_lock(fd, err) : 0;
 }
 
 int sockopts_cmp(const struct file *a, const struct file *b)
 {
 	if (a->n_opts != b->n_opts)
 		return a->n_opts < b->n_opts ? -1 : 1;
+	if (a->filter_locked != b->filter_locked)
+		return a->filter_locked ? 1 : -1;
 	if (a->n_filter != b->n_filter)
 		return a->n_filter < b->n_filter ? -1 : 1;
 	if (a->n_filter && memcmp(a->filter, b->filter, a->n_filter * sizeof(*a->filter)))

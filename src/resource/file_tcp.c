@@ -270,12 +270,18 @@ static int listen_prepare(struct fileset *fs, const struct tree *t, uint32_t i, 
 				  sockaddr_text(f->sockaddr, f->sockaddr_len, text, sizeof(text)));
 	/* its address comes before the decision does: for connections that are not here yet it
 	 * would say that there are none */
-	return t->switched && f->kind == FILE_TCP_LISTEN ? sock_lock(fd, SOCK_LOCK_ALL, err) : 0;
+	return t->switched && f->kind == FILE_TCP_LISTEN ? sock_lock(fd, SOCK_LOCK_ALL, err)
+							 : sockopts_lock_filter(fd, f, err);
 }
 
 static int listen_launch(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
-	return t->switched && !fs->held[i].launched ? sock_unlock(fs->held[i].fd, err) : 0;
+	int fd = fs->held[i].fd;
+
+	if (!t->switched || fs->held[i].launched)
+		return 0;
+	int r = sock_unlock(fd, err);
+	return r ? r : sockopts_lock_filter(fd, &t->files[i], err);
 }
 
 const struct file_ops file_ops_tcp_listen = {

@@ -220,9 +220,10 @@ static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 	if (fs->held[i].launched)
 		return 0;
 	int r = sock_unlock(fd, err);
-	if (!r)
-		udp_launch(fd, &t->files[i], fs->ways);
-	return r;
+	if (r)
+		return r;
+	udp_launch(fd, &t->files[i], fs->ways);
+	return sockopts_lock_filter(fd, &t->files[i], err);
 }
 
 const struct file_ops file_ops_udp = {

@@ -79,14 +79,13 @@ static void finish_one(int pidfd, int number, const struct tree *t, const struct
 
 	if (fd >= 0 && t->switched && f->kind != FILE_UDP && sock_unlock(fd, &why))
 		log_warn("socket, fd %d: %s", number, why.msg);
-	if (f->kind == FILE_TCP_LISTEN)
+	/* one that is not locked has been launched */
+	if (fd >= 0 && f->kind == FILE_UDP && sock_is_locked(fd) && !sock_unlock(fd, &why))
+		udp_launch(fd, f, w);
+	if (fd >= 0 && f->kind != FILE_TCP_CONN && sockopts_lock_filter(fd, f, &why))
+		log_warn("socket, fd %d: %s", number, why.msg);
+	if (f->kind != FILE_TCP_CONN)
 		return;
-	if (fd >= 0 && f->kind == FILE_UDP) {
-		/* one that is not locked has been launched */
-		if (sock_is_locked(fd) && !sock_unlock(fd, &why))
-			udp_launch(fd, f, w);
-		return;
-	}
 	if (fd < 0)
 		log_warn("TCP connection, fd %d: %s", number, strerror(errno));
 	else if (tcp_launch(fd, f, now,

@@ -463,7 +463,7 @@ static int unlock_socket(int fd, void *arg, struct cr_err *err)
 	struct cr_err why = {0};
 	int *result = arg;
 
-	if (!sock_is_locked(fd) && !tcp_is_in_repair(fd))
+	if (!sock_may_be_locked(fd) && !tcp_is_in_repair(fd))
 		return 0;
 	int r = tcp_release(fd, 1, &why);
 	if (r && !*result) {
@@ -485,7 +485,7 @@ static int collect_from(int fd, void *arg, struct cr_err *err)
 	struct collecting *c = arg;
 
 	if (get_int(fd, SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP ||
-	    !get_int(fd, SOL_SOCKET, SO_ACCEPTCONN) || !sock_is_locked(fd))
+	    !get_int(fd, SOL_SOCKET, SO_ACCEPTCONN) || !sock_may_be_locked(fd))
 		return 0;
 	return accept_from(fd, c, err);
 }

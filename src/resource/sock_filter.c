@@ -4,6 +4,7 @@
 #include <linux/filter.h>
 #include <string.h>
 #include <sys/socket.h>
+#include "resource/sock_policy.h"
 
 enum {
 	MARK_ALL = 0x63722d6c,
@@ -75,13 +76,27 @@ static int attach(int fd, const struct sock_filter *v, size_t n, struct cr_err *
 		   : 0;
 }
 
+static int get_int(int fd, int name)
+{
+	int v = 0;
+	socklen_t len = sizeof(v);
+
+	return getsockopt(fd, SOL_SOCKET, name, &v, &len) ? 0 : v;
+}
+
+bool sock_filter_is_locked(int fd)
+{
+	return get_int(fd, SO_LOCK_FILTER);
+}
+
 const char *sock_filter_trouble(int fd)
 {
-	socklen_t n = 0, len = sizeof(int);
-	int locked = 0;
+	socklen_t n = 0;
 
-	if (!getsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &locked, &len) && locked)
-		return "with a locked filter (SO_LOCK_FILTER)";
+	if (sock_filter_is_locked(fd) && get_int(fd, SO_DOMAIN) != AF_UNIX &&
+	    !sock_policy_is_possible())
+		return "with a locked filter (SO_LOCK_FILTER), on a kernel without "
+		       "IP_XFRM_POLICY (CONFIG_XFRM_USER)";
 	if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &n) && errno == EACCES)
 		return "with an eBPF filter (SO_ATTACH_BPF)";
 	if (n > BPF_MAXINSNS - LOCK_LEN_MAX)
@@ -98,11 +113,7 @@ static bool is_plain(int fd)
 
 bool sock_filter_is_plain(int fd)
 {
-	int locked = 0;
-	socklen_t len = sizeof(locked);
-
-	return is_plain(fd) && !getsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &locked, &len) &&
-	       !locked;
+	return is_plain(fd) && !sock_filter_is_locked(fd);
 }
 
 /* With the program's own behind it. */
@@ -136,6 +147,8 @@ int sock_lock(int fd, enum sock_lock how, struct cr_err *err)
 		r = lock_before(fd, lock_all, ARRAY_SIZE(lock_all), err);
 	else
 		r = lock_before(fd, lock_new, ARRAY_SIZE(lock_new), err);
+	if (r && sock_filter_is_locked(fd))
+		r = sock_policy_lock(fd, err);
 	if (r && (why = sock_filter_trouble(fd)))
 		return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "socket %s: not supported",
 				  why);
@@ -188,10 +201,17 @@ bool sock_is_locked(int fd)
 	return c && !read_code(fd, c, &ignored) && lock_length(c);
 }
 
+bool sock_may_be_locked(int fd)
+{
+	return sock_filter_is_locked(fd) || sock_is_locked(fd);
+}
+
 int sock_unlock(int fd, struct cr_err *err)
 {
 	struct cr_err ignored = {0};
 
+	if (sock_filter_is_locked(fd))
+		return sock_policy_unlock(fd, err);
 	if (is_plain(fd))
 		return 0;
 	if (sock_filter_is_ebpf(fd))
@@ -243,4 +263,13 @@ int sock_filter_set(int fd, const uint64_t *code, size_t n, struct cr_err *err)
 		c->v[i] = (struct sock_filter){(uint16_t)code[i], (uint8_t)(code[i] >> 16),
 					       (uint8_t)(code[i] >> 24), (uint32_t)(code[i] >> 32)};
 	return attach(fd, c->v, n, err);
+}
+
+int sock_filter_lock(int fd, struct cr_err *err)
+{
+	const int one = 1;
+
+	return setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one))
+		   ? cr_err_sys(err, "SO_LOCK_FILTER")
+		   : 0;
 }

@@ -400,6 +400,7 @@ static int copy(struct files_ctx *x, const struct alike *from, const struct alik
 
 	f->opts = like->opts;
 	f->n_opts = like->n_opts;
+	f->filter_locked = like->filter_locked; /* that there is none */
 	if (its->window_clamp == x->facts.list.v[from->facts].window_clamp ||
 	    !recorded(like, IPPROTO_TCP, TCP_WINDOW_CLAMP))
 		return 0;

@@ -9,7 +9,7 @@
 	X(interval_ns) X(ticks) X(sigmask) X(sock_family) X(sock_type) X(sock_protocol) \
 	X(backlog) X(uid) X(gid) X(cred_pid) X(cred_uid) X(cred_gid) \
 	X(peer_ino) X(connected) X(sock_shutdown) X(carried) X(waits_nth) X(bound) X(name_ino) X(name_dev) \
-	X(sock_error)
+	X(sock_error) X(filter_locked)
 /* clang-format on */
 
 /* clang-format off */

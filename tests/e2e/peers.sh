@@ -2,7 +2,7 @@
 # What the tests of servers with peers share: service addresses, IPv4 and IPv6, that move along, a server that has them,
 # and peers in the third host. Sourced after start_testbed.
 #
-#   start_server OPTS…            tcp_server, in alpha
+#   start_server OPTS…            tcp_server, in alpha; also with what the variable `with` says
 #   start_peer ADDRESS OPTS…      tcp_peer, in client, connected to it
 #   move_server TO ARGS…          and then all of them run on
 #   finish_all                    everybody's last checks
@@ -36,7 +36,7 @@ addresses_to_alpha() {
 
 # start_server OPTS…: in alpha; sets server, port.
 start_server() {
-	start_workload alpha tcp_server "$@" || return 1
+	start_workload alpha tcp_server ${with:+"$with"} "$@" || return 1
 	server=$wl_dir server_pid=$wl_pid port=$(<"$wl_dir/port") peers=()
 }
 

@@ -51,9 +51,7 @@ bpf bpf
 mptcp MPTCP socket
 ktls connection .*kTLS
 md5listener TCP listener with signed segments
-lockedfilter locked filter
 ebpffilter eBPF filter
-lockedconnection TCP connection to .* locked filter
 ebpfconnection TCP connection to .* eBPF filter
 udpmore UDP socket: a datagram is being put together.*again
 udpzerocopy UDP socket that has sent with MSG_ZEROCOPY

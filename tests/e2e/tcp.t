@@ -375,6 +375,26 @@ case_of "the destination's agent dies with the decision" decided beta dest-commi
 conns=400 case_of "the destination's agent dies before hundreds of connections run" decided beta dest-launched
 case_of "the destination's agent dies before the tasks run" decided beta dest-launched
 
+# --- filters that the program has locked: nobody can put another one in their place, neither can we ---
+
+for with in --locked --locked-listener; do
+	case_of "$with: there, back and there again" there_and_back
+	case_of "$with: connections come and go" busy_moved $v4_address "$service"
+	case_of "$with: handshakes that are under way" under_way $v4_address "$service" 0.0.0.0
+	case_of "$with: connections that nobody has accepted" waiting_moved "$v6_address" "$service6"
+	conns=400 case_of "$with: rehearsed" undone rehearse
+	case_of "$with: rehearsed, connections that wait to be accepted" waiting_undone rehearse
+	case_of "$with: the source's agent dies with the sockets locked" undone fails_at alpha source-locked
+	case_of "$with: the source's agent dies before the decision" undone fails_at alpha source-prepared
+	case_of "$with: the destination's agent dies prepared" undone fails_at beta dest-prepared
+	case_of "$with: the source's agent dies with the decision" decided alpha source-commit
+	case_of "$with: the destination's agent dies with the decision" decided beta dest-commit
+	case_of "$with: the destination's agent dies before the tasks run" decided beta dest-launched
+done
+with=--locked
+conns=400 case_of "$with: hundreds of connections" decided beta dest-launched
+with=
+
 # --- addresses that somebody else moves -----------------------------------------------------------------
 
 # What --hook runs: on this machine, as whoever looks after addresses would. fail-switch: it fails when it is done.
@@ -407,6 +427,8 @@ switched_waiting() {
 		until_true 20 echoes_came && peers_run_on && finish_all
 }
 case_of "addresses that a hook moves: connections that nobody has accepted" switched_waiting
+with=--locked case_of "addresses that a hook moves: locked filters" switched
+with=--locked-listener case_of "addresses that a hook moves: a listener's locked filter" switched
 
 # It has moved them and fails: nothing that came to the destination meanwhile is lost.
 switched_back() {

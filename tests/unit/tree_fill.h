@@ -408,6 +408,7 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 	e->filter = arena_array(a, uint64_t, 3);
 	for (size_t i = 0; i < 3; i++)
 		e->filter[i] = fill_u64(f);
+	e->filter_locked = true;
 	fill_udp(f, e);
 	fill_file_owner(f, e);
 	e->tty = file_is_terminal(kind) ? 7 : 0;
@@ -795,7 +796,7 @@ static inline void same_file(const struct file *a, const struct file *b)
 		SAME(waits_at);
 	SAME(waits_nth), SAME(bound), SAME(name_ino), SAME(name_dev);
 	SAME_EACH(groups, n_groups, same_group);
-	SAME(n_filter);
+	SAME(n_filter), SAME(filter_locked);
 	assert_memory_equal(a->filter, b->filter, a->n_filter * sizeof(*a->filter));
 	assert_int_equal(!a->tcp, !b->tcp);
 	if (a->tcp)

@@ -267,33 +267,6 @@ static int do_md5listener(void)
 	return fd < 0 || setsockopt(fd, IPPROTO_TCP, MD5SIG, &sig, sizeof(sig)) ? -1 : fd;
 }
 
-static int do_lockedfilter(void)
-{
-	struct sock_filter pass = {BPF_RET | BPF_K, 0, 0, UINT32_MAX};
-	const struct sock_fprog prog = {1, &pass};
-	const int one = 1;
-	int fd = listener();
-
-	return fd < 0 || setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog)) ||
-		       setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one))
-		   ? -1
-		   : fd;
-}
-
-/* Both ends of it are in the tree. */
-static int do_lockedconnection(void)
-{
-	struct sock_filter pass = {BPF_RET | BPF_K, 0, 0, UINT32_MAX};
-	const struct sock_fprog prog = {1, &pass};
-	const int one = 1;
-	int fd = connection(0);
-
-	return fd < 0 || setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog)) ||
-		       setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one))
-		   ? -1
-		   : fd;
-}
-
 static int ebpf_filter_on(int fd)
 {
 	const struct bpf_insn pass[] = {
@@ -734,9 +707,7 @@ static const struct {
     {"mptcp", do_mptcp},
     {"ktls", do_ktls},
     {"md5listener", do_md5listener},
-    {"lockedfilter", do_lockedfilter},
     {"ebpffilter", do_ebpffilter},
-    {"lockedconnection", do_lockedconnection},
     {"ebpfconnection", do_ebpfconnection},
     {"udpmore", do_udpmore},
     {"udpzerocopy", do_udpzerocopy},

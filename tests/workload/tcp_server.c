@@ -5,9 +5,10 @@
  * --listen ADDR (default 0.0.0.0; an IPv6 address without brackets); the port is written to
  * DIR/port.
  * --accept-late: accepts nobody before it has moved, or DIR/accept exists.
- * --mib N: memory besides, written at random. --options: sets socket options on each connection,
- * and looks at them after each move. --vary: changes options of connections all the time, and looks
- * at all of them after each move. */
+ * --locked: each connection gets a filter that is locked; --locked-listener: the listener has it,
+ * and all connections have it from there. --mib N: memory besides, written at random. --options:
+ * sets socket options on each connection, and looks at them after each move. --vary: changes
+ * options of connections all the time, and looks at all of them after each move. */
 #include "tcp_vary.h"
 #include <sys/ioctl.h>
 
@@ -28,6 +29,7 @@ struct conn {
 static struct {
 	int epoll, listener, n;
 	bool options, late, vary;
+	bool locks, locked;   /* filters of accepted connections; all of them are */
 	uint64_t ended_early; /* bytes sent on connections that shut down early */
 	uint8_t buf[BUFFER];
 	uint8_t *memory;
@@ -93,6 +95,24 @@ static void check_filter(int fd)
 	wl_must(!getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, there, &n), "SO_GET_FILTER");
 	wl_same("instructions of a filter", 2, n);
 	wl_check(!memcmp(there, filter, sizeof(filter)), "another filter");
+}
+
+static void lock_filter(int fd)
+{
+	const int one = 1;
+
+	set_filter(fd);
+	wl_must(!setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one)), "SO_LOCK_FILTER");
+}
+
+static void check_locked(int fd)
+{
+	const int zero = 0;
+
+	check_filter(fd);
+	wl_check(setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &zero, sizeof(zero)) &&
+		     errno == EPERM,
+		 "a filter that was locked can be detached");
 }
 
 static void check_text(int fd, int level, int name, const char *want)
@@ -164,6 +184,8 @@ static void accept_all(void)
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 		if (s.options)
 			set_options(fd);
+		if (s.locks)
+			lock_filter(fd);
 		struct conn *c = calloc(1, sizeof(*c));
 		struct epoll_event ev = {.events = EPOLLIN, .data.ptr = c};
 		wl_must(c, "memory");
@@ -489,6 +511,8 @@ static void after_move(struct conn *c)
 
 	if (s.options)
 		check_options(c->fd);
+	if (s.locked)
+		check_locked(c->fd);
 	if (s.vary)
 		vary_check(c->fd, &c->varied);
 	check_state(c);
@@ -577,6 +601,10 @@ static void set_up(void)
 			"TCP_FASTOPEN");
 		set_filter(s.listener);
 	}
+	s.locks = wl_flag("locked");
+	s.locked = s.locks || wl_flag("locked-listener");
+	if (s.locked && !s.locks)
+		lock_filter(s.listener);
 	s.memory_bytes = wl_opt("mib", 0) << 20;
 	s.memory = malloc(s.memory_bytes + 1);
 	memset(s.memory, 1, s.memory_bytes);
@@ -612,6 +640,8 @@ int main(int argc, char **argv)
 		if (wl_tick()) {
 			if (s.options)
 				check_listener();
+			if (s.locked && !s.locks)
+				check_locked(s.listener);
 			for (int i = 0; i < 65536; i++)
 				if (all[i]) {
 					after_move(all[i]);
