@@ -28,7 +28,7 @@ struct record {
 	uint64_t state, family, daddr, saddr, dport, sport, userlocks, window_clamp, hop_limit,
 	    flow_label, mptcp;
 	uint64_t daddr6[2], saddr6[2];
-	uint64_t congestion, net, upper, signatures, filter, ip_options;
+	uint64_t congestion, net, upper, signatures, filter, ip_options, keys;
 	uint64_t digest;
 };
 
@@ -73,6 +73,11 @@ static const struct member of_socket[] = {
     {"tcp_sock", "md5sig_info", offsetof(struct record, signatures)},
     {"tcp_sock", "is_mptcp", offsetof(struct record, mptcp)},
     {"tcp_sock", "window_clamp", offsetof(struct record, window_clamp)},
+};
+
+/* The same for what a kernel may lack. */
+static const struct member of_some_sockets[] = {
+    {"tcp_sock", "ao_info", offsetof(struct record, keys)}, /* CONFIG_TCP_AO, 6.7 */
 };
 
 /* Where options are kept. What a kernel has not is an option that it has not. */
@@ -276,7 +281,15 @@ static int emit_socket(const struct making *m, struct bpf_jumps *to_end, struct 
 	bpf_emit(p, BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_2, 0, 0, type);
 	bpf_emit(p, BPF_JMP | BPF_CALL, 0, KFUNC_CALL, 0, cast);
 	bpf_emit(p, BPF_ALU64 | BPF_MOV | BPF_X, BPF_REG_8, BPF_REG_0, 0, 0);
-	return emit_members(m, of_socket, ARRAY_SIZE(of_socket), BPF_REG_8, err);
+	r = emit_members(m, of_socket, ARRAY_SIZE(of_socket), BPF_REG_8, err);
+	for (size_t i = 0; i < ARRAY_SIZE(of_some_sockets) && !r; i++) {
+		struct cr_err absent = {0};
+		struct bpf_member at;
+
+		if (!find(m, of_some_sockets[i].type, of_some_sockets[i].name, &at, &absent))
+			r = emit_members(m, &of_some_sockets[i], 1, BPF_REG_8, err);
+	}
+	return r;
 }
 
 /* Register 9 is the digest, 5 an odd number: one step is reversible, so that a difference in one
@@ -461,7 +474,7 @@ static bool is_link_local(const uint64_t addr[2])
 static bool is_special(const struct record *r)
 {
 	return r->owner || r->locks || r->userlocks & LOCKED_SIZES || r->flow_label || r->mptcp ||
-	       r->upper || r->signatures || r->filter || r->ip_options;
+	       r->upper || r->signatures || r->filter || r->ip_options || r->keys;
 }
 
 static bool is_connected(const struct record *r)
@@ -505,7 +518,7 @@ static struct sock_facts facts_of(const struct record *r)
 	    .fd = (int)r->fd,
 	    .connection = is_connected(r) && !is_special(r),
 	    .special = is_special(r),
-	    .filtered = is_connected(r) && r->filter,
+	    .suspect = is_connected(r) && (r->filter || r->keys),
 	    .cloexec = r->cloexec >> (r->fd % 64) & 1,
 	    .flags = (uint32_t)r->flags,
 	    .pos = r->pos,

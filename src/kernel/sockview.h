@@ -25,7 +25,7 @@ struct sock_facts {
 	uint64_t options;      /* … and that: equal, they are the same, … */
 	uint32_t window_clamp; /* … but for these two */
 	int32_t hop_limit;     /* IPV6_UNICAST_HOPS; -1: not set */
-	bool filtered;         /* a connection that has a filter, special for that */
+	bool suspect; /* a connection that has a filter, or keys of TCP-AO, special for that */
 	bool cloexec;
 	uint32_t flags; /* as F_GETFL */
 	uint64_t pos, ino;

@@ -208,6 +208,8 @@ int tcp_ended_capture(struct files_ctx *x, int fd, struct file *f, struct cr_err
 /* What of *f is of any TCP socket. */
 void tcp_capture_common(const struct fd_probe *p, struct file *f, enum file_kind kind);
 bool tcp_is_socket(const struct fd_probe *p);
+/* Does it authenticate its segments (TCP-AO, RFC 5925)? */
+bool tcp_has_ao_keys(int fd);
 /* Does that address move along? */
 bool tree_moves_address(const struct tree *t, const void *sockaddr, size_t len);
 

@@ -94,9 +94,39 @@ static int idle_capture(struct files_ctx *x, const struct fd_probe *p, struct fi
 	return r < 0 ? r : sockopts_capture(x, p, f, err);
 }
 
-/* Its keys show nowhere but in sock_diag(7). */
+#ifndef TCP_AO_GET_KEYS
+#define TCP_AO_GET_KEYS 41 /* 6.7 */
+#endif
+
+/* struct tcp_ao_getsockopt, include/uapi/linux/tcp.h, Documentation/networking/tcp_ao.rst */
+struct ao_keys {
+	struct sockaddr_storage addr;
+	char alg_name[64];
+	uint8_t key[80];
+	uint32_t nkeys; /* in: room for so many; out: so many there are */
+	uint16_t flags;
+	uint8_t sndid, rcvid, prefix, maclen, keyflags, keylen;
+	int32_t ifindex;
+	uint64_t pkt_good, pkt_bad;
+};
+_Static_assert(sizeof(struct ao_keys) == 304, "as the kernel has it");
+
+bool tcp_has_ao_keys(int fd)
+{
+	enum { GET_ALL = 4 };
+	struct ao_keys k = {.nkeys = 1, .flags = GET_ALL};
+	socklen_t len = sizeof(k);
+
+	return !getsockopt(fd, IPPROTO_TCP, TCP_AO_GET_KEYS, &k, &len) && k.nkeys;
+}
+
+/* Keys of TCP_MD5SIG show nowhere but in sock_diag(7). */
 static int refuse_signed(struct files_ctx *x, const struct fd_probe *p, struct cr_err *err)
 {
+	if (tcp_has_ao_keys(p->local))
+		files_refuse(x, p->pid, p->fd,
+			     "TCP listener with authenticated segments (TCP_AO_ADD_KEY): not "
+			     "supported; close it first");
 	if (x->c->exact)
 		return 0;
 	if (!x->listeners_listed) {

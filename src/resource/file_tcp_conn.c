@@ -99,6 +99,8 @@ static const char *trouble(struct files_ctx *x, const struct fd_probe *p, const 
 		return "with signed segments (TCP_MD5SIG)";
 	if (pend && pend->zerocopied) /* it counts them, and they begin anew with each socket */
 		return "that has sent with MSG_ZEROCOPY";
+	if (p->local >= 0 && tcp_has_ao_keys(p->local))
+		return "with authenticated segments (TCP_AO_ADD_KEY)";
 	return NULL; /* filters are looked at with the options */
 }
 
@@ -250,12 +252,15 @@ static bool waits(struct files_ctx *x, const struct end *other, struct file *f)
 	return false;
 }
 
-/* ---- filters that stay behind ---- */
+/* ---- filters and keys that stay behind ---- */
 
-static void refuse_filter(struct files_ctx *x, const struct fd_seen *s)
+static void refuse_suspect(struct files_ctx *x, const struct fd_seen *s)
 {
 	_cleanup_fd_ int fd = files_dup(x, s);
 	const char *why = fd < 0 ? NULL : sock_filter_trouble(fd);
+
+	if (fd >= 0 && !why && tcp_has_ao_keys(fd))
+		why = "with authenticated segments (TCP_AO_ADD_KEY)";
 
 	if (why)
 		refuse_because(
@@ -264,8 +269,9 @@ static void refuse_filter(struct files_ctx *x, const struct fd_seen *s)
 }
 
 /* Ahead no socket of a running task is held, not for a moment, and sock_diag(7) says nothing of
- * filters. Only those that BPF says have one are. Without it they are found at the stop. */
-static void look_for_filters(struct files_ctx *x)
+ * filters and of keys of TCP-AO. Only those that BPF says have one are. Without it they are found
+ * at the stop. */
+static void look_at_suspects(struct files_ctx *x)
 {
 	const struct tree *t = x->c->tree;
 
@@ -282,10 +288,10 @@ static void look_for_filters(struct files_ctx *x)
 		if (!any || sock_alike_read(x->c->socks, t->procs[proc].pid, &l, &ignored))
 			continue;
 		vec_foreach (f, &l.list) {
-			const struct fd_seen *s = f->filtered ? files_seen(x, proc, f->fd) : NULL;
+			const struct fd_seen *s = f->suspect ? files_seen(x, proc, f->fd) : NULL;
 
 			if (s && s->file < t->n_files && t->files[s->file].kind == FILE_TCP_CONN)
-				refuse_filter(x, s);
+				refuse_suspect(x, s);
 		}
 	}
 }
@@ -295,7 +301,7 @@ static int link_ends(struct files_ctx *x, struct cr_err *err)
 	struct tree *t = x->c->tree;
 	size_t n = 0;
 
-	look_for_filters(x);
+	look_at_suspects(x);
 	if (!x->undecided.n)
 		return 0;
 	_cleanup_free_ struct end *ends = calloc(t->n_files + 1, sizeof(*ends));
