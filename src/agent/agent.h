@@ -26,6 +26,7 @@ struct agent_config { /* filled once from the command line, then constant */
 	struct orphanview *orphans; /* likewise */
 	struct sock_alike *socks;   /* likewise */
 	struct pendview *pending;   /* likewise */
+	struct reuseview *reuse;    /* likewise */
 };
 
 int verb_serve(int argc, char **argv);

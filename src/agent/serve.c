@@ -17,6 +17,7 @@
 #include "kernel/orphanview.h"
 #include "kernel/pendview.h"
 #include "kernel/reqview.h"
+#include "kernel/reuseview.h"
 #include "kernel/vmaview.h"
 #include "resource/sockopt_alike.h"
 
@@ -311,6 +312,10 @@ int verb_serve(int argc, char **argv)
 			 err.msg);
 	if (pendview_new(&cfg.pending, &err))
 		log_info("what waits in sockets beside data is not seen: %s", err.msg);
+	if (reuseview_new(&cfg.reuse, &err))
+		log_info("programs that choose among sockets that share a port are lost by a move: "
+			 "%s",
+			 err.msg);
 	log_info("%s: control %s, peers %s", cfg.host, cfg.control, cfg.peer_listen);
 	return run_loop(&d);
 }

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/version.h"
 #include "kernel/pendview.h"
+#include "kernel/reuseview.h"
 #include "kernel/taskview.h"
 #include "kernel/vmaview.h"
 #include "resource/sockopt_alike.h"
@@ -282,6 +283,8 @@ static void be_engine(struct dump *d, int client, int life)
 	if (sock_alike_new(&d->cfg.socks, &err))
 		log_debug("%s", err.msg);
 	if (pendview_new(&d->cfg.pending, &err))
+		log_debug("%s", err.msg);
+	if (reuseview_new(&d->cfg.reuse, &err))
 		log_debug("%s", err.msg);
 	if (d->track) {
 		track_engine(&d->cfg, l, &d->rq, &d->tracked, life);

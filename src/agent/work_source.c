@@ -39,6 +39,7 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	    .orphans = cfg->orphans,
 	    .socks = cfg->socks,
 	    .pending = cfg->pending,
+	    .reuse = cfg->reuse,
 	    .life_fd = life_fd,
 	};
 	struct source s;

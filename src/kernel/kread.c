@@ -285,6 +285,16 @@ int kread_new(struct kread **ret, const struct btf *btf, struct cr_err *err)
 	return r;
 }
 
+int kread_bytes_new(struct kread **ret, struct cr_err *err)
+{
+	struct kread *k = new (err);
+
+	if (!k)
+		return -err->code;
+	*ret = k;
+	return 0;
+}
+
 int kread_another(struct kread **ret, const struct kread *known, struct cr_err *err)
 {
 	struct kread *k = new (err);

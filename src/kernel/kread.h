@@ -10,6 +10,8 @@ struct btf;
 struct kread;
 
 int kread_new(struct kread **ret, const struct btf *btf, struct cr_err *err) must_check;
+/* One that reads bytes only, kread_at(): takes no milliseconds. */
+int kread_bytes_new(struct kread **ret, struct cr_err *err) must_check;
 /* A process of its own, or a thread, needs one of its own to read with; this takes no milliseconds.
  */
 int kread_another(struct kread **ret, const struct kread *known, struct cr_err *err) must_check;

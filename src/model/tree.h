@@ -391,6 +391,12 @@ struct file { /* one open file description: what dup and fork share */
 	size_t n_groups;
 	uint64_t *filter; /* classic, attached by the program: resource/sock_filter.h */
 	size_t n_filter;
+	/* TCP_LISTEN, TCP_IDLE, UDP: of one of a group that a program chooses from:
+	 * resource/reuseport.h
+	 */
+	uint32_t reuse_group, reuse_place; /* from 1 on, 0: none; from 0 on */
+	uint64_t *reuse_code;              /* as filter */
+	size_t n_reuse_code;
 	bool filter_locked; /* SO_LOCK_FILTER; also if there is none */
 	uint32_t uid, gid;  /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
 	/* UNIX_CONN, TCP_CONN */

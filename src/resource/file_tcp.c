@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include "resource/reuseport.h"
 #include "resource/sock_filter.h"
 
 #ifndef IPV6_FREEBIND
@@ -287,7 +288,7 @@ static void listen_drop(struct held *h)
 		set_int(h->fd, SOL_SOCKET, SO_REUSEADDR, 1);
 }
 
-static int listen_prepare(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+static int listen_now(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	const struct file *f = &t->files[i];
 	int fd = fs->held[i].fd, reuse = sockopt_int(f, SOL_SOCKET, SO_REUSEADDR, 0);
@@ -298,6 +299,33 @@ static int listen_prepare(struct fileset *fs, const struct tree *t, uint32_t i, 
 	    (!reuse && set_int(fd, SOL_SOCKET, SO_REUSEADDR, 0)))
 		return cr_err_sys(err, "listening on %s",
 				  sockaddr_text(f->sockaddr, f->sockaddr_len, text, sizeof(text)));
+	return 0;
+}
+
+/* A listener comes into its group when it listens: those that have a lower place come first. */
+static int listen_in_order(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+	int r = 0;
+
+	for (uint32_t place = 0; f->reuse_group && place < f->reuse_place && !r; place++) {
+		uint32_t before = reuseport_member(t, f->reuse_group, place);
+
+		if (before != UINT32_MAX && t->files[before].kind == FILE_TCP_LISTEN)
+			r = listen_now(fs, t, before, err);
+	}
+	return r ? r : listen_now(fs, t, i, err);
+}
+
+static int listen_prepare(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+	int fd = fs->held[i].fd, r = listen_in_order(fs, t, i, err);
+
+	if (!r)
+		r = reuseport_attach(fd, f, err);
+	if (r)
+		return r;
 	/* its address comes before the decision does: for connections that are not here yet it
 	 * would say that there are none */
 	return t->switched && f->kind == FILE_TCP_LISTEN ? sock_lock(fd, SOCK_LOCK_ALL, err)

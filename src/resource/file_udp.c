@@ -8,6 +8,7 @@
 #include "resource/file_kind.h"
 #include "resource/multicast.h"
 #include "resource/net_ways.h"
+#include "resource/reuseport.h"
 #include "resource/sock_filter.h"
 #include "resource/udp_queue.h"
 
@@ -202,7 +203,7 @@ static void check(const struct file_check *k, const struct file *f)
 			    f->groups[i].dev);
 }
 
-static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+static int build_locked(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
 {
 	int fd = make(t, &t->files[i], false, err);
 
@@ -210,6 +211,34 @@ static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr
 		return fd;
 	fs->held[i].fd = fd;
 	return sock_lock(fd, SOCK_LOCK_ALL, err);
+}
+
+/* A socket comes into its group when it is bound: those that have a lower place come first. */
+static int build(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i];
+	int r = 0;
+
+	for (uint32_t place = 0; f->reuse_group && place < f->reuse_place && !r; place++) {
+		uint32_t before = reuseport_member(t, f->reuse_group, place);
+
+		if (before != UINT32_MAX && fs->held[before].fd < 0)
+			r = build_locked(fs, t, before, err);
+	}
+	return r ? r : build_locked(fs, t, i, err);
+}
+
+/* Who has left the group meanwhile, left it there and here in another order. */
+static int prepare(struct fileset *fs, const struct tree *t, uint32_t i, struct cr_err *err)
+{
+	const struct file *f = &t->files[i], *built = &fs->held[i].id;
+
+	if (f->reuse_group && (!built->reuse_group || built->reuse_place != f->reuse_place))
+		return cr_err_set(
+		    err, CR_ERR_KERNEL, EAGAIN,
+		    "a program chooses among the UDP sockets of a port, which came or "
+		    "went meanwhile; try again");
+	return reuseport_attach(fs->held[i].fd, f, err);
 }
 
 /* After the decision: what fails is lost, as UDP may. */
@@ -233,5 +262,6 @@ const struct file_ops file_ops_udp = {
     .capture = capture,
     .check = check,
     .build = build,
+    .prepare = prepare,
     .launch = launch,
 };

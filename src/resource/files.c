@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include "kernel/boot_id.h"
+#include "resource/reuseport.h"
 #include "resource/sockopt_alike.h"
 
 static void ctx_done(struct files_ctx *x)
@@ -413,6 +414,8 @@ static int capture_links(struct files_ctx *x, struct cr_err *err)
 
 	if (!read)
 		read = sockopts_read_alike(x, err);
+	if (!read)
+		read = reuseport_capture(x, err);
 	if (read)
 		return read;
 	for (const struct file_ops *const *ops = file_ops_all(); *ops; ops++) {

@@ -118,6 +118,7 @@ static int identity_copy(struct file *id, const struct file *f)
 	id->messages = NULL;
 	id->n_messages = 0;
 	id->tcp = NULL;
+	id->reuse_code = NULL;
 	id->n_targets = id->data_len = id->n_opts = 0;
 	id->path = f->path ? strdup(f->path) : NULL;
 	id->sockaddr = dup_bytes(f->sockaddr, f->sockaddr_len);

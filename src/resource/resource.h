@@ -35,6 +35,7 @@ enum tcp_mode {
 struct taskview;
 struct sock_alike;
 struct pendview;
+struct reuseview;
 struct capture {
 	struct tree *tree;        /* being filled; allocate from tree->arena */
 	const struct tree *prev;  /* the previous capture, or NULL */
@@ -46,6 +47,7 @@ struct capture {
 	const struct vmaview *vmas;  /* tells whether madvise(2) has set anything; may be NULL */
 	const struct sock_alike *socks; /* tells of many connections at once; may be NULL */
 	const struct pendview *pending; /* tells what waits in sockets; may be NULL */
+	const struct reuseview *reuse;  /* tells who chooses among sockets; may be NULL */
 	uint64_t flags_cost;        /* so far, of finding that out without; see memory/capture.c */
 	struct capture_proc *procs; /* one per tree->procs[] entry, same index */
 };

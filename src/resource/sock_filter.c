@@ -67,13 +67,19 @@ static size_t own_begin(const struct code *c)
 	return n && c->n == n + 1 && !memcmp(&c->v[n], &accept_all, sizeof(accept_all)) ? c->n : n;
 }
 
-static int attach(int fd, const struct sock_filter *v, size_t n, struct cr_err *err)
+static int attach_as(int fd, int how, const struct sock_filter *v, size_t n, struct cr_err *err)
 {
 	const struct sock_fprog prog = {(unsigned short)n, (struct sock_filter *)v};
 
-	return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog))
-		   ? cr_err_sys(err, "SO_ATTACH_FILTER")
-		   : 0;
+	if (!setsockopt(fd, SOL_SOCKET, how, &prog, sizeof(prog)))
+		return 0;
+	return cr_err_sys(err, how == SO_ATTACH_FILTER ? "SO_ATTACH_FILTER"
+						       : "SO_ATTACH_REUSEPORT_CBPF");
+}
+
+static int attach(int fd, const struct sock_filter *v, size_t n, struct cr_err *err)
+{
+	return attach_as(fd, SO_ATTACH_FILTER, v, n, err);
 }
 
 static int get_int(int fd, int name)
@@ -250,7 +256,7 @@ int sock_filter_get(int fd, struct arena *a, uint64_t **ret, size_t *n, struct c
 	return 0;
 }
 
-int sock_filter_set(int fd, const uint64_t *code, size_t n, struct cr_err *err)
+static int decode_and_attach(int fd, int how, const uint64_t *code, size_t n, struct cr_err *err)
 {
 	if (!n)
 		return 0;
@@ -262,7 +268,17 @@ int sock_filter_set(int fd, const uint64_t *code, size_t n, struct cr_err *err)
 	for (size_t i = 0; i < n; i++)
 		c->v[i] = (struct sock_filter){(uint16_t)code[i], (uint8_t)(code[i] >> 16),
 					       (uint8_t)(code[i] >> 24), (uint32_t)(code[i] >> 32)};
-	return attach(fd, c->v, n, err);
+	return attach_as(fd, how, c->v, n, err);
+}
+
+int sock_filter_set(int fd, const uint64_t *code, size_t n, struct cr_err *err)
+{
+	return decode_and_attach(fd, SO_ATTACH_FILTER, code, n, err);
+}
+
+int sock_filter_choose(int fd, const uint64_t *code, size_t n, struct cr_err *err)
+{
+	return decode_and_attach(fd, SO_ATTACH_REUSEPORT_CBPF, code, n, err);
 }
 
 int sock_filter_lock(int fd, struct cr_err *err)

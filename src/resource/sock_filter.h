@@ -51,3 +51,6 @@ int sock_filter_get(int fd, struct arena *a, uint64_t **ret, size_t *n,
 		    struct cr_err *err) must_check;
 /* n 0: nothing to do. */
 int sock_filter_set(int fd, const uint64_t *code, size_t n, struct cr_err *err) must_check;
+/* The same for a program that chooses among the sockets of fd's group (SO_ATTACH_REUSEPORT_CBPF).
+ */
+int sock_filter_choose(int fd, const uint64_t *code, size_t n, struct cr_err *err) must_check;

@@ -27,6 +27,11 @@ static const struct vmaview *source_vmas(const struct source *s)
 	return s->rq->opts.no_bpf ? NULL : s->env->vmas;
 }
 
+static const struct reuseview *source_reuse(const struct source *s)
+{
+	return s->rq->opts.no_bpf ? NULL : s->env->reuse;
+}
+
 static const struct sock_alike *source_socks(const struct source *s)
 {
 	return s->rq->opts.no_bpf ? NULL : s->env->socks;
@@ -319,6 +324,7 @@ int source_capture(struct source *s, const struct seizure *who, bool exact, stru
 			    .vmas = source_vmas(s),
 			    .socks = source_socks(s),
 			    .pending = source_pending(s),
+			    .reuse = source_reuse(s),
 			    .procs = cp,
 			    .tcp = source_tcp_mode(s)};
 	int r = describe_host(t, before, err);

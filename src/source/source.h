@@ -45,6 +45,7 @@ struct source_env {                       /* of the agent */
 	const struct orphanview *orphans; /* likewise */
 	const struct sock_alike *socks;   /* likewise */
 	const struct pendview *pending;   /* likewise */
+	const struct reuseview *reuse;    /* likewise */
 	int life_fd; /* readable once the daemon is gone: then this migration is to end, undone */
 };
 

@@ -9,7 +9,7 @@
 	X(interval_ns) X(ticks) X(sigmask) X(sock_family) X(sock_type) X(sock_protocol) \
 	X(backlog) X(uid) X(gid) X(cred_pid) X(cred_uid) X(cred_gid) \
 	X(peer_ino) X(connected) X(sock_shutdown) X(carried) X(waits_nth) X(bound) X(name_ino) X(name_dev) \
-	X(sock_error) X(filter_locked)
+	X(sock_error) X(filter_locked) X(reuse_group) X(reuse_place)
 /* clang-format on */
 
 /* clang-format off */
@@ -117,13 +117,21 @@ static int get_opts(struct arena *a, const Tree__File *pb, struct file *out, str
 	return 0;
 }
 
+static int get_code(struct arena *a, const uint64_t *code, size_t n, uint64_t **ret, size_t *ret_n,
+		    struct cr_err *err)
+{
+	*ret_n = n;
+	*ret = n ? arena_memdup(a, code, n * sizeof(*code)) : NULL;
+	return n && !*ret ? cr_err_oom(err) : 0;
+}
+
 static int get_filter(struct arena *a, const Tree__File *pb, struct file *out, struct cr_err *err)
 {
-	out->n_filter = pb->n_filter;
-	if (!pb->n_filter)
-		return 0;
-	out->filter = arena_memdup(a, pb->filter, pb->n_filter * sizeof(*out->filter));
-	return out->filter ? 0 : cr_err_oom(err);
+	int r = get_code(a, pb->filter, pb->n_filter, &out->filter, &out->n_filter, err);
+
+	return r ? r
+		 : get_code(a, pb->reuse_code, pb->n_reuse_code, &out->reuse_code,
+			    &out->n_reuse_code, err);
 }
 
 static bool may_wait(enum file_kind kind)
@@ -143,6 +151,8 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in)
 	FILE_NUMBERS(TREE_PUT)
 	pb->filter = in->filter;
 	pb->n_filter = in->n_filter;
+	pb->reuse_code = in->reuse_code;
+	pb->n_reuse_code = in->n_reuse_code;
 	pb->kind = in->kind;
 	pb->tcp_end = in->tcp_end;
 	pb->path = pb_string(in->path);

@@ -3,7 +3,8 @@
 
 filtered.py serve DIR ADDRESS: a TCP connection, a UDP socket of the same port, and a pair of unix sockets. The filters drop
 what has a certain TOS, the pair's what begins with an x. The port is written to DIR/port, the pid to DIR/pid.
-filtered.py ask DIR ADDRESS PORT: for each line of its input, looks whether they still do, and writes a line to DIR/said.
+filtered.py ask DIR ADDRESS PORT: for each line of its input, looks whether they still do, and writes a line to
+DIR/saidN.
 """
 import ctypes, errno, os, select, socket, struct, sys
 
@@ -17,6 +18,15 @@ def say(directory, name, text):
     with open(f"{directory}/.{name}", "w") as f:
         f.write(f"{text}\n")
     os.rename(f"{directory}/.{name}", f"{directory}/{name}")
+
+
+def tell_lines(directory, look):
+    for n, _ in enumerate(sys.stdin):
+        try:
+            text = look()
+        except OSError as e:
+            text = f"{e}"
+        say(directory, f"said{n}", text)
 
 
 def lock(s, offset, value):
@@ -98,12 +108,8 @@ def ask(directory, address, port):
     udp.connect((address, int(port)))
     for s in tcp, udp:
         s.settimeout(20)
-    for n, _ in enumerate(sys.stdin):
-        try:
-            text = look(tcp, udp)
-        except OSError as e:
-            text = f"{e}"
-        say(directory, f"said{n}", text)
+    tell_lines(directory, lambda: look(tcp, udp))
 
 
-{"serve": serve, "ask": ask}[sys.argv[1]](*sys.argv[2:])
+if __name__ == "__main__":
+    {"serve": serve, "ask": ask}[sys.argv[1]](*sys.argv[2:])

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Filters that a program has put on its sockets and locked: afterwards they drop what they dropped before, and nobody can
-# take them off. (tcp.t has them under load, and with migrations that are undone.)
+# take them off. (tcp.t has them under load, and with migrations that are undone.) Programs that choose among sockets
+# that share a port: they choose the same ones.
 set -uo pipefail
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
@@ -8,25 +9,26 @@ start_testbed
 # shellcheck source=tests/e2e/peers.sh
 . "$e2e/peers.sh"
 
-start_filtered() {
-	new_dir filtered
+# start_asked PROGRAM [ROLE]: it serves in alpha, and another in client asks it.
+start_asked() {
+	new_dir asked
 	server=$wl_dir asked=0 pid='' ask=''
-	on alpha setsid "$e2e/filtered.py" serve "$server" 10.77.0.100 </dev/null >"$server/log" 2>&1 &
+	on alpha setsid "$e2e/$1" "${2:-serve}" "$server" 10.77.0.100 </dev/null >"$server/log" 2>&1 &
 	wait_for "$server/pid" 20 || return 1
 	pid=$(<"$server/pid")
 	mkfifo "$server/ask"
-	on client setsid "$e2e/filtered.py" ask "$server" 10.77.0.100 "$(<"$server/port")" <"$server/ask" \
+	on client setsid "$e2e/$1" ask "$server" 10.77.0.100 "$(<"$server/port")" <"$server/ask" \
 		>>"$server/log" 2>&1 &
 	exec {ask}>"$server/ask"
 }
 
-end_filtered() {
+end_asked() {
 	[ -z "$ask" ] || exec {ask}>&-
 	[ -z "$pid" ] || on alpha kill -KILL "$pid" 2>/dev/null || on beta kill -KILL "$pid" 2>/dev/null
 	wait
 }
 
-filters_work() {
+all_is_well() {
 	local said=$server/said$asked
 	asked=$((asked + 1))
 	echo >&"$ask"
@@ -37,33 +39,64 @@ filters_work() {
 	return 1
 }
 
-filtered_moves() {
+asked_moves() {
 	local host from=alpha
-	filters_work before || return 1
+	all_is_well before || return 1
 	for host in beta alpha beta; do
 		migrate $from $host --pid "$pid" --move-address "$service" || {
 			say_migration
 			return 1
 		}
-		filters_work "in $host" || return 1
+		all_is_well "in $host" || return 1
 		from=$host
 	done
 }
-filtered_stays() {
-	filters_work before || return 1
+asked_stays() {
+	all_is_well before || return 1
 	migrate alpha beta --pid "$pid" --move-address "$service" --rehearse || {
 		say_migration
 		return 1
 	}
-	filters_work "after a rehearsal"
+	all_is_well "after a rehearsal"
 }
-filtered_case() {
+# asked_case PROGRAM FUNCTION ARGS…
+asked_case() {
 	local st=0
-	start_filtered && "$@" || st=1
-	end_filtered
+	start_asked "$1" && "${@:2}" || st=1
+	end_asked
 	return $st
 }
-case_of "locked filters: TCP, UDP, unix" filtered_case filtered_moves
-case_of "locked filters: TCP, UDP, unix, rehearsed" filtered_case filtered_stays
+case_of "locked filters: TCP, UDP, unix" asked_case filtered.py asked_moves
+case_of "locked filters: TCP, UDP, unix, rehearsed" asked_case filtered.py asked_stays
+
+case_of "a program that chooses among sockets" asked_case chosen.py asked_moves
+case_of "a program that chooses among sockets, rehearsed" asked_case chosen.py asked_stays
+
+# It is said where it cannot be seen, and refused where it cannot come along.
+unseen() {
+	migrate alpha beta --pid "$pid" --move-address "$service" --no-bpf --rehearse || {
+		say_migration
+		return 1
+	}
+	grep -q '"event":"warning".*chooses among the sockets.*is lost' "$work/events" && all_is_well "after a rehearsal"
+}
+case_of "a program that chooses among sockets: warned of without BPF" asked_case chosen.py unseen
+
+outside() {
+	start_asked chosen.py part && wait_for "$server/outside" 20 || return 1
+	migrate alpha beta --pid "$pid" --move-address "$service"
+	if [ "$mig_status" != 4 ] ||
+		! grep -q '"event":"refused".*chooses among.*some are outside the tree' "$work/events"; then
+		say_migration
+		return 1
+	fi
+}
+outside_case() {
+	local st=0
+	outside || st=1
+	end_asked
+	return $st
+}
+case_of "a program that chooses among sockets, some of them outside the tree: refused" outside_case
 
 done_testing

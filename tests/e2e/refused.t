@@ -52,6 +52,7 @@ mptcp MPTCP socket
 ktls connection .*kTLS
 md5listener TCP listener with signed segments
 ebpffilter eBPF filter
+ebpfreuseport eBPF program chooses
 ebpfconnection TCP connection to .* eBPF filter
 udpmore UDP socket: a datagram is being put together.*again
 udpzerocopy UDP socket that has sent with MSG_ZEROCOPY

@@ -267,7 +267,7 @@ static int do_md5listener(void)
 	return fd < 0 || setsockopt(fd, IPPROTO_TCP, MD5SIG, &sig, sizeof(sig)) ? -1 : fd;
 }
 
-static int ebpf_filter_on(int fd)
+static int ebpf_on(int fd, int how)
 {
 	const struct bpf_insn pass[] = {
 	    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = INT32_MAX},
@@ -279,7 +279,7 @@ static int ebpf_filter_on(int fd)
 			    .license = (uintptr_t) "GPL"};
 	int prog = syscall(SYS_bpf, BPF_PROG_LOAD, &a, sizeof(a));
 
-	if (fd < 0 || prog < 0 || setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)))
+	if (fd < 0 || prog < 0 || setsockopt(fd, SOL_SOCKET, how, &prog, sizeof(prog)))
 		return -1;
 	close(prog);
 	return fd;
@@ -287,12 +287,22 @@ static int ebpf_filter_on(int fd)
 
 static int do_ebpffilter(void)
 {
-	return ebpf_filter_on(listener());
+	return ebpf_on(listener(), SO_ATTACH_BPF);
+}
+
+static int do_ebpfreuseport(void)
+{
+	const int one = 1;
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+
+	return setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one))
+		   ? -1
+		   : ebpf_on(fd, SO_ATTACH_REUSEPORT_EBPF);
 }
 
 static int do_ebpfconnection(void)
 {
-	return ebpf_filter_on(connection(0));
+	return ebpf_on(connection(0), SO_ATTACH_BPF);
 }
 
 /* To itself. */
@@ -708,6 +718,7 @@ static const struct {
     {"ktls", do_ktls},
     {"md5listener", do_md5listener},
     {"ebpffilter", do_ebpffilter},
+    {"ebpfreuseport", do_ebpfreuseport},
     {"ebpfconnection", do_ebpfconnection},
     {"udpmore", do_udpmore},
     {"udpzerocopy", do_udpzerocopy},
