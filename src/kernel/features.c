@@ -24,6 +24,8 @@
 #include "kernel/pagemap.h"
 #include "kernel/taskview.h"
 #include "kernel/reqview.h"
+#include "kernel/reuseview.h"
+#include "kernel/sock_policy.h"
 #include "kernel/vmaview.h"
 #include "kernel/timens.h"
 #include "kernel/uffd.h"
@@ -301,6 +303,25 @@ static int probe_reqview(char *detail, size_t size)
 	return -r;
 }
 
+static int probe_reuseview(char *detail, size_t size)
+{
+	struct reuseview *rv = NULL;
+	struct cr_err err = {0};
+	int r = reuseview_new(&rv, &err);
+
+	reuseview_free(rv);
+	if (r)
+		snprintf(detail, size, "%.99s", err.msg);
+	return -r;
+}
+
+static int probe_sock_policy(char *detail, size_t size)
+{
+	(void)detail;
+	(void)size;
+	return sock_policy_is_possible() ? 0 : EOPNOTSUPP;
+}
+
 /* ---- the tables ---- */
 
 static const struct {
@@ -331,6 +352,10 @@ static const struct {
      "copy and nothing else of its mappings changes."},
     {"bpf-tcp-iterator", probe_reqview, false,
      "Connections whose handshake is under way at the switch-over are reset."},
+    {"bpf-reuseport", probe_reuseview, false,
+     "A program that chooses among sockets that share a port is lost by a move from here."},
+    {"sock-policy", probe_sock_policy, false,
+     "Sockets with a locked filter (SO_LOCK_FILTER) cannot move from here: CONFIG_XFRM_USER."},
     {"ptrace-rseq", probe_rseq, false,
      "Restartable sequences cannot be read (Linux 5.13): threads lose their registration."},
     {"clone3-set-tid", probe_set_tid, true, "Tasks cannot be given their pids here."},

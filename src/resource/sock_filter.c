@@ -4,7 +4,7 @@
 #include <linux/filter.h>
 #include <string.h>
 #include <sys/socket.h>
-#include "resource/sock_policy.h"
+#include "kernel/sock_policy.h"
 
 enum {
 	MARK_ALL = 0x63722d6c,
@@ -153,8 +153,10 @@ int sock_lock(int fd, enum sock_lock how, struct cr_err *err)
 		r = lock_before(fd, lock_all, ARRAY_SIZE(lock_all), err);
 	else
 		r = lock_before(fd, lock_new, ARRAY_SIZE(lock_new), err);
-	if (r && sock_filter_is_locked(fd))
+	if (r && sock_filter_is_locked(fd)) {
+		cr_err_clear(err);
 		r = sock_policy_lock(fd, err);
+	}
 	if (r && (why = sock_filter_trouble(fd)))
 		return cr_err_set(err, CR_ERR_UNSUPPORTED, ENOTSUP, "socket %s: not supported",
 				  why);

@@ -385,6 +385,8 @@ int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct
 	if (r < 0)
 		return r;
 	CHECK(f->n_filter <= FILTER_MAX, "file %zu: filter of %zu instructions", i, f->n_filter);
+	CHECK(!f->reuse_place || f->reuse_place < t->n_files, "file %zu: place %u of a group", i,
+	      f->reuse_place);
 	CHECK(f->n_reuse_code <= FILTER_MAX, "file %zu: program of %zu instructions", i,
 	      f->n_reuse_code);
 	for (size_t j = 0; j < f->n_opts; j++)

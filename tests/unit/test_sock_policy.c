@@ -1,6 +1,6 @@
 /* A socket with a policy hears nothing, whichever version of IP it speaks; without it, what comes.
  */
-#include "resource/sock_policy.h"
+#include "kernel/sock_policy.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

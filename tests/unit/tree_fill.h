@@ -410,7 +410,7 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 		e->filter[i] = fill_u64(f);
 	e->filter_locked = true;
 	e->reuse_group = fill_u32(f);
-	e->reuse_place = fill_u32(f);
+	e->reuse_place = 1 + fill_u32(f) % 2;
 	e->n_reuse_code = 1;
 	e->reuse_code = arena_array(a, uint64_t, 1);
 	e->reuse_code[0] = fill_u64(f);

@@ -1,4 +1,4 @@
-#include "resource/sock_policy.h"
+#include "kernel/sock_policy.h"
 
 #include <errno.h>
 #include <netinet/in.h>
