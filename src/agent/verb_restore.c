@@ -187,7 +187,8 @@ static int place_pages(struct restore *rs, bool more, struct cr_err *err)
 
 	if (rs->lazy) {
 		lazy_stats_path(path, sizeof(path), rs->cfg.state_dir, rs->d.journal.id);
-		r = lazy_new(&rs->d.lazy, path, rs->d.opts.postcopy_timeout_ms, err);
+		r = lazy_new(&rs->d.lazy, path, rs->d.journal.cgroup,
+			     rs->d.opts.postcopy_timeout_ms, err);
 		from.lazy = rs->d.lazy;
 	}
 	if (rs->lazy_address) {

@@ -282,7 +282,7 @@ static int on_reset(struct dest *d, const struct msg_reset *rs, struct cr_err *e
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "pages of a process that is not here");
 	if (!d->lazy) {
 		lazy_stats_path(path, sizeof(path), d->env->state_dir, d->journal.id);
-		r = lazy_new(&d->lazy, path, d->opts.postcopy_timeout_ms, err);
+		r = lazy_new(&d->lazy, path, d->journal.cgroup, d->opts.postcopy_timeout_ms, err);
 	}
 	if (!r && sh)
 		r = lazy_leave(d->lazy, sh, rs, err);

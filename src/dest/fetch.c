@@ -399,6 +399,7 @@ static bool any_space(const struct fetch *f)
 static int guard_lost(struct fetch *f)
 {
 	f->sh->guarding = 1;
+	__atomic_store_n(&f->st->guarding, 1, __ATOMIC_RELEASE);
 	if (!any_space(f)) {
 		finished(f);
 		f->st->ended_us = now_us();

@@ -201,6 +201,8 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 {
 	int r = 0;
 
+	if (d->lazy)
+		lazy_dumps_look(d->lazy);
 	vec_foreach (shp, &d->shells->list)
 		if (!r && !(*shp)->zombie)
 			r = leave_shell(d, *shp, err);
@@ -217,6 +219,7 @@ int dest_prepare(struct dest *d, struct cr_err *err)
 			r = lazy_keep(d->lazy, d->env->take_over, d->env->take_over_arg, err);
 		if (!r)
 			r = tie_all(d, err);
+		lazy_dumps_looked(d->lazy);
 	}
 	if (!r)
 		r = hold(d, err);

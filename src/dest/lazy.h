@@ -7,6 +7,7 @@
  *
  *   lazy_keep.c   the keeper, a process that takes the supervisor's place
  *   lazy_tie.c    if all three are killed in one moment, the tasks end with them
+ *   lazy_dump.c   a process that holds back the tasks' core dumps until all is there
  *
  * As long as pages are missing the userfaultfds are open in three processes with one table of
  * descriptors. Each may be killed, and any two of them together: the third starts the others anew.
@@ -49,14 +50,17 @@ struct lazy {
 	pid_t fetcher;            /* 0: none runs */
 	pid_t keeper;             /* 0: none */
 	int keeper_pidfd;
+	pid_t dump_holder; /* 0: none that is ours to wait for */
+	int dump_control;  /* -1; the holder of dumps ends with the last who has it */
 	int (*take_over)(void *arg);
 	void *take_over_arg;
 	unsigned int restarts;
 	unsigned int looks; /* at the cgroup: somebody was forked */
 };
 
-/* stats_path: a file for the numbers, made here and removed by lazy_free(), unless keeps_stats. */
-int lazy_new(struct lazy **ret, const char *stats_path, uint32_t timeout_ms,
+/* stats_path: a file for the numbers, made here and removed by lazy_free(), unless keeps_stats.
+ * cgroup: the directory of the one in which the tasks are, and will be. */
+int lazy_new(struct lazy **ret, const char *stats_path, const char *cgroup, uint32_t timeout_ms,
 	     struct cr_err *err) must_check;
 void lazy_stats_path(char *buf, size_t n, const char *state_dir, const char *id);
 /* Also ends the fetcher. takes NULL. */
@@ -136,6 +140,18 @@ static inline int lazy_notice_fd(const struct lazy *l)
 {
 	return l->shared->control;
 }
+
+/* ---- lazy_dump.c ---- */
+
+/* Starts the holder of dumps. Where it cannot do its work it says so in the log, and ends. */
+void lazy_dumps_begin(struct lazy *l, const char *cgroup);
+/* All tasks are where they will go on: have it look where their cores would be made. Returns at
+ * once; lazy_dumps_looked() waits until it has, but not for long. */
+void lazy_dumps_look(struct lazy *l);
+void lazy_dumps_looked(struct lazy *l);
+/* After the userfaultfds: as long as one is open, what a dump finds missing in shared memory is
+ * missing in it, there or not. */
+void lazy_dumps_end(struct lazy *l);
 
 /* ---- fetch.c ---- */
 

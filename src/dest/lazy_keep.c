@@ -64,13 +64,14 @@ static void keep(struct lazy *l)
 	log_warn("the supervisor of the fetcher ended, its keeper takes over");
 	prctl(PR_SET_NAME, "cr-agent"); /* another one is the keeper now */
 	end_fetcher_of_other(l);
-	l->fetcher = l->keeper = 0;
+	l->fetcher = l->keeper = l->dump_holder = 0;
 	l->keeper_pidfd = -1;
 	if (lazy_keep(l, l->take_over, l->take_over_arg, &err))
 		log_error("no keeper behind this one: %s", err.msg);
 	int st = l->take_over(l->take_over_arg);
 	lazy_end_keeper(l);
 	lazy_tie_end(l->shared);
+	lazy_state_free(l->shared); /* before the holder of dumps notices that we end */
 	_exit(st);
 }
 

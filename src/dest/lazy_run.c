@@ -37,21 +37,24 @@ void lazy_stats_path(char *buf, size_t n, const char *state_dir, const char *id)
 	snprintf(buf, n, "%s/%.32s.lazy", state_dir, id);
 }
 
-int lazy_new(struct lazy **ret, const char *stats_path, uint32_t timeout_ms, struct cr_err *err)
+int lazy_new(struct lazy **ret, const char *stats_path, const char *cgroup, uint32_t timeout_ms,
+	     struct cr_err *err)
 {
 	struct lazy *l = calloc(1, sizeof(*l));
 
 	if (!l)
 		return cr_err_oom(err);
-	l->keeper_pidfd = -1;
+	l->keeper_pidfd = l->dump_control = -1;
 	l->timeout_ms = timeout_ms;
 	snprintf(l->stats_path, sizeof(l->stats_path), "%s", stats_path);
 	int r = map_stats(l, err);
-	if (r)
+	if (r) {
 		lazy_free(l);
-	else
-		*ret = l;
-	return r;
+		return r;
+	}
+	lazy_dumps_begin(l, cgroup);
+	*ret = l;
+	return 0;
 }
 
 static void close_own(struct lazy_shared *sh)
@@ -89,6 +92,7 @@ void lazy_free(struct lazy *l)
 		close_fdp(&o->fd);
 	vec_done(&l->objects);
 	lazy_state_free(l->shared);
+	lazy_dumps_end(l); /* after all userfaultfds */
 	if (l->stats)
 		munmap(l->stats, sizeof(*l->stats));
 	if (!l->keeps_stats)

@@ -70,6 +70,7 @@ struct lazy_stats {
 	uint64_t buckets[LAZY_BUCKETS]; /* of fault latencies, see lazy_bucket() */
 	uint32_t n_losses;              /* more are in the log, and in `lost` */
 	struct lazy_loss losses[LAZY_LOSSES];
+	uint32_t guarding; /* see struct lazy_shared: nothing more will come */
 };
 
 struct lazy_tie { /* see lazy_tie.c */

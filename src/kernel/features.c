@@ -20,6 +20,7 @@
 #include <sys/wait.h>
 #include "base/cleanup.h"
 #include "kernel/cgroup.h"
+#include "kernel/dump_hold.h"
 #include "kernel/features_probe.h"
 #include "kernel/pagemap.h"
 #include "kernel/taskview.h"
@@ -322,6 +323,16 @@ static int probe_sock_policy(char *detail, size_t size)
 	return sock_policy_is_possible() ? 0 : EOPNOTSUPP;
 }
 
+static int probe_dump_hold(char *detail, size_t size)
+{
+	struct cr_err err = {0};
+	_cleanup_fd_ int group = dump_hold_open(&err);
+
+	if (group < 0)
+		snprintf(detail, size, "%.99s", err.msg);
+	return group < 0 ? -group : 0;
+}
+
 /* ---- the tables ---- */
 
 static const struct {
@@ -356,6 +367,9 @@ static const struct {
      "A program that chooses among sockets that share a port is lost by a move from here."},
     {"sock-policy", probe_sock_policy, false,
      "Sockets with a locked filter (SO_LOCK_FILTER) cannot move from here: CONFIG_XFRM_USER."},
+    {"fanotify-permissions", probe_dump_hold, false,
+     "A core dump lacks what of its process's memory has not arrived by then (post-copy, "
+     "hybrid)."},
     {"ptrace-rseq", probe_rseq, false,
      "Restartable sequences cannot be read (Linux 5.13): threads lose their registration."},
     {"clone3-set-tid", probe_set_tid, true, "Tasks cannot be given their pids here."},
