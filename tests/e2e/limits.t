@@ -208,61 +208,46 @@ kill_workload
 # --- twenty at once ---------------------------------------------------------------------------------------------
 
 cat >"$work/hostile.py" <<'EOP'
-# Everything that is wrong, over and over: noise, floods of connections, and a peer that knows what to say.
-import os, random, socket, struct, sys, time
-host, port = sys.argv[1].rsplit(":", 1)
-end = time.time() + float(sys.argv[2])
-def connect():
-    s = socket.create_connection((host, int(port)), 5)
-    s.settimeout(5)
-    return s
-def length(v):
-    out = b""
-    while v > 127:
-        out += bytes([v & 127 | 128]); v >>= 7
-    return out + bytes([v])
-def put(n, b):
-    return length(n << 3 | 2) + length(len(b)) + b
-def frame(b):
-    return struct.pack("<I", len(b)) + b
+# ADDRESS SECONDS: everything that is wrong, over and over: noise, floods of connections, and a peer that knows what to say.
+import os, random, struct, sys
+from mallory import NO_TOKEN, Target, attack, frame, put
+import mallory
+target = Target(sys.argv[1], 5)
 def hello():
-    body = put(1, b"cr-migrate") + b"\x10\x01\x18\x02" + put(4, os.urandom(16)) + \
-        put(5, b"cr-migrate: no token was given  ") + put(6, b"mallory")
-    return frame(put(1, body))
+    return mallory.hello(NO_TOKEN, os.urandom(16))
 def image(name):
     return frame(put(40, put(1, name)))
-def noise(s):
-    s.sendall(os.urandom(random.choice([1, 4, 100, 70000])))
-def huge(s):
-    s.sendall(struct.pack("<I", 0x7fffffff) + b"x" * 100)
-def stream(s):
-    s.sendall(b"CRPS" + os.urandom(200))
-def peer_noise(s):
-    s.sendall(hello() + frame(os.urandom(5000)))
-def peer_tree(s):
-    s.sendall(hello() + image(b"mallory%d" % random.randrange(5)) + frame(put(18, b"\x08\x02" + put(2, os.urandom(3000)))))
-    s.recv(1000)
-def peer_path(s):
-    s.sendall(hello() + image(random.choice([b"../../etc", b"/tmp/x", b".", b"a/b", b"x" * 5000])))
-    s.recv(1000)
-def peer_length(s):
-    s.sendall(hello() + struct.pack("<I", 500 << 20) + b"y" * 300000)
-def flood(s):
+last = None # half of them stay until the next has come
+def say(what, hear=False):
+    global last
+    s = target.connect()
+    s.sendall(what)
+    if hear:
+        s.recv(1000)
+    last = s if random.random() < .5 else s.close()
+def noise():
+    say(mallory.noise())
+def huge():
+    say(struct.pack("<I", 0x7fffffff) + b"x" * 100)
+def stream():
+    say(b"CRPS" + os.urandom(200))
+def peer_noise():
+    say(hello() + frame(os.urandom(5000)))
+def peer_tree():
+    say(hello() + image(b"mallory%d" % random.randrange(5)) + frame(put(18, b"\x08\x02" + put(2, os.urandom(3000)))), True)
+def peer_path():
+    say(hello() + image(random.choice([b"../../etc", b"/tmp/x", b".", b"a/b", b"x" * 5000])), True)
+def peer_length():
+    say(hello() + struct.pack("<I", 500 << 20) + b"y" * 300000)
+def flood():
     held = []
     try:
         for _ in range(150):
-            held.append(connect())
+            held.append(target.connect())
     finally:
         for h in held:
             h.close()
-while time.time() < end:
-    try:
-        s = connect()
-        random.choice([noise, huge, stream, peer_noise, peer_tree, peer_path, peer_length, flood])(s)
-        if random.random() < .5:
-            s.close()
-    except OSError:
-        pass
+attack(float(sys.argv[2]), [noise, huge, stream, peer_noise, peer_tree, peer_path, peer_length, flood])
 EOP
 
 one_of_many() {
@@ -285,7 +270,7 @@ twenty_at_once() {
 		pids[i]=$wl_pid
 		dirs[i]=$wl_dir
 	done
-	on client python3 "$work/hostile.py" "$server_address" 25 &
+	hostile client "$server_address" 25 &
 	mallory=$!
 	for i in {1..19}; do
 		one_of_many "$i" "${pids[i]}" &

@@ -45,26 +45,13 @@ ok "so it is with each of its threads" filters
 
 cat >"$work/hostile.py" <<'EOP'
 # ADDRESS SECONDS TOKEN ID: strangers, and one who has the token and knows the image.
-import os, random, socket, struct, sys, time
-host, port = sys.argv[1].rsplit(":", 1)
-end = time.time() + float(sys.argv[2])
+import os, random, struct, sys
+from mallory import Target, attack, frame, length, put
+import mallory
+connect = Target(sys.argv[1], 2).connect
 token, ident = bytes.fromhex(sys.argv[3]), bytes.fromhex(sys.argv[4])
-counts = {}
-def connect():
-    s = socket.create_connection((host, int(port)), 5)
-    s.settimeout(2)
-    return s
-def length(v):
-    out = b""
-    while v > 127:
-        out += bytes([v & 127 | 128]); v >>= 7
-    return out + bytes([v])
-def put(n, b):
-    return length(n << 3 | 2) + length(len(b)) + b
-def frame(b):
-    return struct.pack("<I", len(b)) + b
 def hello(t=token, i=ident):
-    return frame(put(1, put(1, b"cr-migrate") + b"\x10\x01\x18\x02" + put(4, i) + put(5, t) + put(6, b"mallory")))
+    return mallory.hello(t, i)
 def lazy(kind, name, pair):
     return frame(put(33, b"\x08" + bytes([kind]) + put(180, name) + length(181 << 3 | 1) + struct.pack("<Q", pair)))
 def frames(s, n):
@@ -94,7 +81,7 @@ def served(kinds=(1, 2)):
         socks.append(s)
     return socks
 def noise():
-    connect().sendall(os.urandom(random.choice([1, 4, 100, 70000])))
+    connect().sendall(mallory.noise())
 def no_token():
     s = connect(); s.sendall(hello(os.urandom(32)) + lazy(1, b"web", 1)); s.recv(1000)
 def names():
@@ -130,24 +117,16 @@ def stalls():
     held.append((s, bulk))
     del held[:-4]
 held = []
-everything = [noise, no_token, names, stale, kinds, half, twice, other_words, requests, stalls]
-while time.time() < end:
-    f = random.choice(everything)
-    counts[f.__name__] = counts.get(f.__name__, 0) + 1
-    try:
-        f()
-    except OSError:
-        pass
-missing = [f.__name__ for f in everything if f.__name__ not in counts]
-assert not missing, missing
+counts = attack(float(sys.argv[2]), [noise, no_token, names, stale, kinds, half, twice, other_words, requests, stalls])
 print(counts)
+assert all(counts.values())
 EOP
 
 # Tasks fetch their memory all the while.
 beside_hostile() {
 	local mallory id memory
 	id=$(on client "$build/cr-image" show "$image" manifest | jq -re .migration) || return 1
-	on alpha python3 "$work/hostile.py" "$server_address" 15 "$(<"$work/token")" "$id" >"$work/mallory" 2>&1 &
+	hostile alpha "$server_address" 15 "$(<"$work/token")" "$id" >"$work/mallory" 2>&1 &
 	mallory=$!
 	restored beta "$small" --lazy="$server_address" --token-file "$work/token" && runs_on || return 1
 	wait $mallory || { diag "$(tail -n 5 "$work/mallory")"; return 1; }

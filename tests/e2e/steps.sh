@@ -5,6 +5,7 @@
 #   restored HOST DIR ARGS…       it runs on there, and nowhere else
 #   start_server HOST ARGS…       sets server (its pid in HOST) and server_address
 #   stop_server HOST              by SIGTERM; fails if it does not end well
+#   hostile HOST ARGS…            $work/hostile.py there, with mallory.py
 
 : "${build:?is of lib.sh}" "${work:?is of lib.sh: start_testbed comes first}"
 
@@ -22,6 +23,10 @@ verb() {
 say_out() {
 	diag "$(tail -n 12 "$work/out")" "$(result_text)"
 	return 1
+}
+
+hostile() {
+	on "$1" env PYTHONPATH="${e2e:?}" PYTHONDONTWRITEBYTECODE=1 python3 "$work/hostile.py" "${@:2}"
 }
 
 restored() {
