@@ -7,6 +7,7 @@
 #include "image/image.h"
 #include "tests/fuzz/image_input.h"
 #include "tests/fuzz/page_server_input.h"
+#include "wire/lazy_stream.h"
 #include "wire/le.h"
 #include "wire/page_stream.h"
 #include "wire/ps_msg.h"
@@ -203,6 +204,104 @@ static void seed_page_stream(struct out *o)
 	save(o);
 }
 
+/* ---- fetching ---- */
+
+static void put_lazy(struct out *o, const struct lazy_frame *f, const void *payload)
+{
+	uint8_t head[LAZY_HDR_BYTES];
+
+	lazy_frame_encode(head, f);
+	put(o, head, sizeof(head));
+	put(o, payload, f->payload);
+}
+
+/* What a destination says; the pid and the addresses are those of the target. */
+static void seed_serve(struct out *o)
+{
+	const struct lazy_chunk c = {.start = 0x200000, .bits = {0xff, 0, 1}};
+	const struct msg_postcopy result = {.pages_lazy = 9, .faults = 1};
+	uint8_t chunk[LAZY_CHUNK_BYTES], stats[LAZY_STATS_BYTES];
+
+	lazy_chunk_encode(chunk, &c);
+	lazy_stats_encode(stats, &result);
+	for (int pushers = 0; pushers < 3; pushers++) {
+		put_byte(o, pushers);
+		for (int object = 0; object < 2; object++) {
+			lazy_chunk_encode(chunk, &(struct lazy_chunk){.start = object ? 0 : c.start,
+								      .bits = {0xff, 0, 1}});
+			put_lazy(o,
+				 &(struct lazy_frame){.type = LAZY_MISSING,
+						      .pid = object ? LAZY_OBJECT + 1 : 7,
+						      .npages = 1,
+						      .payload = sizeof(chunk)},
+				 chunk);
+		}
+		put_lazy(o, &(struct lazy_frame){.type = LAZY_MISSING_END}, NULL);
+		for (uint32_t i = 1; i < 8; i++)
+			put_lazy(o,
+				 &(struct lazy_frame){.type = LAZY_WANT,
+						      .pid = 7,
+						      .npages = i,
+						      .addr = c.start + i * CR_PAGE_SIZE},
+				 NULL);
+		if (pushers)
+			put_lazy(
+			    o,
+			    &(struct lazy_frame){.type = LAZY_COMPLETE, .payload = sizeof(stats)},
+			    stats);
+		save(o);
+	}
+}
+
+/* What a source says. */
+static void seed_fetch(struct out *o)
+{
+	static const struct {
+		enum lazy_type type;
+		pid_t pid;
+		uint32_t pages;
+		uint64_t addr;
+	} frames[] = {
+	    {LAZY_START, 0, 0, 0},
+	    {LAZY_PAGES, 7, 1, 0x200000},
+	    {LAZY_ZEROS, 7, 9, 0x201000},
+	    {LAZY_UNREADABLE, 7, 2, 0x210000},
+	    {LAZY_ZEROS, 7, 64, 0x400000},
+	    {LAZY_PAGES, 7, 2, 0x440000},
+	    {LAZY_PAGES, LAZY_OBJECT + 1, 1, 0},
+	    {LAZY_UNCHANGED, LAZY_OBJECT + 1, 4, 0x1000},
+	    {LAZY_ZEROS, LAZY_OBJECT + 1, 2, 0x8000},
+	    {LAZY_UNREADABLE, LAZY_OBJECT + 1, 1, 0x10000},
+	    {LAZY_BYE, 0, 0, 0},
+	};
+	static uint8_t pages[2 * CR_PAGE_SIZE];
+
+	memset(pages, 0x5a, sizeof(pages));
+	for (int pushed = 0; pushed < 2; pushed++) {
+		for (size_t i = 0; i < ARRAY_SIZE(frames); i++) {
+			struct lazy_frame f = {.type = frames[i].type,
+					       .pid = frames[i].pid,
+					       .npages = frames[i].pages,
+					       .addr = frames[i].addr};
+
+			if (f.type == LAZY_PAGES)
+				f.payload = f.npages * (uint32_t)CR_PAGE_SIZE;
+			put_lazy(o, &f, pages);
+			o->b[o->len - f.payload - LAZY_HDR_BYTES + 5] = (uint8_t)pushed;
+		}
+		save(o);
+	}
+	/* a huge page, whole */
+	for (uint32_t at = 0; at < 512; at += 64)
+		put_lazy(o,
+			 &(struct lazy_frame){.type = LAZY_ZEROS,
+					      .pid = 7,
+					      .npages = 64,
+					      .addr = 0x400000 + at * CR_PAGE_SIZE},
+			 NULL);
+	save(o);
+}
+
 /* ---- images ---- */
 
 static void put_part(struct out *o, int which, const void *b, size_t n)
@@ -374,8 +473,10 @@ static const struct {
 	const char *target;
 	void (*seed)(struct out *o);
 } seeds[] = {
-    {"procfs", seed_procfs},           {"msg", seed_msg},     {"tree", seed_tree},
-    {"page_stream", seed_page_stream}, {"image", seed_image}, {"page_server", seed_page_server},
+    {"procfs", seed_procfs}, {"msg", seed_msg},
+    {"tree", seed_tree},     {"page_stream", seed_page_stream},
+    {"image", seed_image},   {"page_server", seed_page_server},
+    {"serve", seed_serve},   {"fetch", seed_fetch},
 };
 
 int main(int argc, char **argv)
