@@ -167,8 +167,8 @@ int bpf_iter_load(const struct btf *btf, const char *kind, const struct bpf_code
 	return *ret < 0 ? cr_err_sys(err, "loading the BPF iterator %s", kind) : 0;
 }
 
-int bpf_iter_read(int prog, const union bpf_iter_link_info *of, bpf_goes_on_fn goes_on, void **ret,
-		  size_t *ret_bytes, struct cr_err *err)
+int bpf_iter_read(int prog, const union bpf_iter_link_info *of, bpf_goes_on_fn goes_on,
+		  size_t record_bytes, void **ret, size_t *ret_bytes, struct cr_err *err)
 {
 	/* The kernel gives up to eight pages at once, whole records. */
 	enum { STEP = 8 * 4096, MOST = 256 << 20 };
@@ -191,7 +191,7 @@ int bpf_iter_read(int prog, const union bpf_iter_link_info *of, bpf_goes_on_fn g
 			continue;
 		if (got < 0)
 			return cr_err_sys(err, "reading a BPF iterator");
-		if (!got || (n && goes_on && !goes_on(buf, n, buf + n)))
+		if (!got || (n && goes_on && !goes_on(buf + n - record_bytes, buf + n)))
 			break;
 		n += (size_t)got;
 		if (n > MOST)
@@ -201,4 +201,23 @@ int bpf_iter_read(int prog, const union bpf_iter_link_info *of, bpf_goes_on_fn g
 	*ret = take_ptr(buf);
 	*ret_bytes = n;
 	return 0;
+}
+
+/* KERNEL 6.18: of one task, what does not fit into one read(2) ends with the last part given again
+ * and again. Addresses ascend, so that shows. */
+static bool ascends(const void *last, const void *next)
+{
+	return *(const uint64_t *)next > *(const uint64_t *)last;
+}
+
+int bpf_iter_read_vmas(int prog, pid_t pid, size_t record_bytes, void **ret, size_t *ret_n,
+		       struct cr_err *err)
+{
+	/* one thread: the others have the same mappings */
+	const union bpf_iter_link_info of = {.task = {.tid = (uint32_t)pid}};
+	size_t bytes = 0;
+	int r = bpf_iter_read(prog, &of, ascends, record_bytes, ret, &bytes, err);
+
+	*ret_n = bytes / record_bytes;
+	return r ? cr_err_ctx(err, "mappings of %d", pid) : 0;
 }

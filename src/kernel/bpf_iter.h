@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 #include "base/err.h"
 
 struct bpf_code {
@@ -55,8 +56,14 @@ void bpf_emit_write(struct bpf_code *p, size_t bytes);
 /* kind: what comes after "bpf_iter_" in the kernel's name of it. */
 int bpf_iter_load(const struct btf *btf, const char *kind, const struct bpf_code *p, int *ret,
 		  struct cr_err *err) must_check;
-/* All that it writes; the caller frees *ret. goes_on, if given, is asked of all that one read(2)
- * gave and what came before it; where it says no, that was the end, and this read is left out. */
-typedef bool (*bpf_goes_on_fn)(const void *before, size_t before_bytes, const void *more);
-int bpf_iter_read(int prog, const union bpf_iter_link_info *of, bpf_goes_on_fn goes_on, void **ret,
-		  size_t *ret_bytes, struct cr_err *err) must_check;
+/* All that it writes; the caller frees *ret. goes_on, if given, is asked of the last record of
+ * record_bytes that came before and the first of what one read(2) gave; where it says no, that was
+ * the end, and this read is left out. */
+typedef bool (*bpf_goes_on_fn)(const void *last, const void *next);
+int bpf_iter_read(int prog, const union bpf_iter_link_info *of, bpf_goes_on_fn goes_on,
+		  size_t record_bytes, void **ret, size_t *ret_bytes,
+		  struct cr_err *err) must_check;
+/* Of one process's mappings, by an iterator "task_vma" whose records, of record_bytes each, begin
+ * with where the mapping begins. *ret_n: how many. */
+int bpf_iter_read_vmas(int prog, pid_t pid, size_t record_bytes, void **ret, size_t *ret_n,
+		       struct cr_err *err) must_check;

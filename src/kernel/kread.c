@@ -166,7 +166,7 @@ static int find_file(const struct btf *btf, int fd, uint64_t *ret, struct cr_err
 	bpf_emit_write(&p, sizeof(struct record));
 	int r = bpf_iter_load(btf, "task_file", &p, &prog, err);
 	if (!r)
-		r = bpf_iter_read(prog, &info, NULL, &buf, &bytes, err);
+		r = bpf_iter_read(prog, &info, NULL, 0, &buf, &bytes, err);
 	_cleanup_free_ struct record *v = buf;
 	for (size_t i = 0; !r && i < bytes / sizeof(*v); i++)
 		if (v[i].fd == (uint64_t)fd) {

@@ -152,7 +152,7 @@ static int silence(const struct orphanview *v, const uint64_t *at, const uint64_
 		if (bpf_map_update_elem(v->silenced, &at[i], &ports[i], BPF_ANY))
 			r = cr_err_sys(err, "a BPF map");
 	if (!r)
-		r = bpf_iter_read(v->silence, &all, NULL, &none, &bytes, err);
+		r = bpf_iter_read(v->silence, &all, NULL, 0, &none, &bytes, err);
 	free(none);
 	for (size_t i = 0; i < n; i++)
 		if (bpf_map_delete_elem(v->silenced, &at[i]) && !r && errno != ENOENT)
@@ -167,7 +167,7 @@ int orphanview_read(const struct orphanview *v, bool take, orphan_wanted_fn want
 	struct kread *mem = NULL;
 	void *buf = NULL;
 	size_t bytes = 0, n = 0;
-	int r = bpf_iter_read(v->prog, &all, NULL, &buf, &bytes, err);
+	int r = bpf_iter_read(v->prog, &all, NULL, 0, &buf, &bytes, err);
 	_cleanup_free_ uint64_t *at = buf, *ports = calloc(bytes / 8 + 1, 8);
 
 	if (!r && !ports)

@@ -237,11 +237,9 @@ void pendview_free(struct pendview *v)
 
 /* KERNEL 6.18: of one task, what does not fit into one read(2) may be given again, as with
  * mappings (vmaview.c). Numbers ascend, so that shows. */
-static bool goes_on(const void *before, size_t before_bytes, const void *more)
+static bool goes_on(const void *last, const void *next)
 {
-	const struct record *last = before, *next = more;
-
-	return next->fd > last[before_bytes / sizeof(*last) - 1].fd;
+	return ((const struct record *)next)->fd > ((const struct record *)last)->fd;
 }
 
 static struct pending pending_of(const struct record *r)
@@ -268,7 +266,7 @@ int pendview_read(const struct pendview *v, pid_t pid, struct pending_list *ret,
 	const union bpf_iter_link_info of = {.task = {.tid = (uint32_t)pid}};
 	_cleanup_free_ void *buf = NULL;
 	size_t bytes = 0;
-	int r = bpf_iter_read(v->prog, &of, goes_on, &buf, &bytes, err);
+	int r = bpf_iter_read(v->prog, &of, goes_on, sizeof(struct record), &buf, &bytes, err);
 
 	*ret = (struct pending_list){0};
 	if (r)

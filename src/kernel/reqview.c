@@ -167,7 +167,7 @@ int reqview_read(const struct reqview *v, struct handshakes *ret, struct cr_err 
 	const union bpf_iter_link_info all = {0};
 	void *buf = NULL;
 	size_t bytes = 0;
-	int r = bpf_iter_read(v->prog, &all, NULL, &buf, &bytes, err);
+	int r = bpf_iter_read(v->prog, &all, NULL, 0, &buf, &bytes, err);
 	_cleanup_free_ uint8_t *records = buf;
 
 	if (r)

@@ -202,11 +202,9 @@ static int read_one(const struct reading *rd, const struct record *rec, struct c
 }
 
 /* KERNEL 6.18: as in sockview.c. */
-static bool goes_on(const void *before, size_t before_bytes, const void *more)
+static bool goes_on(const void *last, const void *next)
 {
-	const struct record *last = before, *next = more;
-
-	return next->fd > last[before_bytes / sizeof(*last) - 1].fd;
+	return ((const struct record *)next)->fd > ((const struct record *)last)->fd;
 }
 
 int reuseview_read(const struct reuseview *v, pid_t pid, struct chosen_list *ret,
@@ -216,7 +214,7 @@ int reuseview_read(const struct reuseview *v, pid_t pid, struct chosen_list *ret
 	struct reading rd = {.v = v};
 	void *buf = NULL;
 	size_t bytes = 0;
-	int r = bpf_iter_read(v->prog, &of, goes_on, &buf, &bytes, err);
+	int r = bpf_iter_read(v->prog, &of, goes_on, sizeof(struct record), &buf, &bytes, err);
 	_cleanup_free_ struct record *rec = buf;
 
 	*ret = (struct chosen_list){0};

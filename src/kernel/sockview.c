@@ -440,12 +440,10 @@ static int emit_all(const struct making *m, struct cr_err *err)
 /* ---- reading ---- */
 
 /* KERNEL 6.18: of one task, what does not fit into one read(2) may be given again, as with
- * mappings (vmaview.c). Numbers ascend, so that shows. */
-static bool goes_on(const void *before, size_t before_bytes, const void *more)
+ * mappings (bpf_iter_read_vmas). Numbers ascend, so that shows. */
+static bool goes_on(const void *last, const void *next)
 {
-	const struct record *last = before, *next = more;
-
-	return next->fd > last[before_bytes / sizeof(*last) - 1].fd;
+	return ((const struct record *)next)->fd > ((const struct record *)last)->fd;
 }
 
 static void put4(struct sockaddr_storage *sa, uint64_t addr, uint64_t port)
@@ -549,7 +547,7 @@ int sockview_read(const struct sockview *v, pid_t pid, struct sock_facts_list *r
 	const union bpf_iter_link_info of = {.task = {.tid = (uint32_t)pid}};
 	_cleanup_free_ void *buf = NULL;
 	size_t bytes = 0;
-	int r = bpf_iter_read(v->prog, &of, goes_on, &buf, &bytes, err);
+	int r = bpf_iter_read(v->prog, &of, goes_on, sizeof(struct record), &buf, &bytes, err);
 
 	*ret = (struct sock_facts_list){0};
 	if (r)

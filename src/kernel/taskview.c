@@ -174,7 +174,7 @@ static int read_records(int prog, pid_t pid, struct record **ret, size_t *ret_n,
 	const union bpf_iter_link_info of = {.task = {.pid = (uint32_t)pid}};
 	void *v = NULL;
 	size_t bytes = 0;
-	int r = bpf_iter_read(prog, &of, NULL, &v, &bytes, err);
+	int r = bpf_iter_read(prog, &of, NULL, 0, &v, &bytes, err);
 
 	*ret = v;
 	*ret_n = bytes / sizeof(struct record);

@@ -202,7 +202,7 @@ int undoview_read(const struct undoview *v, pid_t pid, struct undo_facts *ret, s
 	const union bpf_iter_link_info of = {.task = {.pid = (uint32_t)pid}};
 	_cleanup_free_ void *records = NULL;
 	size_t bytes = 0;
-	int r = bpf_iter_read(v->prog, &of, NULL, &records, &bytes, err);
+	int r = bpf_iter_read(v->prog, &of, NULL, 0, &records, &bytes, err);
 
 	*ret = (struct undo_facts){0};
 	for (size_t i = 0; i < bytes / sizeof(struct record) && !r; i++)

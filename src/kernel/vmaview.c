@@ -49,27 +49,14 @@ static int emit_all(struct bpf_code *p, const struct btf *btf, struct cr_err *er
 
 /* ---- reading ---- */
 
-/* KERNEL 6.18: of one task, what does not fit into one read(2) ends with the last part given again
- * and again. Addresses ascend, so that shows. */
-static bool goes_on(const void *before, size_t before_bytes, const void *more)
-{
-	const struct record *last = before, *next = more;
-
-	return next->start > last[before_bytes / sizeof(*last) - 1].start;
-}
-
 static int read_records(const struct vmaview *vv, pid_t pid, struct record **ret, size_t *ret_n,
 			struct cr_err *err)
 {
-	/* one thread: the others have the same mappings */
-	const union bpf_iter_link_info of = {.task = {.tid = (uint32_t)pid}};
 	void *v = NULL;
-	size_t bytes = 0;
-	int r = bpf_iter_read(vv->prog, &of, goes_on, &v, &bytes, err);
+	int r = bpf_iter_read_vmas(vv->prog, pid, sizeof(**ret), &v, ret_n, err);
 
 	*ret = v;
-	*ret_n = bytes / sizeof(struct record);
-	return r ? cr_err_ctx(err, "mappings of %d", pid) : 0;
+	return r;
 }
 
 int vmaview_digest(const struct vmaview *vv, pid_t pid, uint64_t *ret, struct cr_err *err)
