@@ -109,11 +109,12 @@ void report_json_done(const struct mig_id *id, const struct msg_round *rounds, s
 		json_array_append_new(list, round_of(&rounds[i]));
 	print(json_pack("{s:s, s:o, s:o}", "event", "stops", "count", number(d->stops),
 			"longest_us", number(d->longest_stop_us)));
-	json_t *j = json_pack(
-	    "{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "event", "done", "outcome",
-	    msg_outcome_name(d->outcome), "migration", hex, "downtime_us", number(d->downtime_us),
-	    "total_us", number(d->total_us), "rounds", list, "phases_us", phases_of(&d->phases),
-	    "memory_bytes", number(d->memory_bytes), "error", error_of(&d->error));
+	json_t *j =
+	    json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "event", "done",
+		      "outcome", msg_outcome_name(d->outcome), "migration", hex, "downtime_us",
+		      number(d->downtime_us), "total_us", number(d->total_us), "rounds", list,
+		      "phases_us", phases_of(&d->phases), "memory_bytes", number(d->memory_bytes),
+		      "stop_pages", number(d->stop_pages), "error", error_of(&d->error));
 	if (j && d->postcopied)
 		json_object_set_new(j, "postcopy", postcopy_of(&d->postcopy));
 	print(j);

@@ -27,6 +27,7 @@ struct agent_config { /* filled once from the command line, then constant */
 	struct sock_alike *socks;   /* likewise */
 	struct pendview *pending;   /* likewise */
 	struct reuseview *reuse;    /* likewise */
+	struct shmview *shared;     /* likewise */
 };
 
 int verb_serve(int argc, char **argv);

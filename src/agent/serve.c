@@ -19,6 +19,7 @@
 #include "kernel/reqview.h"
 #include "kernel/reuseview.h"
 #include "kernel/vmaview.h"
+#include "kernel/shmview.h"
 #include "resource/sockopt_alike.h"
 
 enum {
@@ -316,6 +317,8 @@ int verb_serve(int argc, char **argv)
 		log_info("programs that choose among sockets that share a port are lost by a move: "
 			 "%s",
 			 err.msg);
+	if (shmview_new(&cfg.shared, &err))
+		log_info("shared memory is compared as a whole at the switch-over: %s", err.msg);
 	log_info("%s: control %s, peers %s", cfg.host, cfg.control, cfg.peer_listen);
 	return run_loop(&d);
 }

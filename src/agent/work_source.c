@@ -40,6 +40,7 @@ void work_source(const struct agent_config *cfg, struct link *client, const stru
 	    .socks = cfg->socks,
 	    .pending = cfg->pending,
 	    .reuse = cfg->reuse,
+	    .shared = cfg->shared,
 	    .life_fd = life_fd,
 	};
 	struct source s;

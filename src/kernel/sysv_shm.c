@@ -29,6 +29,7 @@ int sysv_shm_stat(int id, struct sysv_shm *ret, struct cr_err *err)
 	    .removed = ds.shm_perm.mode & SHM_DEST,
 	    .size = ds.shm_segsz,
 	    .attached = ds.shm_nattch,
+	    .attached_s = (uint64_t)ds.shm_atime,
 	    .cpid = ds.shm_cpid,
 	};
 	return 0;

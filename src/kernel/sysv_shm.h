@@ -12,6 +12,7 @@ struct sysv_shm {
 	uint64_t size;           /* bytes */
 	int huge;                /* to make one: SHM_HUGETLB and which, shmget(2) */
 	uint64_t attached;       /* how often, by whomever */
+	uint64_t attached_s;     /* when that was done last; seconds since the epoch, 0: never */
 	pid_t cpid;              /* who made it, in the caller's pid namespace; 0: nobody there */
 };
 

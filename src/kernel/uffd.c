@@ -54,9 +54,9 @@ int uffd_register(int fd, uint64_t start, uint64_t end)
 	return ioctl(fd, UFFDIO_REGISTER, &reg) ? -errno : 0;
 }
 
-int uffd_unprotect(int fd, uint64_t start, uint64_t end)
+static int write_protect(int fd, uint64_t start, uint64_t end, uint64_t mode)
 {
-	struct uffdio_writeprotect wp = {.range = {start, end - start}, .mode = 0};
+	struct uffdio_writeprotect wp = {.range = {start, end - start}, .mode = mode};
 	bool is_long = end - start > BACKGROUND_LONG_BYTES;
 
 	if (is_long)
@@ -65,6 +65,16 @@ int uffd_unprotect(int fd, uint64_t start, uint64_t end)
 	if (is_long)
 		background_resume();
 	return r;
+}
+
+int uffd_unprotect(int fd, uint64_t start, uint64_t end)
+{
+	return write_protect(fd, start, end, 0);
+}
+
+int uffd_protect(int fd, uint64_t start, uint64_t end)
+{
+	return write_protect(fd, start, end, UFFDIO_WRITEPROTECT_MODE_WP);
 }
 
 /* ---- missing pages ---- */

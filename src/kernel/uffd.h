@@ -18,6 +18,8 @@ int uffd_register(int fd, uint64_t start, uint64_t end) must_check;
 /* Let all pages of [start, end) read as written. It stops at a mapping that is not tracked: ENOENT.
  */
 int uffd_unprotect(int fd, uint64_t start, uint64_t end) must_check;
+/* None of them does, until it is written; also those that are not there. */
+int uffd_protect(int fd, uint64_t start, uint64_t end) must_check;
 
 /* ---- missing pages, Linux 4.3; events 4.11; poison 6.6 ---- */
 

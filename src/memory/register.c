@@ -11,6 +11,8 @@
  * registered has its protection cleared before the next scan, and then reads as written. */
 #include "memory/register.h"
 
+#include <sys/mman.h>
+
 #include "kernel/pagemap.h"
 #include "kernel/procfs.h"
 #include "kernel/uffd.h"
@@ -174,9 +176,20 @@ static bool is_known_other(const struct mm *mm, const struct addr_range *g)
 	return true;
 }
 
-static bool is_wanted(const struct proc_map *m)
+/* Shared memory without a name, memory/shared_tracker.h; and not to be tracked is what cannot be
+ * written, which may be open for reading only. */
+static bool is_shared_memory(const struct proc_map *m)
 {
-	return !m->shared && strncmp(m->name, "[v", 2); /* [vvar], [vdso], [vsyscall] */
+	return m->shared && m->prot & PROT_WRITE &&
+	       (!strncmp(m->name, "/dev/zero", 9) || !strncmp(m->name, "/SYSV", 5) ||
+		!strncmp(m->name, "[anon_shmem:", 12));
+}
+
+static bool is_wanted(const struct proc_map *m, bool shared)
+{
+	if (m->shared)
+		return shared && is_shared_memory(m);
+	return strncmp(m->name, "[v", 2); /* [vvar], [vdso], [vsyscall] */
 }
 
 static bool is_registered(const struct tracker *t, uint64_t va)
@@ -198,30 +211,41 @@ struct gap {
 	size_t n;
 };
 
+static int register_around(struct tracker *t, const struct gap *g, bool shared, struct cr_err *err);
+
+/* The mappings are wanted, and the range ends or begins at others that are not. */
+static int register_stretch(struct tracker *t, const struct gap *g, bool shared, struct cr_err *err)
+{
+	int r = register_range(t, g->start, g->end, g->maps->start, err);
+
+	/* shared memory in it was to be had only for reading, or is of huge pages */
+	if (r == 1 && shared)
+		r = register_around(t, g, false, err);
+	/* 1: its mappings went away, or are never to be tracked: they read as written */
+	return r < 0 ? r : 0;
+}
+
 /* Something in the gap is not for userfaultfd (vvar; a file that was opened for reading, mapped
  * shared): around all that is not wanted. Its edges are as of the look, and may have moved. */
-static int register_around(struct tracker *t, const struct gap *g, struct cr_err *err)
+static int register_around(struct tracker *t, const struct gap *g, bool shared, struct cr_err *err)
 {
-	uint64_t start = g->start, first = 0;
-	bool wanted = false;
+	struct gap part = {.start = g->start};
 	int r = 0;
 
-	for (size_t i = 0; i <= g->n && r >= 0; i++) {
+	for (size_t i = 0; i <= g->n && !r; i++) {
 		const struct proc_map *m = i < g->n ? &g->maps[i] : NULL;
 
-		if (m && is_wanted(m)) {
-			if (!wanted)
-				first = m->start;
-			wanted = true;
+		if (m && is_wanted(m, shared)) {
+			if (!part.n++)
+				part.maps = m;
 			continue;
 		}
-		/* 1: its mappings went away, or are never to be tracked: they read as written */
-		if (wanted)
-			r = register_range(t, start, m ? m->start : g->end, first, err);
-		start = m ? m->end : 0;
-		wanted = false;
+		part.end = m ? m->start : g->end;
+		if (part.n)
+			r = register_stretch(t, &part, shared, err);
+		part = (struct gap){.start = m ? m->end : 0};
 	}
-	return r < 0 ? r : 0;
+	return r;
 }
 
 static int register_gap(struct tracker *t, const struct gap *g, struct cr_err *err)
@@ -231,7 +255,7 @@ static int register_gap(struct tracker *t, const struct gap *g, struct cr_err *e
 	    (g->end < PAGEMAP_TOP && !is_registered(t, g->end)))
 		return 0;
 	int r = register_range(t, g->start, g->end, g->n ? g->maps->start : 0, err);
-	return r == 1 ? register_around(t, g, err) : r;
+	return r == 1 ? register_around(t, g, t->shared, err) : r;
 }
 
 /* The scan passes over mappings without pages of their own (vvar): these are asked for. */
@@ -241,7 +265,7 @@ static bool is_bare(const struct tracker *t, const struct addr_ranges *bare, siz
 	while (*k < bare->n && bare->v[*k].end <= m->start)
 		(*k)++;
 	return (*k < bare->n && bare->v[*k].start <= m->start) ||
-	       (!is_wanted(m) && !is_registered(t, m->start));
+	       (!is_wanted(m, false) && !is_registered(t, m->start));
 }
 
 static int register_gaps(struct tracker *t, const struct proc_maps *maps,
@@ -258,7 +282,7 @@ static int register_gaps(struct tracker *t, const struct proc_maps *maps,
 		if (m && m->start >= PAGEMAP_TOP)
 			m = NULL;
 		if (m && is_bare(t, bare, &k, m)) {
-			wanted |= is_wanted(m);
+			wanted |= is_wanted(m, t->shared);
 			if (!g.n++ && m->start < g.start) /* vm.mmap_min_addr can be lowered */
 				g.start = m->start;
 			continue;

@@ -18,6 +18,7 @@ struct tracker {
 	int pagemap, mem;
 	bool always_full; /* direct I/O: writes by devices are not seen; the last round compares all
 			   */
+	bool shared;      /* shared memory is tracked as well, memory/shared_tracker.h */
 	bool shares_cow;  /* pages may be shared with a relative: reading must not break that */
 	struct sentmap sent;
 	struct table_probes *probes; /* asked for by the last round, until the last look */

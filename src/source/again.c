@@ -40,9 +40,7 @@ static void forget(struct source *s)
 		free(*spp);
 	}
 	s->procs.n = 0;
-	vec_foreach (o, &s->objects)
-		sentmap_done(&o->sent);
-	s->objects.n = 0;
+	source_objects_done(s);
 	object_fds_done(&s->object_fds);
 	vec_foreach (t, &s->newcomers)
 		tree_free(*t);

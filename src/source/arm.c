@@ -181,6 +181,7 @@ static int finish(struct source *s, struct tree *t, struct arming *a, struct cr_
 	a->sp->armed = uffd >= 0;
 	a->sp->has_tracker = true;
 	r = tracker_init(&a->sp->tracker, a->sp->pid, 0, uffd, &s->digest_budget, err);
+	a->sp->tracker.shared = source_tracks_objects(s);
 	return r ? r : tracker_arm(&a->sp->tracker, err);
 }
 

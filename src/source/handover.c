@@ -542,7 +542,9 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	source_request(s, &rq);
 	heap_warm(HEAP_BYTES + tree_count_threads(s->tree) * HEAP_BYTES_PER_THREAD);
 	page_tx_set_bandwidth(s->tx, 0); /* the limit is for what runs beside the tasks */
-	int r = announce(s, err);
+	int r = source_last_object_rounds(s, err);
+	if (!r)
+		r = announce(s, err);
 	source_real_time(true);
 	if (!r && s->lazy)
 		r = source_last_drop_rounds(s, err);
@@ -567,6 +569,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 		r = source_check_hole(s, t, err);
 	if (!r)
 		r = source_note_held(s, t, err);
+	uint64_t looked_into = source_pages_read(s);
 	if (!r)
 		r = send_rest(s, t, err);
 	ph->last_pages = now_us() - times.captured_us;
@@ -574,6 +577,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	if (!r)
 		r = rebuild_there(s, t, err);
 	ph->rebuild = now_us() - t1;
+	s->done.stop_pages = source_pages_read(s) - looked_into;
 	t1 = now_us();
 	if (!r && s->rq->opts.verify == MSG_VERIFY_FULL)
 		r = verify_full(s, t, err);

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include "base/clock.h"
 #include "memory/donor.h"
@@ -128,6 +127,7 @@ static void init_sent(struct source *s, struct source_object *o, const struct tr
 
 	sentmap_init(&o->sent, may ? &s->lazy_digests : &s->object_digests);
 	o->sent.digests_at_once = true;
+	o->witness = WITNESS_NONE;
 }
 
 static int take_targets(struct source *s, const struct tree *t, const struct msg_tree_ok *ok,
@@ -212,54 +212,8 @@ int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *
 
 /* ---- sending memory ---- */
 
-/* The destination cuts pages at the end of the object as it knew it: of a page that lies across
- * that end, it may have less than was sent. What it has cut off is gone; but an image keeps it. */
-static void follow_size(struct source_object *o, uint64_t size, bool kept)
-{
-	uint64_t edge = o->size < size ? o->size : size;
-
-	if (o->size == size)
-		return;
-	sentmap_doubt(&o->sent, edge & ~(CR_PAGE_SIZE - 1));
-	if (size < o->size && !kept)
-		sentmap_forget(&o->sent, ALIGN_UP(size, CR_PAGE_SIZE),
-			       ALIGN_UP(o->size, CR_PAGE_SIZE));
-	o->size = size;
-}
-
-/* Shared memory is compared whole: another mapper's writes, or write(2), leave no mark here. */
-static int send_object(struct source *s, size_t i, uint64_t size, struct cr_err *err)
-{
-	struct source_object *o = &s->objects.v[i];
-	int fd = s->object_fds.list.v[i];
-	int r = reader_target(s->reader, o->target, &o->sent, READ_FILE, 0, fd, err);
-	uint64_t end = ALIGN_UP(size, CR_PAGE_SIZE);
-
-	if (!r)
-		follow_size(o, size, s->image);
-	for (uint64_t at = 0; at < end && !r;) {
-		off_t data = lseek(fd, (off_t)at, SEEK_DATA);
-		uint64_t next = data < 0 ? end : (uint64_t)data & ~(CR_PAGE_SIZE - 1);
-
-		/* a hole: zeros, where something else was sent before */
-		for (uint64_t va = at; va < next && !r; va += CR_PAGE_SIZE)
-			if (sentmap_chunk(&o->sent, va, false) == NULL)
-				va = va - va % CHUNK_SIZE + CHUNK_SIZE - CR_PAGE_SIZE;
-			else if (sentmap_test(&o->sent, va))
-				r = reader_add(s->reader, va, va + CR_PAGE_SIZE, true, err);
-		if (r || next >= end)
-			break;
-		off_t hole = lseek(fd, (off_t)next, SEEK_HOLE);
-		at = hole < 0 ? end : ALIGN_UP((uint64_t)hole, CR_PAGE_SIZE);
-		if (at > end)
-			at = end;
-		r = reader_add(s->reader, next, at, true, err);
-	}
-	return r ? r : reader_finish(s->reader, err);
-}
-
 /* Devices write without leaving a mark. A pipe's O_DIRECT is another thing: packets, pipe(2). */
-static bool has_direct_io(const struct tree *t)
+bool source_has_direct_io(const struct tree *t)
 {
 	for (size_t i = 0; i < t->n_files; i++)
 		if (t->files[i].flags & O_DIRECT && t->files[i].kind != FILE_PIPE)
@@ -277,7 +231,7 @@ static int send_process(struct source *s, const struct tree *t, const struct pro
 	sp->tracker.lazy = s->lazy;
 	sp->tracker.lazy_huge = s->lazy_huge;
 	/* for good: what came in then may not be known */
-	sp->tracker.always_full |= has_direct_io(t);
+	sp->tracker.always_full |= source_has_direct_io(t);
 	sp->tracker.keeps = s->image;
 	if (!r)
 		r = tracker_round(&sp->tracker, &p->mm, s->reader, final, err);
@@ -324,13 +278,20 @@ int source_send_memory(struct source *s, const struct tree *t, bool final, struc
 	page_tx_set_same(s->tx, !final);
 	int r = send_processes(s, t, final, err);
 
-	for (size_t i = 0; i < t->n_objects && i < s->objects.n && !r; i++)
-		if (!s->objects.v[i].behind)
-			r = send_object(s, i, t->objects[i].size, err);
+	if (!r)
+		r = source_send_objects(s, t, final, err);
 	/* what an image has to forget, before it gets anything that is newer */
 	if (!r && s->image)
 		r = source_tell_left(s, err);
 	return r;
+}
+
+uint64_t source_pages_read(const struct source *s)
+{
+	struct reader_stats st;
+
+	reader_stats(s->reader, &st);
+	return st.pages_read;
 }
 
 /* ---- rounds ---- */
@@ -461,6 +422,12 @@ static uint64_t pages_written(const struct source *s)
 	return n;
 }
 
+/* Where it has to be sent at the stop. */
+static uint64_t shared_written(const struct source *s)
+{
+	return s->rq->opts.mode == MSG_MODE_PRECOPY ? source_objects_written(s) : 0;
+}
+
 /* The first round, as long as the destination waits for pages of some processes before it makes
  * others as copies of them, as fork(2) did here: they then share what they share here. */
 static int send_in_turns(struct source *s, struct cr_err *err)
@@ -490,6 +457,8 @@ static int one_round(struct source *s, struct round_result *res, struct cr_err *
 	page_tx_stats(s->tx, &before);
 	vec_foreach (spp, &s->procs) /* those that ended are in no round */
 		(*spp)->tracker.pages_written = 0;
+	vec_foreach (o, &s->objects) /* nor those that stay behind */
+		o->written = 0;
 	int r = s->in_turns ? send_in_turns(s, err) : 0;
 	if (!r)
 		r = source_send_memory(s, s->tree, false, err);
@@ -498,7 +467,7 @@ static int one_round(struct source *s, struct round_result *res, struct cr_err *
 		r = page_tx_flush(s->tx, NULL, err);
 	page_tx_stats(s->tx, &after);
 	*res = (struct round_result){
-	    .written = pages_written(s),
+	    .written = pages_written(s) + shared_written(s),
 	    .sent = after.data_pages - before.data_pages,
 	    .wire = after.wire_bytes - before.wire_bytes,
 	    .us = now_us() - t0,

@@ -27,6 +27,7 @@ void source_init(struct source *s, const struct source_env *env, const struct ms
 		 struct link *client)
 {
 	*s = (struct source){.env = env,
+			     .openings = -1,
 			     .digest_budget = DIGEST_BYTES,
 			     .object_digests = OBJECT_DIGEST_BYTES,
 			     .lazy_digests = SIZE_MAX / 2};
@@ -57,9 +58,7 @@ void source_done(struct source *s)
 		free(*spp);
 	}
 	vec_done(&s->procs);
-	vec_foreach (o, &s->objects)
-		sentmap_done(&o->sent);
-	vec_done(&s->objects);
+	source_objects_done(s);
 	object_fds_done(&s->object_fds);
 	vec_done(&s->huge_forked.list);
 	source_carry_done(s);

@@ -6,6 +6,7 @@
  *   stop.c      the switch-over's stop: seize, infect, ask inside, cure
  *   rounds.c    pre-copy rounds, and when to switch over
  *   throttle.c  tasks that write too fast are slowed down
+ *   objects.c   shared memory
  *   residual.c  what is left behind, to be fetched by the destination
  *   held.c      mutexes that may not be left behind
  *   handover.c  the two-phase commit
@@ -26,7 +27,9 @@
 #include "base/vec.h"
 #include "kernel/background.h"
 #include "memory/capture.h"
+#include "memory/shared_tracker.h"
 #include "memory/tracker.h"
+#include "memory/witness.h"
 #include "model/refusal.h"
 #include "model/tree.h"
 #include "source/carry.h"
@@ -46,6 +49,7 @@ struct source_env {                       /* of the agent */
 	const struct sock_alike *socks;   /* likewise */
 	const struct pendview *pending;   /* likewise */
 	const struct reuseview *reuse;    /* likewise */
+	const struct shmview *shared;     /* likewise */
 	int life_fd; /* readable once the daemon is gone: then this migration is to end, undone */
 };
 
@@ -72,6 +76,15 @@ struct source_object { /* a shared memory object's pages */
 	uint64_t size; /* bytes, as the destination had it when pages were sent last */
 	bool behind;   /* it is not sent any more, but stays here; told: the destination knows */
 	bool told;
+	/* memory/shared_tracker.h: the look when its pages were sent last; the one for which that
+	 * is still to be done */
+	struct shared_look before, now;
+	struct witness witness;
+	bool looked;      /* now is one */
+	bool followed;    /* of the round before: nothing was unseen since the one before that */
+	uint64_t written; /* pages that the last round had to send */
+	int watch;        /* of source.openings; 0: none yet, negative: none to be had */
+	bool opened;      /* since the last look */
 };
 
 struct source_image { /* a migration into an image */
@@ -104,6 +117,7 @@ struct source {
 	VEC(struct source_proc *) procs;
 	struct object_fds object_fds;
 	VEC(struct source_object) objects;
+	int openings;                  /* inotify(7), of those that are tracked */
 	VEC(struct source_file) files; /* that the destination has, or that come along */
 	pid_t young_pid;               /* a process forked since, as seen in the last look */
 	uint64_t young_start;
@@ -223,6 +237,10 @@ int source_send_tree(struct source *s, enum msg_stage stage, const struct tree *
 		     struct cr_err *err) must_check;
 /* Rounds until the rest is small enough, or does not get smaller. */
 int source_rounds(struct source *s, struct cr_err *err) must_check;
+/* Has a task a file open into which, or from which, devices read and write? */
+bool source_has_direct_io(const struct tree *t);
+/* So far. */
+uint64_t source_pages_read(const struct source *s);
 /* The pages of every process and object of t, once. final: the tasks are stopped. */
 int source_send_memory(struct source *s, const struct tree *t, bool final,
 		       struct cr_err *err) must_check;
@@ -237,6 +255,22 @@ int source_quiet_round(struct source *s, uint64_t *ret_written, struct cr_err *e
 
 /* Has a task mapped something where the destination has the restorer? Before t is sent. */
 int source_check_hole(const struct source *s, const struct tree *t, struct cr_err *err) must_check;
+
+/* ---- objects.c ---- */
+
+/* Can it be told what is written to them? */
+bool source_tracks_objects(const struct source *s);
+/* What is known of those of t, before their pages are sent. final: the tasks are stopped, and
+ * nothing was done to their address spaces. */
+int source_look_at_objects(struct source *s, const struct tree *t, bool final,
+			   struct cr_err *err) must_check;
+int source_send_objects(struct source *s, const struct tree *t, bool final,
+			struct cr_err *err) must_check;
+/* Pages that the last round had to send. */
+uint64_t source_objects_written(const struct source *s);
+/* As close to the stop as can be: what comes and goes until then costs a comparison of all. */
+int source_last_object_rounds(struct source *s, struct cr_err *err) must_check;
+void source_objects_done(struct source *s);
 
 /* ---- image.c ---- */
 

@@ -251,7 +251,8 @@ struct msg_done {
 	struct cr_err error;   /* kind NONE if there is none */
 	uint32_t stops;        /* of the tasks before the switch-over … */
 	uint64_t longest_stop_us;
-	bool postcopied; /* postcopy says something */
+	uint64_t stop_pages; /* that were looked into while the tasks stood still */
+	bool postcopied;     /* postcopy says something */
 	struct msg_postcopy postcopy;
 };
 

@@ -334,7 +334,7 @@ int msg_get_warning(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 
 /* clang-format off */
 #define DONE_NUMBERS(X) \
-	X(downtime_us) X(total_us) X(memory_bytes) X(stops) X(longest_stop_us)
+	X(downtime_us) X(total_us) X(memory_bytes) X(stops) X(longest_stop_us) X(stop_pages)
 /* clang-format on */
 /* clang-format off */
 #define PHASES_NUMBERS(X) \

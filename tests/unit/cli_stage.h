@@ -173,6 +173,7 @@ static inline struct msg done_of(enum msg_outcome o)
 				     .total_us = 84000,
 				     .phases = {100, 200, 300, 400, 500, 650},
 				     .memory_bytes = 268435456,
+				     .stop_pages = 1234,
 				     .stops = 1,
 				     .longest_stop_us = 480}};
 }
@@ -252,9 +253,9 @@ static inline json_int_t number_of(json_t *object, const char *key)
 
 static inline void has_shape(json_t *done)
 {
-	static const char *const keys[] = {"event",    "outcome", "migration", "downtime_us",
-					   "total_us", "rounds",  "phases_us", "memory_bytes",
-					   "error",    NULL};
+	static const char *const keys[] = {"event",      "outcome", "migration", "downtime_us",
+					   "total_us",   "rounds",  "phases_us", "memory_bytes",
+					   "stop_pages", "error",   NULL};
 	static const char *const phases[] = {"freeze", "last_pages", "capture", "rebuild",
 					     "launch", "commit",     NULL};
 	static const char *const round[] = {"round",      "pages_written", "pages_sent",

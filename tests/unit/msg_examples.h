@@ -133,6 +133,7 @@ static inline struct msg example(enum msg_type type)
 					   some_err,
 					   10,
 					   11,
+					   12,
 					   true,
 					   {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}};
 		break;
@@ -330,7 +331,8 @@ static inline void same_control(const struct msg *a, const struct msg *b)
 		break;
 	case MSG_DONE:
 		SAME(done.outcome), SAME(done.downtime_us), SAME(done.total_us);
-		SAME(done.memory_bytes), SAME(done.stops), SAME(done.longest_stop_us);
+		SAME(done.memory_bytes), SAME(done.stops), SAME(done.longest_stop_us),
+		    SAME(done.stop_pages);
 		SAME_ID(done.phases), SAME(done.postcopied), SAME_ID(done.postcopy);
 		same_err(&a->done.error, &b->done.error);
 		break;

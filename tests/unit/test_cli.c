@@ -109,6 +109,7 @@ static void test_json(void **state)
 	assert_int_equal(number_of(done, "downtime_us"), 2150);
 	assert_int_equal(number_of(done, "total_us"), 84000);
 	assert_int_equal(number_of(done, "memory_bytes"), 268435456);
+	assert_int_equal(number_of(done, "stop_pages"), 1234);
 	assert_int_equal(number_of(json_object_get(done, "phases_us"), "rebuild"), 400);
 	assert_int_equal(json_array_size(json_object_get(done, "rounds")), 2);
 	assert_int_equal(

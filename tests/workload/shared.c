@@ -2,6 +2,8 @@
  * to their mappings of it meanwhile: discard, remove, move, double and protect pages, hand them to
  * system calls, fork, and end.
  *
+ * --seldom N: what changes their mappings, or is a fork, only happens once where it would N times.
+ *
  * --mib N of the memory (default 16), --workers N besides the first process (default 3), --steady:
  * these do not end and are not followed by others, --pause-us N between two steps (default 20),
  * --bus: a page may be lost (SIGBUS): DIR/lost says how many were seen. The memory is anonymous;
@@ -36,6 +38,7 @@ static int file; /* of a page for each of the memory */
 static pid_t workers[WORKERS_MAX];
 static sigjmp_buf on_bus;
 static volatile bool may_be_lost;
+static long seldom;
 
 static uint8_t *at(size_t p)
 {
@@ -211,6 +214,25 @@ static void in_a_child(size_t p)
 
 static void something_else(size_t p)
 {
+	static long n;
+
+	if (seldom && n++ % seldom) {
+		switch (wl_rand(&seed) % 16) {
+		case 0:
+			discard(p);
+			break;
+		case 1:
+			remove_page(p);
+			break;
+		case 2:
+			through_a_file(p);
+			break;
+		default:
+			write_page(p);
+			break;
+		}
+		return;
+	}
 	/* where a page may be lost, nothing that leaves the mapping another if it does not end */
 	switch (wl_rand(&seed) % 32 + (may_be_lost ? 10 : 0)) {
 	case 0 ... 3:
@@ -377,6 +399,7 @@ int main(int argc, char **argv)
 	const int n_workers = (int)wl_opt("workers", 3);
 	const long pause = wl_opt("pause-us", 20);
 
+	seldom = wl_opt("seldom", 0);
 	wl_check(n_workers <= WORKERS_MAX, "too many workers");
 	pages = (size_t)wl_opt("mib", 16) << 8;
 	ctl = share(sizeof(*ctl), 0);
