@@ -3,11 +3,10 @@
  * fetched. It ends with us; one that ends earlier is replaced by another. */
 #pragma once
 #include "source/serve.h"
+#include "wire/ps_child.h"
 
 struct serve_child {
-	const char *program; /* NULL: the page-server beside our own program */
-	pid_t pid;           /* 0: none */
-	int socket;
+	struct ps_child ps;
 	bool told; /* it is ready, and knows the tasks */
 };
 

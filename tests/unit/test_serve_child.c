@@ -73,7 +73,7 @@ static int setup(void **state)
 
 	must(readlink("/proc/self/exe", self, sizeof(self) - 1));
 	snprintf(f->program, sizeof(f->program), "%s/page-server", dirname(dirname(dirname(self))));
-	f->child.program = f->program;
+	f->child.ps.program = f->program;
 	uint8_t *p =
 	    mmap(NULL, 2 * CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_ptr_not_equal(p, MAP_FAILED);
@@ -282,13 +282,13 @@ static void test_connections_break(void **state)
 	begin(f);
 	hear_start(f);
 	tell_missing(f);
-	pid_t first = f->child.pid;
+	pid_t first = f->child.ps.pid;
 	take_pages(f, f->bulk, PAGES);
 	shutdown(f->urgent, SHUT_RDWR);
 	assert_int_equal(end(f), -ECONNRESET);
-	assert_int_equal(f->child.pid, first);
+	assert_int_equal(f->child.ps.pid, first);
 	serve_all(f);
-	assert_int_equal(f->child.pid, first);
+	assert_int_equal(f->child.ps.pid, first);
 }
 
 static void test_many_tasks(void **state)
@@ -382,11 +382,11 @@ static void test_nonsense(void **state)
 
 	for (size_t i = 0; i < ARRAY_SIZE(nonsense); i++) {
 		begin(f);
-		pid_t first = f->child.pid;
+		pid_t first = f->child.ps.pid;
 		hear_start(f);
 		nonsense[i](f);
 		assert_int_equal(end(f), -EPROTO);
-		assert_int_equal(f->child.pid, 0);
+		assert_int_equal(f->child.ps.pid, 0);
 		assert_int_equal(kill(first, 0), -1);
 	}
 	serve_all(f);
@@ -400,9 +400,9 @@ static void test_killed(void **state)
 
 	begin(f);
 	hear_start(f);
-	kill(f->child.pid, SIGKILL);
+	kill(f->child.ps.pid, SIGKILL);
 	assert_int_equal(end(f), -EPIPE);
-	assert_int_equal(f->child.pid, 0);
+	assert_int_equal(f->child.ps.pid, 0);
 	serve_all(f);
 }
 
@@ -411,13 +411,13 @@ static void test_none_there(void **state)
 	struct fixture *f = *state;
 	struct cr_err err = {0};
 
-	f->child.program = "/dev/null";
+	f->child.ps.program = "/dev/null";
 	assert_true(serve_child_start(&f->child, &err) < 0);
-	f->child.program = "/bin/true"; /* one that knows nothing of it */
+	f->child.ps.program = "/bin/true"; /* one that knows nothing of it */
 	err = (struct cr_err){0};
 	assert_int_equal(serve_child_start(&f->child, &err), 0);
 	assert_int_equal(serve_child_tell(&f->child, &f->sv, &err), -EPIPE);
-	assert_int_equal(f->child.pid, 0);
+	assert_int_equal(f->child.ps.pid, 0);
 }
 
 /* ---- what it may do ---- */
@@ -462,7 +462,7 @@ static void check_descriptors(struct fixture *f)
 	char dir[40], mem[40];
 	unsigned int n_sockets = 0;
 
-	snprintf(dir, sizeof(dir), "/proc/%d/fd", f->child.pid);
+	snprintf(dir, sizeof(dir), "/proc/%d/fd", f->child.ps.pid);
 	snprintf(mem, sizeof(mem), "/proc/%d/mem", f->task);
 	_cleanup_dir_ DIR *d = opendir(dir);
 	assert_non_null(d);
@@ -489,12 +489,12 @@ static void test_privileges(void **state)
 	hear_start(f);
 	tell_missing(f);
 	take_pages(f, f->bulk, PAGES);
-	snprintf(dir, sizeof(dir), "/proc/%d/task", f->child.pid);
+	snprintf(dir, sizeof(dir), "/proc/%d/task", f->child.ps.pid);
 	_cleanup_dir_ DIR *d = opendir(dir);
 	assert_non_null(d);
 	for (struct dirent *e; (e = readdir(d));)
 		if (e->d_name[0] != '.')
-			check_thread(f->child.pid, e->d_name);
+			check_thread(f->child.ps.pid, e->d_name);
 	if (!geteuid())
 		check_descriptors(f);
 	complete(f);
@@ -520,7 +520,7 @@ static void test_ends_with_agent(void **state)
 			_exit(1);
 		if (!fork()) /* has the agent's end until this test is over */
 			_exit(read(stay[0], &c, 1) != 0);
-		if (write(out[1], &f->child.pid, sizeof(pid)) < 0)
+		if (write(out[1], &f->child.ps.pid, sizeof(pid)) < 0)
 			_exit(1);
 		pause();
 	}
