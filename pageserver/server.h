@@ -161,9 +161,14 @@ void serving_stop(struct server *sv);
 
 /* tasks.c */
 
-/* The whole life of one that serves stopped tasks; socket: of wire/ps_serve.h. Returns the exit
- * status. */
+/* The whole life of one that serves stopped tasks, or feeds a fetcher; socket: of wire/ps_serve.h.
+ * Returns the exit status. */
 int tasks_serve(int socket, bool sandbox);
+
+/* feed.c */
+
+/* What comes over conn, into the ring in ring_fd, by a thread; conn becomes its own. */
+int feed_start(int conn, int ring_fd, struct cr_err *err) must_check;
 
 /* control.c */
 
@@ -189,7 +194,7 @@ enum sandbox_for {                /* what is left to be done */
 		   SANDBOX_LIVE,  /* write into tasks */
 		   SANDBOX_TAKE,  /* write images */
 		   SANDBOX_GIVE,  /* read images */
-		   SANDBOX_TASKS, /* serve what is handed over */
+		   SANDBOX_TASKS, /* what is handed over alone */
 };
 
 /* From here on only the system calls that are needed. */

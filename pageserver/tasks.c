@@ -1,6 +1,7 @@
-/* --tasks: at the source, pages of the tasks that stand still there, for the agent that started us.
- * All that is needed is handed over by it: descriptors of the memories, and connections. What comes
- * on these is the destination's, and may be anything. */
+/* --tasks: while pages are fetched, for the agent that started us. At the source: pages of the
+ * tasks that stand still there; at the destination: pages that are pushed, on their way to the
+ * fetcher (feed.c). All that is needed is handed over: descriptors of the memories, and
+ * connections. What comes on these is the other host's, and may be anything. */
 #include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -143,6 +144,17 @@ static int serve(struct serving_tasks *t, struct cr_err *err)
 	return r == -EPROTO ? r : told;
 }
 
+/* By a thread of normal priority. What the other end says of itself goes to the fetcher. */
+static int feed(struct pss_in *in, struct cr_err *err)
+{
+	if (in->n_fds != 2)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "not a connection and a ring");
+	int r = feed_start(in->fds[0], in->fds[1], err);
+	if (!r)
+		in->fds[0] = in->fds[--in->n_fds]; /* the connection is the thread's now */
+	return r;
+}
+
 static int take_message(struct serving_tasks *t, struct cr_err *err)
 {
 	switch (t->in.m.type) {
@@ -155,6 +167,8 @@ static int take_message(struct serving_tasks *t, struct cr_err *err)
 		return 0;
 	case PSS_SERVE:
 		return serve(t, err);
+	case PSS_FEED:
+		return feed(&t->in, err);
 	default:
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "not a message to a page-server");
 	}

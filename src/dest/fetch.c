@@ -91,31 +91,11 @@ int fetch_want(struct fetch *f, pid_t origin, uint64_t src, uint32_t npages)
 
 /* ---- losing it ---- */
 
-static void wake_urgent(struct fetch *f)
-{
-	const struct fetch_hand nothing = {.fd = -1};
-
-	if (send(f->wake, &nothing, sizeof(nothing), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-		log_debug("fetching pages: %s", strerror(errno)); /* it looks by itself, too */
-}
-
-static void give_up(struct fetch *f, const char *why)
+void fetch_give_up(struct fetch *f, const char *why)
 {
 	pthread_mutex_lock(&f->lock);
 	f->lost_why = why;
 	pthread_mutex_unlock(&f->lock);
-}
-
-static void drop_bulk(struct fetch *f, size_t i)
-{
-	struct bulk *b = &f->bulks[i];
-
-	if (b->runs) {
-		shutdown(b->fd, SHUT_RDWR);
-		pthread_join(b->thread, NULL);
-		b->runs = false;
-	}
-	lazy_close(&f->sh->bulk_fds[i]);
 }
 
 /* Without the lock, which the others may need to come to their end. */
@@ -124,7 +104,7 @@ static void drop_connections(struct fetch *f, const char *why)
 	if (f->sh->urgent_fd >= 0)
 		log_info("fetching pages: the connection to the source is lost: %s", why);
 	for (size_t i = 0; i < LAZY_BULK_MAX; i++)
-		drop_bulk(f, i);
+		bulk_drop(f, i);
 	lazy_close(&f->sh->urgent_fd);
 	huge_forget_staged(f);
 	f->urgent.n = 0;
@@ -253,17 +233,14 @@ static int on_start(struct fetch *f)
 	return r;
 }
 
-static int on_frame(struct fetch *f, const struct lazy_frame *fr, const uint8_t *payload,
-		    bool pushed)
+int fetch_on_frame(struct fetch *f, const struct lazy_frame *fr, const uint8_t *payload,
+		   bool pushed)
 {
 	switch (fr->type) {
 	case LAZY_START:
 		return pushed ? 0 : on_start(f);
 	case LAZY_PAGES:
-		if (lazy_digest(payload, fr->payload) == fr->digest)
-			return put_pages(f, fr, payload, FILL_DATA, pushed);
-		give_up(f, "pages were damaged on their way");
-		return 0;
+		return put_pages(f, fr, payload, FILL_DATA, pushed);
 	case LAZY_ZEROS:
 		return put_pages(f, fr, NULL, FILL_ZEROS, pushed);
 	case LAZY_UNREADABLE:
@@ -271,19 +248,19 @@ static int on_frame(struct fetch *f, const struct lazy_frame *fr, const uint8_t 
 	case LAZY_UNCHANGED:
 		if (fr->pid >= LAZY_OBJECT)
 			return put_pages(f, fr, NULL, FILL_UNCHANGED, pushed);
-		give_up(f, "memory of a process, unchanged");
+		fetch_give_up(f, "memory of a process, unchanged");
 		return 0;
 	case LAZY_BYE:
 		f->bye |= !pushed;
 		return 0;
 	default:
-		give_up(f, "it says what is ours to say");
+		fetch_give_up(f, "it says what is ours to say");
 		return 0;
 	}
 }
 
 /* Whole frames of what has come. */
-static int take_frames(struct fetch *f, struct in *in, bool pushed)
+static int take_frames(struct fetch *f, struct in *in)
 {
 	size_t at = 0;
 	int r = 0;
@@ -293,12 +270,16 @@ static int take_frames(struct fetch *f, struct in *in, bool pushed)
 		struct lazy_frame fr;
 
 		if (lazy_frame_decode(&fr, in->buf + at, &err) || fr.payload > LAZY_PAYLOAD_MAX) {
-			give_up(f, "not a frame of ours");
+			fetch_give_up(f, "not a frame of ours");
 			return 0;
 		}
 		if (in->n - at < LAZY_HDR_BYTES + fr.payload)
 			break;
-		r = on_frame(f, &fr, in->buf + at + LAZY_HDR_BYTES, pushed);
+		if (!lazy_frame_intact(&fr, in->buf + at + LAZY_HDR_BYTES)) {
+			fetch_give_up(f, "pages were damaged on their way");
+			return 0;
+		}
+		r = fetch_on_frame(f, &fr, in->buf + at + LAZY_HDR_BYTES, false);
 		at += LAZY_HDR_BYTES + fr.payload;
 	}
 	memmove(in->buf, in->buf + at, in->n - at);
@@ -306,59 +287,19 @@ static int take_frames(struct fetch *f, struct in *in, bool pushed)
 	return r;
 }
 
-/* flags: of recv(2). */
-static int receive(struct fetch *f, struct in *in, int fd, int flags, bool pushed)
+static int receive(struct fetch *f, struct in *in, int fd)
 {
-	ssize_t n = recv(fd, in->buf + in->n, BUFFER_BYTES - in->n, flags);
+	ssize_t n = recv(fd, in->buf + in->n, BUFFER_BYTES - in->n, MSG_DONTWAIT);
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	if (n <= 0) {
-		give_up(f, "it is closed");
+		fetch_give_up(f, "it is closed");
 		return 0;
 	}
 	in->n += (size_t)n;
-	if (!pushed)
-		near_cpu_follow(&f->near, fd, PATIENCE);
-	return take_frames(f, in, pushed);
-}
-
-/* ---- what is pushed ---- */
-
-static void *bulk_main(void *arg)
-{
-	struct bulk *b = arg;
-	struct fetch *f = b->f;
-	const struct sched_param normal = {0};
-	int r = 0;
-
-	near_cpu_leave(&f->near);
-	if (sched_setscheduler(0, SCHED_OTHER, &normal))
-		log_debug("fetching pages: %s", strerror(errno));
-	while (!r && !f->lost_why && f->st->left)
-		r = receive(f, &b->in, b->fd, 0, true);
-	if (r < 0)
-		give_up(f, strerror(-r));
-	wake_urgent(f);
-	return NULL;
-}
-
-static void start_bulk(struct fetch *f, size_t i)
-{
-	struct bulk *b = &f->bulks[i];
-
-	int flags = fcntl(f->sh->bulk_fds[i], F_GETFL);
-
-	b->f = f;
-	b->fd = f->sh->bulk_fds[i];
-	b->in.n = 0;
-	if (!b->in.buf)
-		b->in.buf = malloc(BUFFER_BYTES);
-	/* a thread of its own waits for it */
-	b->runs = b->in.buf && flags >= 0 && !fcntl(b->fd, F_SETFL, flags & ~O_NONBLOCK) &&
-		  !pthread_create(&b->thread, NULL, bulk_main, b);
-	if (!b->runs)
-		give_up(f, "no thread for what is pushed");
+	near_cpu_follow(&f->near, fd, PATIENCE);
+	return take_frames(f, in);
 }
 
 /* ---- the end ---- */
@@ -490,7 +431,7 @@ static void take_connection(struct fetch *f)
 	else if (h.fd >= 0 && h.kind == MSG_LAZY_URGENT)
 		set_options(h.fd);
 	else if (h.fd >= 0)
-		start_bulk(f, i);
+		bulk_start(f, i);
 }
 
 /* With the lock. */
@@ -506,7 +447,7 @@ static int serve_spaces(struct fetch *f, const struct pollfd *p, const uint32_t 
 
 static int step(struct fetch *f)
 {
-	static struct pollfd p[LAZY_SPACES + 2];
+	static struct pollfd p[LAZY_SPACES + 3];
 	static uint32_t which[LAZY_SPACES];
 	size_t n = 0;
 
@@ -514,21 +455,26 @@ static int step(struct fetch *f)
 		if (!f->sh->spaces[i].used)
 			continue;
 		which[n] = i;
-		p[2 + n++] = (struct pollfd){.fd = f->sh->spaces[i].uffd, .events = POLLIN};
+		p[3 + n++] = (struct pollfd){.fd = f->sh->spaces[i].uffd, .events = POLLIN};
 	}
 	int fd = f->sh->urgent_fd;
 	short out = f->out_done < f->out.n ? POLLOUT : 0;
 	p[0] = (struct pollfd){.fd = f->control, .events = POLLIN};
 	p[1] = (struct pollfd){.fd = fd, .events = (short)(POLLIN | out)};
-	if (poll(p, 2 + n, 100) < 0 && errno != EINTR)
+	p[2] = (struct pollfd){.fd = f->page_server, .events = POLLIN};
+	if (poll(p, 3 + n, 100) < 0 && errno != EINTR)
 		return -errno;
 	pthread_mutex_lock(&f->lock);
-	int r = serve_spaces(f, p + 2, which, n);
+	int r = serve_spaces(f, p + 3, which, n);
 	if (!r && fd >= 0 && p[1].revents & POLLOUT && flush(f))
 		f->lost_why = strerror(errno);
 	pthread_mutex_unlock(&f->lock);
 	if (!r && fd >= 0 && p[1].revents & ~POLLOUT)
-		r = receive(f, &f->urgent, fd, MSG_DONTWAIT, false);
+		r = receive(f, &f->urgent, fd);
+	if (!r && p[2].revents)
+		r = bulk_hear(f);
+	if (!r && f->page_server_mad)
+		r = -EPROTO;
 	if (!r && p[0].revents & POLLIN)
 		take_connection(f);
 	if (f->lost_why)
@@ -599,6 +545,7 @@ int fetch_run(const struct fetch_args *a)
 				.st = a->stats,
 				.control = a->control,
 				.wake = a->wake,
+				.page_server = a->shared->page_server,
 				.supervisor = getppid(),
 				.timeout_us = a->timeout_ms * 1000ull,
 				.urgent.buf = malloc(BUFFER_BYTES),

@@ -1,5 +1,6 @@
-/* What the parts of the fetcher share: fetch.c (connections, frames, the end), fetch_tasks.c (what
- * the tasks do), fetch_put.c (pages into place), fetch_huge.c (huge pages).
+/* What the parts of the fetcher share: fetch.c (connections, frames, the end), fetch_bulk.c (what
+ * is pushed), fetch_tasks.c (what the tasks do), fetch_put.c (pages into place), fetch_huge.c (huge
+ * pages).
  *
  * A thread of high priority reads faults and events, asks for pages and puts those in place that
  * were asked for. Others, one for each connection, take what is pushed. Nobody looks at what is
@@ -12,13 +13,15 @@
  */
 #pragma once
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include "base/vec.h"
 #include "dest/lazy.h"
 #include "kernel/near_cpu.h"
+#include "wire/lazy_ring.h"
 
-struct in { /* what came over a connection */
+struct in { /* what came over the urgent connection */
 	uint8_t *buf;
 	size_t n;
 };
@@ -42,12 +45,13 @@ struct waiter { /* a fault that was asked for */
 enum fill { FILL_DATA, FILL_ZEROS, FILL_POISON, FILL_UNCHANGED };
 
 struct fetch;
-struct bulk {
+struct bulk { /* what is pushed over a connection */
 	struct fetch *f;
-	pthread_t thread;
-	bool runs;
+	struct lazy_ring ring;
+	pthread_t taker, feeder; /* feeder: only if no page-server is to be had */
+	bool runs, feeds;
+	atomic_bool stops;
 	int fd;
-	struct in in;
 };
 
 struct fetch {
@@ -65,6 +69,9 @@ struct fetch {
 	pid_t supervisor;
 	uint64_t timeout_us, alone_since_us, swept_us; /* alone: without the source; 0: is not */
 	bool started, told, complete_sent, bye;
+	int page_server; /* its socket; -1: we go on without */
+	bool page_server_ready;
+	atomic_bool page_server_mad; /* it does what none does: another one, please */
 	struct near_cpu near;
 	struct in urgent;
 	struct bulk bulks[LAZY_BULK_MAX];
@@ -76,6 +83,21 @@ struct fetch {
 
 /* Asks for pages, or will once the source is there. 0 or a negative errno. */
 int fetch_want(struct fetch *f, pid_t origin, uint64_t src, uint32_t npages) must_check;
+/* The connections are to be given up, by the urgent thread. */
+void fetch_give_up(struct fetch *f, const char *why);
+/* A frame of the source's that was checked. pushed: by another than the urgent thread. */
+int fetch_on_frame(struct fetch *f, const struct lazy_frame *fr, const uint8_t *payload,
+		   bool pushed) must_check;
+
+/* ---- fetch_bulk.c, by the urgent thread, without the lock ---- */
+
+/* A connection, f->sh->bulk_fds[i], on which pages are pushed: the page-server reads it, a thread
+ * of its own puts them. */
+void bulk_start(struct fetch *f, size_t i);
+/* Does nothing if there is none. */
+void bulk_drop(struct fetch *f, size_t i);
+/* The page-server's socket is readable. -EPIPE: it has ended. */
+int bulk_hear(struct fetch *f) must_check;
 
 /* ---- fetch_tasks.c, with the lock ---- */
 

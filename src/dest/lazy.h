@@ -3,7 +3,8 @@
  *   lazy_left.c   before: what stays behind, said in rounds; at the end userfaultfds on all of it
  *   lazy_state.c  what is missing, in memory that survives the fetcher
  *   fetch.c       the fetcher: a process without privileges that serves faults and takes pages
- *   lazy_run.c    its supervisor, the migration's process: starts it, and another if it dies
+ *                 (what is pushed: from a page-server, which reads it)
+ *   lazy_run.c    its supervisor, the migration's process: starts both, and others if they die
  *
  *   lazy_keep.c   the keeper, a process that takes the supervisor's place
  *   lazy_tie.c    if all three are killed in one moment, the tasks end with them
@@ -22,6 +23,7 @@
 #include "memory/sentmap.h"
 #include "model/tree.h"
 #include "wire/msg.h"
+#include "wire/ps_child.h"
 
 struct lazy_proc { /* what of a process stays behind */
 	pid_t pid;
@@ -46,9 +48,10 @@ struct lazy {
 	bool keeps_stats;    /* the file stays, for as long as the journal beside it */
 	uint32_t timeout_ms; /* how long a source that is gone is waited for */
 	struct lazy_shared *shared;
-	struct lazy_stats *stats; /* mapped from stats_path */
-	pid_t fetcher;            /* 0: none runs */
-	pid_t keeper;             /* 0: none */
+	struct lazy_stats *stats;    /* mapped from stats_path */
+	struct ps_child page_server; /* reads what is pushed; lives as long as the fetcher */
+	pid_t fetcher;               /* 0: none runs */
+	pid_t keeper;                /* 0: none */
 	int keeper_pidfd;
 	pid_t dump_holder; /* 0: none that is ours to wait for */
 	int dump_control;  /* -1; the holder of dumps ends with the last who has it */

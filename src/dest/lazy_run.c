@@ -37,6 +37,35 @@ void lazy_stats_path(char *buf, size_t n, const char *state_dir, const char *id)
 	snprintf(buf, n, "%s/%.32s.lazy", state_dir, id);
 }
 
+/* Without one the fetcher does all by itself. Until it executes, it has a copy of our descriptors:
+ * of these, too, the last go first (close_range(2), lazy_tie.c). */
+static void start_page_server(struct lazy *l)
+{
+	struct cr_err err = {0};
+
+	if (ps_child_start(&l->page_server, &err))
+		log_warn("%s; fetching pages without a page-server", err.msg);
+}
+
+static void end_page_server(struct lazy *l)
+{
+	if (l->shared)
+		l->shared->page_server = -1;
+	ps_child_stop(&l->page_server);
+}
+
+/* The fetcher never waits for it. */
+static int hand_page_server(struct lazy *l, struct cr_err *err)
+{
+	start_page_server(l);
+	if (!l->page_server.pid)
+		return 0;
+	if (fcntl(l->page_server.socket, F_SETFL, O_NONBLOCK))
+		return cr_err_sys(err, "socket of the page-server");
+	l->shared->page_server = l->page_server.socket;
+	return 0;
+}
+
 int lazy_new(struct lazy **ret, const char *stats_path, const char *cgroup, uint32_t timeout_ms,
 	     struct cr_err *err)
 {
@@ -53,6 +82,7 @@ int lazy_new(struct lazy **ret, const char *stats_path, const char *cgroup, uint
 		return r;
 	}
 	lazy_dumps_begin(l, cgroup);
+	start_page_server(l); /* ahead: it takes some milliseconds to be ready */
 	*ret = l;
 	return 0;
 }
@@ -81,6 +111,7 @@ void lazy_free(struct lazy *l)
 		return;
 	lazy_end_keeper(l); /* first: it would take this for its cue */
 	end_fetcher(l);
+	end_page_server(l);
 	if (l->shared)
 		lazy_tie_end(l->shared);
 	vec_foreach (p, &l->procs) {
@@ -121,8 +152,10 @@ static int drop_privileges(void)
  * child of a task) survives it, clone(2) CLONE_FILES. */
 static int spawn(struct lazy *l, bool takes_over, struct cr_err *err)
 {
-	int pair[2];
+	int pair[2], r = hand_page_server(l, err);
 
+	if (r)
+		return r;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return cr_err_sys(err, "socketpair");
 	const struct fetch_args a = {.shared = l->shared,
@@ -146,7 +179,7 @@ static int spawn(struct lazy *l, bool takes_over, struct cr_err *err)
 		_exit(fetch_run(&a));
 	}
 	if (pid < 0) {
-		int r = cr_err_sys(err, "starting the fetcher");
+		r = cr_err_sys(err, "starting the fetcher");
 
 		close(pair[0]);
 		close(pair[1]);
@@ -219,6 +252,7 @@ int lazy_fetcher_ended(struct lazy *l, struct cr_err *err)
 	if (l->fetcher > 0 && waitpid(l->fetcher, &st, 0) < 0)
 		return cr_err_sys(err, "waiting for the fetcher");
 	l->fetcher = 0;
+	end_page_server(l); /* first: it has the connections, too */
 	close_connections(l);
 	close_own(l->shared);
 	if (WIFEXITED(st) && WEXITSTATUS(st) == 0)

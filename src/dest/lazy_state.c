@@ -52,7 +52,7 @@ int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages, uint
 		s->guard_fds[i] = -1;
 	}
 	s->urgent_fd = s->supervisor_pidfd = s->fetcher_pidfd = -1;
-	s->control = s->fetcher_control = -1;
+	s->control = s->fetcher_control = s->page_server = -1;
 	s->tie_hold = s->tie_read = -1;
 	for (size_t i = 0; i < LAZY_TIES; i++)
 		s->ties[i].fd = -1;

@@ -88,6 +88,9 @@ struct lazy_shared {
 	uint32_t event_space;
 	/* of the fetcher, at whose end the supervisor closes them; -1 */
 	int urgent_fd, bulk_fds[LAZY_BULK_MAX];
+	/* the fetcher's end of the socket to its page-server; the supervisor opens and closes it.
+	 * -1: none */
+	int page_server;
 	/* of the supervisor; here because whoever takes its place needs them. -1: none */
 	int supervisor_pidfd, fetcher_pidfd;
 	int control, fetcher_control; /* connections go to the fetcher, by number */

@@ -110,6 +110,11 @@ uint64_t lazy_digest(const void *payload, size_t bytes)
 	return XXH3_64bits(payload, bytes);
 }
 
+bool lazy_frame_intact(const struct lazy_frame *f, const void *payload)
+{
+	return f->type != LAZY_PAGES || lazy_digest(payload, f->payload) == f->digest;
+}
+
 /* The numbers of a COMPLETE, in order. */
 /* clang-format off */
 #define STATS(X) \

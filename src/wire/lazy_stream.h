@@ -9,6 +9,7 @@
  * A connection carries all that the source has to know: what is missing. So a broken one is
  * replaced by another, and a source process by another. */
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include "base/err.h"
@@ -63,6 +64,8 @@ int lazy_chunk_decode(struct lazy_chunk *ret, const uint8_t in[LAZY_CHUNK_BYTES]
 		      struct cr_err *err) must_check;
 
 uint64_t lazy_digest(const void *payload, size_t bytes);
+/* Is the payload what was sent? */
+bool lazy_frame_intact(const struct lazy_frame *f, const void *payload);
 struct msg_postcopy;
 /* The payload of COMPLETE. */
 void lazy_stats_encode(uint8_t out[LAZY_STATS_BYTES], const struct msg_postcopy *p);

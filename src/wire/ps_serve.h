@@ -1,10 +1,15 @@
-/* Between the source's agent and the page-server that it starts to serve the pages of its stopped
- * tasks: one message per packet of a SOCK_SEQPACKET socketpair, descriptors attached. Layout in
- * proto/PAGES.md.
+/* Between an agent and the page-server that it starts while pages are fetched: one message per
+ * packet of a SOCK_SEQPACKET socketpair, descriptors attached. Layout in proto/PAGES.md.
  *
  *   agent -> page-server   TASKS…, RECENT…, LIMIT; then, for each time that it has connected, SERVE
  *   page-server -> agent   READY once it has given up all that it does not need; LEFT now and then,
  *                          and ENDED for each SERVE
+ *
+ * That was at the source, where it serves the pages of stopped tasks. At the destination, where the
+ * fetcher speaks for the agent:
+ *
+ *   agent -> page-server   FEED for each connection on which pages are pushed
+ *   page-server -> agent   READY
  */
 #pragma once
 #include "wire/msg.h"
@@ -24,6 +29,8 @@ enum pss_type {
 	PSS_SERVE,  /* descriptors: the connection for requests, and those to push on */
 	PSS_LEFT,   /* value: pages that are still to be sent */
 	PSS_ENDED,  /* kind CR_ERR_NONE: the destination has all */
+	PSS_FEED,   /* descriptors: a connection on which pages are pushed, and the memory of a
+		     * lazy_ring to leave them in */
 };
 
 struct serve_range {

@@ -5,7 +5,7 @@
 #
 #   begin_slow          in the background: SLOW, a rate of the link; RATE, of what is pushed; MODE; PATIENCE
 #   end_slow, after_slow   the rest comes fast; and the workload is right
-#   struck_case WHO TIMES NAME OPTS…, server_case, cut_case, cli_case, source_worker_case NAME OPTS…
+#   struck_case WHO TIMES NAME OPTS…, server_case HOST NAME OPTS…, cut_case, cli_case, source_worker_case NAME OPTS…
 
 : "${work:?is of lib.sh: start_testbed comes first}" "${build:?}" "${testbed:?}" "${hosts_file:?}"
 
@@ -31,7 +31,7 @@ begin_slow() {
 	migrate alpha beta --pid "$wl_pid" --mode "${MODE:-postcopy}" --max-bandwidth "${RATE:-10M}" \
 		--postcopy-timeout "${PATIENCE:-30s}" &
 	mover=$!
-	until_true 30 fetching_or_over
+	until_true 30 fetching_or_over || { diag "no pages are fetched after 30 s"; return 1; }
 }
 
 # Some workloads have touched all of their memory before anybody has looked.
@@ -66,7 +66,8 @@ after_slow() {
 	end_slow || { say_migration; return 1; }
 	wl_host=beta
 	moved_to beta || { say_migration; return 1; }
-	[ "$(postcopied .lost)" = 0 ] && [ "$(postcopied .asked_again)" = 0 ] && finish_workload
+	[ "$(postcopied '| [.lost, .asked_again] | @text')" = '[0,0]' ] || { diag "$mig_done"; return 1; }
+	finish_workload
 }
 
 # Up to $1 ms.
@@ -84,22 +85,22 @@ supervisor() {
 	on beta ps -o ppid= -p "$(named cr-fetcher)" 2>/dev/null | tr -d ' '
 }
 
-# The source's, which serves the stopped tasks.
+# server HOST: the page-server that serves the stopped tasks at alpha, and takes what is pushed at beta.
 server() {
-	on alpha pgrep -f '^[^ ]*/page-server --tasks'
+	on "$1" pgrep -f '^[^ ]*/page-server --tasks'
 }
 
 server_there() {
-	[ "$(server | wc -l)" = 1 ]
+	[ "$(server "$1" | wc -l)" = 1 ]
 }
 
 server_or_over() {
-	server_there || over
+	server_there "$1" || over
 }
 
 strike_server() {
 	local pid
-	pid=$(server) && on alpha kill -KILL "$pid" 2>/dev/null
+	pid=$(server "$1") && on "$1" kill -KILL "$pid" 2>/dev/null
 }
 
 # strike WHO…: kills them, all at once; fails if one of them was not there any more. Whoever takes over
@@ -119,13 +120,15 @@ strike() {
 	return 0
 }
 
+# server_case HOST NAME OPTS…
 server_case() {
-	local struck=0 n
+	local host=$1 struck=0 n
+	shift
 	start_workload alpha "$@" && runs_on && begin_slow && slow_link "$SLOWER" || return 1
 	for n in 1 2 3 4 5; do
-		until_true 30 server_or_over || { diag "no page-server: $(on alpha ps -e -o pid,ppid,args | grep page-server)"; return 1; }
+		until_true 30 server_or_over "$host" || { diag "no page-server: $(on "$host" ps -e -o pid,ppid,args | grep page-server)"; return 1; }
 		! over || break
-		strike_server || break
+		strike_server "$host" || break
 		struck=$n
 		until_true 30 goes_on "$(pages_left)" "$(progress)" || { diag "nothing arrives, and no progress"; return 1; }
 		random_pause 300
@@ -190,7 +193,7 @@ cut_case() {
 }
 
 another_server() {
-	! fetching || { server_there && [ "$(server)" != "$1" ]; }
+	! fetching || { server_there alpha && [ "$(server alpha)" != "$1" ]; }
 }
 
 settled_everywhere() {
@@ -213,7 +216,7 @@ cli_case() {
 source_worker_case() {
 	start_workload alpha "$@" && runs_on && begin_slow || return 1
 	local worker was
-	was=$(server)
+	was=$(server alpha)
 	# shellcheck disable=SC2016
 	worker=$(on alpha sh -c 'for p in $(pgrep -x cr-agent); do grep -qs "^TracerPid:[[:space:]]*$p$" /proc/[0-9]*/status && echo $p; done')
 	on alpha kill -KILL "$worker" || return 1

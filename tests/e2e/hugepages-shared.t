@@ -98,7 +98,7 @@ for name in "shared --of huge --steady --pause-us 1000" "shared --of huge-memfd 
 	ok "supervisor and fetcher are killed at once, three times: $name" struck_case "supervisor fetcher" 3 $name
 	kill_workload
 done
-ok "the source's page-server is killed five times" server_case shared --of huge --pause-us 2000
+ok "the source's page-server is killed five times" server_case alpha shared --of huge --pause-us 2000
 kill_workload
 SLOWER=''
 ok "the link is cut and restored ten times" cut_case shared --of huge --steady --pause-us 2000

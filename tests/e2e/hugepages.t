@@ -89,11 +89,13 @@ broken_case() {
 	on beta pkill -KILL -x cr-fetcher || { diag "no fetcher"; return 1; }
 	until_true 20 some_left $((12 * 512)) || { diag "$(pages_left) left"; return 1; }
 	on alpha pkill -KILL -f '^[^ ]*/page-server --tasks' || { diag "no page-server"; return 1; }
+	until_true 20 some_left $((10 * 512)) || { diag "$(pages_left) left"; return 1; }
+	on beta pkill -KILL -f '^[^ ]*/page-server --tasks' || { diag "no page-server at the destination"; return 1; }
 	end_slow || { say_migration; return 1; }
 	{ [ "$(postcopied .lost)" = 0 ] && (($(postcopied .reconnects) > 0)); } || { diag "$mig_done"; return 1; }
 	moved_to beta && finish_workload
 }
-ok "post-copy: private huge pages, fetcher and page-server are killed" broken_case
+ok "post-copy: private huge pages, fetcher and page-servers are killed" broken_case
 kill_workload
 
 SLOW=20mbit RATE=1G

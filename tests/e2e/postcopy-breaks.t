@@ -12,24 +12,30 @@ start_testbed
 
 # --- processes that fetch ------------------------------------------------------------------------------
 
-# It has nothing that it does not need: capabilities, other system calls, a user's files.
+# confined HOST: it has nothing that it does not need: capabilities, other system calls, a user's files.
 confined() {
 	local pid name said=''
-	pid=$(server) || return 1
+	pid=$(server "$1") || return 1
 	for name in CapEff CapPrm CapBnd NoNewPrivs Seccomp Uid; do
-		said+=$(on alpha sed -n "s/^$name:[[:space:]]*//p" "/proc/$pid/status" | cut -f1)' '
+		said+=$(on "$1" sed -n "s/^$name:[[:space:]]*//p" "/proc/$pid/status" | cut -f1)' '
 	done
 	[ "$said" = "0000000000000000 0000000000000000 0000000000000000 1 2 65534 " ]
 }
 
 confined_case() {
+	local host
 	start_workload alpha "$@" && runs_on && begin_slow || return 1
-	until_true 30 confined || { diag "page-servers at the source: $(on alpha ps -e -o pid,ppid,user,args | grep page-server)"; return 1; }
+	for host in alpha beta; do
+		until_true 30 confined "$host" || { diag "page-servers at $host: $(on "$host" ps -e -o pid,ppid,user,args | grep page-server)"; return 1; }
+	done
 	fetching || { diag "all had arrived"; return 1; }
 	after_slow || return 1
-	! server_there || { diag "there is still one"; return 1; }
+	! server_there alpha || { diag "there is still one at the source"; return 1; }
+	! server_there beta || { diag "there is still one at the destination"; return 1; }
 }
-ok "at the source a page-server without any privilege serves, and ends" confined_case dirty --mib 64 --rate 20
+SLOW=8mbit RATE=1G
+ok "page-servers without any privilege serve at the source, take what is pushed at the destination, and end" \
+	confined_case dirty --mib 64 --rate 20
 kill_workload
 
 SLOW=8mbit SLOWER=2mbit RATE=1G
@@ -42,7 +48,15 @@ SLOW=30mbit SLOWER='' # fifty processes that want their memory
 ok "the fetcher is killed three times: forktree" struck_case fetcher 3 forktree
 kill_workload
 SLOW=8mbit SLOWER=2mbit
-ok "the source's page-server is killed five times" server_case dirty --mib 64 --rate 2 --threads 2
+ok "the source's page-server is killed five times" server_case alpha dirty --mib 64 --rate 2 --threads 2
+kill_workload
+ok "the one that takes what is pushed is killed five times: dirty" server_case beta dirty --mib 64 --rate 2 --threads 2
+kill_workload
+SLOW=4mbit
+ok "the one that takes what is pushed is killed five times: churn" server_case beta churn --seed 8
+kill_workload
+SLOW=8mbit
+ok "the one that takes what is pushed is killed five times: shared" server_case beta shared --steady --pause-us 1000
 kill_workload
 ok "others took over" grep -q 'another one takes over' "$state/beta/agent.log"
 ok "the keeper is killed three times" struck_case keeper 3 dirty --mib 64 --rate 2
@@ -149,11 +163,25 @@ daemon_case() {
 ok "the daemons and page-servers are killed and started again" daemon_case dirty --mib 64 --rate 20
 kill_workload
 
-# A destination that says what makes no sense: it is connected to anew, by another page-server.
-mad_case() {
-	local st=0 there=$work/mad before
+# Where no page-server can be started to take it, the fetcher takes what is pushed by itself.
+alone_case() {
+	local st=0
+	on beta mount --bind /bin/true "$build/page-server" || return 1
+	start_workload alpha "$@" && runs_on && begin_slow && strike fetcher && after_slow || st=1
+	on beta umount "$build/page-server"
+	grep -q 'fetching pages without a page-server' "$state/beta/agent.log" || { diag "not said"; st=1; }
+	(($(postcopied .pushed) > 0)) || { diag "nothing was pushed"; st=1; }
+	return $st
+}
+ok "no page-server can be started at the destination" alone_case dirty --mib 64 --rate 20
+kill_workload
+
+# through_poisoner WHAT CASE…: that, with somebody in between who makes nonsense of it (poisoner.py), three times.
+through_poisoner() {
+	local st=0 there=$work/mad-$1 what=$1
+	shift
 	mkdir -p "$there"
-	on beta setsid "$e2e/poisoner.py" "$("$testbed" addr beta):7710" 3 "$there" </dev/null >"$there/log" 2>&1 &
+	on beta setsid "$e2e/poisoner.py" "$("$testbed" addr beta):7710" 3 "$there" "$what" </dev/null >"$there/log" 2>&1 &
 	until_true 10 test -e "$there/port" || { diag "$(<"$there/log")"; return 1; }
 	on beta nft -f - <<-EOF
 		table ip mad {
@@ -163,15 +191,27 @@ mad_case() {
 			}
 		}
 	EOF
-	before=$(grep -c 'serving tasks: .*Protocol error' "$state/alpha/agent.log")
-	start_workload alpha "$@" && runs_on && begin_slow && after_slow || st=1
+	"$@" || st=1
 	on beta nft delete table ip mad
 	on beta kill "$(<"$there/pid")"
 	[ "$(wc -l <"$there/poisoned")" = 3 ] || { diag "not poisoned"; st=1; }
-	(($(grep -c 'serving tasks: .*Protocol error' "$state/alpha/agent.log") - before == 3)) || { diag "not seen"; st=1; }
 	return $st
 }
-ok "the destination talks nonsense three times: each time another page-server serves" mad_case dirty --mib 64 --rate 20
+
+# seen_case HOST TEXT NAME OPTS…: it moves, and HOST's agent sees the nonsense, each time.
+seen_case() {
+	local log=$state/$1/agent.log text=$2 before
+	shift 2
+	before=$(grep -c "$text" "$log")
+	start_workload alpha "$@" && runs_on && begin_slow && after_slow || return 1
+	(($(grep -c "$text" "$log") - before == 3)) || { diag "not seen"; return 1; }
+}
+# It is connected to anew, by another page-server.
+ok "the destination talks nonsense three times: each time another page-server serves" \
+	through_poisoner asked seen_case alpha 'serving tasks: .*Protocol error' dirty --mib 64 --rate 20
+kill_workload
+ok "what is pushed is damaged on its way, three times: none of it is put in place" \
+	through_poisoner pushed seen_case beta 'connection to the source is lost: pages were damaged on their way' dirty --mib 64 --rate 20
 kill_workload
 
 ok "the source's worker is killed" source_worker_case dirty --mib 64 --rate 20
@@ -204,7 +244,8 @@ break_something() {
 	6) "$testbed" agent beta kill && restart agent beta ;;
 	7) "$testbed" agent alpha kill && restart agent alpha ;;
 	8) "$testbed" link beta down && random_pause 400 && "$testbed" link beta up ;;
-	9) ! until_true 30 server_or_over || ! fetching || strike_server ;;
+	9) ! until_true 30 server_or_over alpha || ! fetching || strike_server alpha ;;
+	10) ! until_true 30 server_or_over beta || ! fetching || strike_server beta ;;
 	esac
 }
 
@@ -215,7 +256,7 @@ any_case() {
 		random_pause 300
 		until_true 30 three_or_over || break
 		fetching || break
-		said+=($((RANDOM % 10)))
+		said+=($((RANDOM % 11)))
 		break_something "${said[-1]}" || break
 		((n != without)) || kill_cli
 	done

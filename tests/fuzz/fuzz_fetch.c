@@ -144,27 +144,47 @@ static void connected(struct fetch *f)
 		;
 }
 
-/* One frame, or what is left. Returns how much of it was taken. */
-static size_t hear(struct fetch *f, const uint8_t *data, size_t size)
+/* As it comes out of a ring, where the page-server has left whole frames. */
+static void hear_pushed(struct fetch *f, const uint8_t *data, size_t n)
 {
-	bool pushed = size > PUSHED_AT && data[PUSHED_AT] & 1;
-	struct in *in = pushed ? &f->bulks[0].in : &f->urgent;
-	size_t n = size < LAZY_HDR_BYTES ? size : LAZY_HDR_BYTES;
-	size_t room = BUFFER_BYTES - in->n;
+	struct cr_err err = {0};
+	struct lazy_frame fr;
 
-	if (size >= LAZY_HDR_BYTES && le_get32(data + PAYLOAD_AT) <= size - n)
-		n += le_get32(data + PAYLOAD_AT);
-	n = n < room ? n : room;
+	if (n < LAZY_HDR_BYTES || lazy_frame_decode(&fr, data, &err) ||
+	    fr.payload > LAZY_PAYLOAD_MAX || fr.payload > n - LAZY_HDR_BYTES)
+		fetch_give_up(f, "not a frame of ours");
+	else
+		must(fetch_on_frame(f, &fr, data + LAZY_HDR_BYTES, true) == 0);
+}
+
+static void hear_urgent(struct fetch *f, const uint8_t *data, size_t n)
+{
+	struct in *in = &f->urgent;
+
 	memcpy(in->buf + in->n, data, n);
 	if (n > LAZY_HDR_BYTES && data[TYPE_AT] == LAZY_PAGES)
 		le_put64(in->buf + in->n + DIGEST_AT,
 			 lazy_digest(data + LAZY_HDR_BYTES, n - LAZY_HDR_BYTES));
 	in->n += n;
-	must(take_frames(f, in, pushed) == 0 && in->n < BUFFER_BYTES);
-	if (f->lost_why) {
+	must(take_frames(f, in) == 0 && in->n < BUFFER_BYTES);
+}
+
+/* One frame, or what is left. Returns how much of it was taken. */
+static size_t hear(struct fetch *f, const uint8_t *data, size_t size)
+{
+	bool pushed = size > PUSHED_AT && data[PUSHED_AT] & 1;
+	size_t n = size < LAZY_HDR_BYTES ? size : LAZY_HDR_BYTES;
+	size_t room = BUFFER_BYTES - f->urgent.n;
+
+	if (size >= LAZY_HDR_BYTES && le_get32(data + PAYLOAD_AT) <= size - n)
+		n += le_get32(data + PAYLOAD_AT);
+	n = n < room ? n : room;
+	if (pushed)
+		hear_pushed(f, data, n);
+	else
+		hear_urgent(f, data, n);
+	if (f->lost_why)
 		drop_connections(f, f->lost_why);
-		f->bulks[0].in.n = 0;
-	}
 	connected(f);
 	return n;
 }
@@ -180,23 +200,18 @@ static int lowest_free_fd(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static uint8_t *buffers[2];
+	static uint8_t *buffer;
 	static int lowest;
 	static struct fetch f;
 	struct lazy_stats st = {0};
 
-	if (!buffers[0]) {
+	if (!buffer) {
 		signal(SIGPIPE, SIG_IGN);
 		log_set_level(LOG_LVL_ERROR);
-		buffers[0] = malloc(BUFFER_BYTES);
-		buffers[1] = malloc(BUFFER_BYTES);
+		buffer = malloc(BUFFER_BYTES);
 		lowest = lowest_free_fd();
 	}
-	f = (struct fetch){.st = &st,
-			   .urgent.buf = buffers[0],
-			   .bulks[0].in.buf = buffers[1],
-			   .control = -1,
-			   .wake = -1};
+	f = (struct fetch){.st = &st, .urgent.buf = buffer, .control = -1, .wake = -1};
 	init_lock(&f.lock);
 	make_space(&f);
 	tasks_count_left(&f);

@@ -1,5 +1,6 @@
-/* The page-server at the source: pages of a stopped process, by the real program; this test is
- * agent and destination. */
+/* The page-server while pages are fetched, by the real program. At the source: pages of a stopped
+ * process; this test is agent and destination. At the destination: what is pushed; this test is
+ * source and fetcher. */
 #include "source/serve_child.h"
 
 #include <setjmp.h>
@@ -20,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include "wire/lazy_ring.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANDBOXED 0 /* it needs more */
@@ -456,6 +458,18 @@ static void check_thread(pid_t pid, const char *tid)
 	status_is(pid, tid, "Gid", "65534");
 }
 
+static void check_threads(pid_t pid)
+{
+	char dir[40];
+
+	snprintf(dir, sizeof(dir), "/proc/%d/task", pid);
+	_cleanup_dir_ DIR *d = opendir(dir);
+	assert_non_null(d);
+	for (struct dirent *e; (e = readdir(d));)
+		if (e->d_name[0] != '.')
+			check_thread(pid, e->d_name);
+}
+
 /* Connections, the memory, and where messages go. */
 static void check_descriptors(struct fixture *f)
 {
@@ -483,18 +497,12 @@ static void check_descriptors(struct fixture *f)
 static void test_privileges(void **state)
 {
 	struct fixture *f = *state;
-	char dir[40];
 
 	begin(f);
 	hear_start(f);
 	tell_missing(f);
 	take_pages(f, f->bulk, PAGES);
-	snprintf(dir, sizeof(dir), "/proc/%d/task", f->child.ps.pid);
-	_cleanup_dir_ DIR *d = opendir(dir);
-	assert_non_null(d);
-	for (struct dirent *e; (e = readdir(d));)
-		if (e->d_name[0] != '.')
-			check_thread(f->child.ps.pid, e->d_name);
+	check_threads(f->child.ps.pid);
 	if (!geteuid())
 		check_descriptors(f);
 	complete(f);
@@ -537,6 +545,82 @@ static void test_ends_with_agent(void **state)
 	close(stay[1]);
 }
 
+/* ---- at the destination ---- */
+
+static void start_feeding(struct fixture *f, const int *fds, size_t n_fds)
+{
+	_cleanup_free_ struct pss_in *in = calloc(1, sizeof(*in));
+	const struct pss_msg feed = {.type = PSS_FEED};
+	struct cr_err err = {0};
+
+	assert_int_equal(ps_child_start(&f->child.ps, &err), 0);
+	assert_int_equal(pss_send(f->child.ps.socket, &feed, fds, n_fds, &err), 0);
+	assert_int_equal(pss_recv(f->child.ps.socket, in, &err), 0);
+	assert_int_equal(in->m.type, PSS_READY);
+}
+
+static int take(struct lazy_ring *r, struct lazy_frame *ret, const uint8_t **payload,
+		enum lazy_ring_end *why)
+{
+	int n;
+
+	do
+		n = lazy_ring_take(r, ret, payload, why);
+	while (!n && !*why);
+	return n;
+}
+
+static void test_feeds(void **state)
+{
+	struct fixture *f = *state;
+	struct lazy_frame sent = {.type = LAZY_PAGES,
+				  .pid = 7,
+				  .npages = PAGES,
+				  .addr = CR_PAGE_SIZE,
+				  .digest = lazy_digest(f->map, PAGES * CR_PAGE_SIZE),
+				  .payload = PAGES * CR_PAGE_SIZE},
+			  came;
+	struct lazy_ring ring;
+	struct cr_err err = {0};
+	enum lazy_ring_end why;
+	const uint8_t *payload;
+	int pair[2], mem;
+
+	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair));
+	must(lazy_ring_new(&ring, &mem, &err));
+	start_feeding(f, (int[]){pair[0], mem}, 2);
+	close(pair[0]);
+	close(mem);
+	f->bulk = pair[1];
+	for (int i = 0; i < 10; i++) {
+		uint8_t hdr[LAZY_HDR_BYTES];
+
+		lazy_frame_encode(hdr, &sent);
+		must(send(f->bulk, hdr, sizeof(hdr), MSG_NOSIGNAL));
+		for (size_t at = 0; at < sent.payload; at += CR_PAGE_SIZE)
+			must(send(f->bulk, f->map + at, CR_PAGE_SIZE, MSG_NOSIGNAL));
+		assert_int_equal(take(&ring, &came, &payload, &why), 1);
+		assert_int_equal(came.npages, PAGES);
+		assert_memory_equal(payload, f->map, came.payload);
+	}
+	check_threads(f->child.ps.pid);
+	close_fdp(&f->bulk);
+	assert_int_equal(take(&ring, &came, &payload, &why), 0);
+	assert_int_equal(why, LAZY_RING_CLOSED);
+	lazy_ring_unmap(&ring);
+}
+
+/* What is no ring or connection ends it: the fetcher sees that. */
+static void test_feeds_nothing_else(void **state)
+{
+	struct fixture *f = *state;
+	_cleanup_free_ struct pss_in *in = calloc(1, sizeof(*in));
+	struct cr_err err = {0};
+
+	start_feeding(f, &f->mem, 1);
+	assert_int_equal(pss_recv(f->child.ps.socket, in, &err), -EPIPE);
+}
+
 #define serve_test(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -546,6 +630,7 @@ int main(void)
 	    serve_test(test_many_tasks), serve_test(test_nonsense),
 	    serve_test(test_killed),     serve_test(test_none_there),
 	    serve_test(test_privileges), serve_test(test_ends_with_agent),
+	    serve_test(test_feeds),      serve_test(test_feeds_nothing_else),
 	};
 
 	signal(SIGPIPE, SIG_IGN);
