@@ -3,13 +3,25 @@
 #include <linux/filter.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/cleanup.h"
 #include "kernel/bpf_iter.h"
 #include "kernel/kread.h"
 
 enum { GROUP_MAX = 4096 };
 
-enum place { GROUP_N, GROUP_PROG, GROUP_SOCKS, CLASSIC, CLASSIC_LEN, CLASSIC_CODE, N_PLACES };
+enum place {
+	GROUP_N,
+	GROUP_PROG,
+	GROUP_SOCKS,
+	CLASSIC,
+	CLASSIC_LEN,
+	CLASSIC_CODE,
+	FILTER_PROG,
+	PROG_AUX,
+	AUX_ID,
+	N_PLACES
+};
 static const struct {
 	const char *type, *name;
 } places[N_PLACES] = {
@@ -19,6 +31,9 @@ static const struct {
     [CLASSIC] = {"bpf_prog", "orig_prog"}, /* as it was attached; NULL: it was no classic one */
     [CLASSIC_LEN] = {"sock_fprog_kern", "len"},
     [CLASSIC_CODE] = {"sock_fprog_kern", "filter"},
+    [FILTER_PROG] = {"sk_filter", "prog"},
+    [PROG_AUX] = {"bpf_prog", "aux"},
+    [AUX_ID] = {"bpf_prog_aux", "id"}, /* 0: of a classic one */
 };
 
 struct reuseview {
@@ -27,7 +42,7 @@ struct reuseview {
 };
 
 struct record { /* what the program writes for each descriptor */
-	uint64_t fd, sock, group;
+	uint64_t fd, sock, group, filter;
 };
 
 /* ---- the program ---- */
@@ -41,13 +56,15 @@ static void store(struct bpf_code *p, unsigned int reg, size_t member)
 /* struct bpf_iter__task_file { meta; task; u32 fd; file; } */
 static int emit(const struct btf *btf, struct bpf_code *p, struct cr_err *err)
 {
-	enum { AFTER_SOCK = 3, AFTER_CALL = AFTER_SOCK + 2 };
-	int32_t sk = 0, group = 0;
+	enum { AFTER_SOCK = 5, AFTER_CALL = AFTER_SOCK + 2 };
+	int32_t sk = 0, group = 0, filter = 0;
 	size_t size;
 	int r = bpf_find_member(btf, "socket", "sk", &sk, &size, err);
 
 	if (!r)
 		r = bpf_find_member(btf, "sock", "sk_reuseport_cb", &group, &size, err);
+	if (!r)
+		r = bpf_find_member(btf, "sock", "sk_filter", &filter, &size, err);
 	if (r)
 		return r;
 	bpf_emit(p, BPF_ALU64 | BPF_MOV | BPF_X, BPF_REG_9, BPF_REG_1, 0, 0);
@@ -57,6 +74,7 @@ static int emit(const struct btf *btf, struct bpf_code *p, struct cr_err *err)
 	bpf_emit(p, BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_2, 0, 0, 0);
 	store(p, BPF_REG_2, offsetof(struct record, sock));
 	store(p, BPF_REG_2, offsetof(struct record, group));
+	store(p, BPF_REG_2, offsetof(struct record, filter));
 	bpf_emit(p, BPF_ALU64 | BPF_MOV | BPF_X, BPF_REG_1, BPF_REG_6, 0, 0);
 	bpf_emit(p, BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_sock_from_file);
 	bpf_emit(p, BPF_JMP | BPF_JEQ | BPF_K, BPF_REG_0, 0, AFTER_CALL, 0);
@@ -65,6 +83,8 @@ static int emit(const struct btf *btf, struct bpf_code *p, struct cr_err *err)
 	store(p, BPF_REG_8, offsetof(struct record, sock));
 	bpf_emit_load(p, BPF_REG_2, BPF_REG_8, group, 8);
 	store(p, BPF_REG_2, offsetof(struct record, group));
+	bpf_emit_load(p, BPF_REG_2, BPF_REG_8, filter, 8);
+	store(p, BPF_REG_2, offsetof(struct record, filter));
 	bpf_emit_write(p, sizeof(struct record));
 	return 0;
 }
@@ -207,18 +227,29 @@ static bool goes_on(const void *last, const void *next)
 	return ((const struct record *)next)->fd > ((const struct record *)last)->fd;
 }
 
-int reuseview_read(const struct reuseview *v, pid_t pid, struct chosen_list *ret,
-		   struct cr_err *err)
+static int list(const struct reuseview *v, pid_t pid, struct record **ret, size_t *n,
+		struct cr_err *err)
 {
 	const union bpf_iter_link_info of = {.task = {.tid = (uint32_t)pid}};
-	struct reading rd = {.v = v};
 	void *buf = NULL;
 	size_t bytes = 0;
 	int r = bpf_iter_read(v->prog, &of, goes_on, sizeof(struct record), &buf, &bytes, err);
-	_cleanup_free_ struct record *rec = buf;
+
+	*ret = buf;
+	*n = bytes / sizeof(struct record);
+	return r;
+}
+
+int reuseview_read(const struct reuseview *v, pid_t pid, struct chosen_list *ret,
+		   struct cr_err *err)
+{
+	struct reading rd = {.v = v};
+	_cleanup_free_ struct record *rec = NULL;
+	size_t n = 0;
+	int r = list(v, pid, &rec, &n, err);
 
 	*ret = (struct chosen_list){0};
-	for (size_t i = 0; !r && i < bytes / sizeof(*rec); i++) {
+	for (size_t i = 0; !r && i < n; i++) {
 		if (!rec[i].group)
 			continue;
 		if (!rd.k)
@@ -233,6 +264,31 @@ int reuseview_read(const struct reuseview *v, pid_t pid, struct chosen_list *ret
 	if (r == -EFAULT)
 		r = cr_err_set(err, CR_ERR_KERNEL, EAGAIN, "sockets of a group come and go");
 	return r ? cr_err_ctx(err, "sockets of %d that share a port", pid) : 0;
+}
+
+int reuseview_filter(const struct reuseview *v, int fd, uint32_t *ret, struct cr_err *err)
+{
+	struct reading rd = {.v = v};
+	_cleanup_free_ struct record *rec = NULL;
+	size_t n = 0;
+	uint64_t at = 0;
+	int r = list(v, getpid(), &rec, &n, err);
+
+	*ret = 0;
+	for (size_t i = 0; i < n && !r; i++)
+		if (rec[i].fd == (uint64_t)fd)
+			at = rec[i].filter;
+	if (r || !at)
+		return r;
+	r = kread_bytes_new(&rd.k, err);
+	if (!r)
+		r = read_at(&rd, at, FILTER_PROG, &at, sizeof(at), err);
+	if (!r)
+		r = read_at(&rd, at, PROG_AUX, &at, sizeof(at), err);
+	if (!r)
+		r = read_at(&rd, at, AUX_ID, ret, sizeof(*ret), err);
+	kread_free(rd.k);
+	return r == -EFAULT ? cr_err_set(err, CR_ERR_KERNEL, EAGAIN, "a filter comes or goes") : r;
 }
 
 void chosen_done(struct chosen_list *l)

@@ -1,6 +1,7 @@
 /* Programs that choose among the sockets that share a port (SO_ATTACH_REUSEPORT_CBPF and _EBPF,
- * socket(7)), which no system call tells: a BPF iterator tells where the kernel keeps a socket and
- * its group, and what lies there is read out of the kernel's memory (kread.h). */
+ * socket(7)), and eBPF programs that are filters, which no system call tells: a BPF iterator tells
+ * where the kernel keeps a socket and its group, and what lies there is read out of the kernel's
+ * memory (kread.h). */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -33,4 +34,8 @@ void reuseview_free(struct reuseview *v);
  * meanwhile. The caller calls chosen_done(). */
 int reuseview_read(const struct reuseview *v, pid_t pid, struct chosen_list *ret,
 		   struct cr_err *err) must_check;
+/* The id of the eBPF program that is the filter of a socket, our fd (SO_ATTACH_BPF); 0: there is
+ * none. -EAGAIN as above. */
+int reuseview_filter(const struct reuseview *v, int fd, uint32_t *ret,
+		     struct cr_err *err) must_check;
 void chosen_done(struct chosen_list *l);

@@ -398,7 +398,13 @@ struct file { /* one open file description: what dup and fork share */
 	uint64_t *reuse_code;              /* as filter */
 	size_t n_reuse_code;
 	bool filter_locked; /* SO_LOCK_FILTER; also if there is none */
-	uint32_t uid, gid;  /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
+	/* its filter is an eBPF program: resource/sock_program.h */
+	uint64_t *program; /* struct bpf_insn each */
+	size_t n_program;
+	const char *program_name;
+	bool program_gpl;
+	uint32_t program_id; /* at the source, as long as the socket has it; not sent */
+	uint32_t uid, gid;   /* owner: of the socket (TCP_*), of the path's inode (UNIX_LISTEN) */
 	/* UNIX_CONN, TCP_CONN */
 	uint32_t waits_at; /* index of the listener that has not accepted it (TCP: its other end);
 			    * UINT32_MAX: none. UNIX_CONN: at stops only */

@@ -237,6 +237,8 @@ int sockopts_add_multicast_if(struct files_ctx *x, struct file *f, uint32_t inde
 int sockopts_apply(int fd, const struct file *f, struct cr_err *err) must_check;
 /* Of a connection, what has to wait until it is launched. */
 int sockopts_apply_late(int fd, const struct file *f, struct cr_err *err) must_check;
+/* Of a UDP socket: our lock goes, and what its program had as a filter is in its place. */
+int sockopts_unlock(int fd, const struct file *f, struct cr_err *err) must_check;
 /* Of an IP socket that is not connected, last, when no lock of ours is on it any more: its filter
  * is locked, if it was. May be repeated. */
 int sockopts_lock_filter(int fd, const struct file *f, struct cr_err *err) must_check;

@@ -5,6 +5,7 @@
 #include "resource/file_kind.h"
 #include "base/parallel.h"
 #include "resource/sock_filter.h"
+#include "resource/sock_program.h"
 #include "resource/sockopt_table.h"
 
 #include <arpa/inet.h>
@@ -107,16 +108,23 @@ static uint32_t index_of(const struct sockopt *o, const struct sockopt_rec *rec)
 	return o->level == IPPROTO_IPV6 && o->name == IPV6_MULTICAST_IF ? index : htonl(index);
 }
 
-/* Classic filters are recorded; what cannot be read back is refused. */
+/* What cannot be read back is refused. */
 static int read_filter(struct files_ctx *x, const struct fd_probe *p, struct file *f,
 		       struct cr_err *err)
 {
 	const char *why = sock_filter_trouble(p->local);
 
 	f->filter_locked = sock_filter_is_locked(p->local);
-	if (!why)
+	struct cr_err unmoved = {0};
+	int r = why ? -ENOTSUP : sock_program_get(x->c, p->local, f, &unmoved);
+
+	if (!r)
 		return sock_filter_get(p->local, x->c->tree->arena, &f->filter, &f->n_filter, err);
-	files_refuse(x, p->pid, p->fd, "socket %s: not supported", why);
+	if (r != -ENOTSUP) {
+		*err = unmoved;
+		return r;
+	}
+	files_refuse(x, p->pid, p->fd, "socket %s: not supported", why ? why : unmoved.msg);
 	return 0;
 }
 
@@ -302,7 +310,12 @@ static int take_over(struct arena *a, const struct file *before, struct file *f,
 	f->filter_locked = before->filter_locked;
 	f->n_filter = before->n_filter;
 	f->filter = arena_memdup(a, before->filter, before->n_filter * sizeof(*f->filter));
-	if (f->n_filter && !f->filter)
+	f->n_program = before->n_program;
+	f->program_gpl = before->program_gpl;
+	f->program_id = before->program_id;
+	f->program = arena_memdup(a, before->program, before->n_program * sizeof(*f->program));
+	f->program_name = arena_strdup(a, before->program_name ? before->program_name : "");
+	if ((f->n_filter && !f->filter) || (f->n_program && !f->program) || !f->program_name)
 		return cr_err_oom(err);
 	f->opts = arena_memdup(a, before->opts, before->n_opts * sizeof(*f->opts));
 	if (!f->opts)
@@ -403,6 +416,9 @@ int sockopts_apply(int fd, const struct file *f, struct cr_err *err)
 	 */
 	if (!r && f->kind != FILE_TCP_CONN)
 		r = sock_filter_set(fd, f->filter, f->n_filter, err);
+	/* a lock of ours in its place says of UDP whether it has been launched */
+	if (!r && f->kind != FILE_TCP_CONN && f->kind != FILE_UDP)
+		r = sock_program_set(fd, f, err);
 	/* of others than these nobody replaces it for a while */
 	return r || f->sock_family != AF_UNIX ? r : sockopts_lock_filter(fd, f, err);
 }
@@ -411,9 +427,17 @@ int sockopts_apply_late(int fd, const struct file *f, struct cr_err *err)
 {
 	int r = apply(fd, f, true, err);
 
-	if (!r && !(f->filter_locked && sock_filter_is_locked(fd))) /* the second time */
+	if (!r && !(f->filter_locked && sock_filter_is_locked(fd))) { /* the second time */
 		r = sock_filter_set(fd, f->filter, f->n_filter, err);
+		if (!r)
+			r = sock_program_set(fd, f, err);
+	}
 	return r ? r : sockopts_lock_filter(fd, f, err);
+}
+
+int sockopts_unlock(int fd, const struct file *f, struct cr_err *err)
+{
+	return f->n_program ? sock_program_set(fd, f, err) : sock_unlock(fd, err);
 }
 
 int sockopts_lock_filter(int fd, const struct file *f, struct cr_err *err)
@@ -431,6 +455,8 @@ int sockopts_cmp(const struct file *a, const struct file *b)
 		return a->n_filter < b->n_filter ? -1 : 1;
 	if (a->n_filter && memcmp(a->filter, b->filter, a->n_filter * sizeof(*a->filter)))
 		return memcmp(a->filter, b->filter, a->n_filter * sizeof(*a->filter));
+	if (sock_program_cmp(a, b))
+		return sock_program_cmp(a, b);
 	for (size_t i = 0; i < a->n_opts; i++) {
 		const struct sockopt_rec *x = &a->opts[i], *y = &b->opts[i];
 

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "resource/net_ways.h"
 #include "resource/sock_filter.h"
+#include "resource/sock_program.h"
 #include "resource/sockopt_alike.h"
 #include "resource/tcp_repair.h"
 
@@ -258,14 +259,19 @@ static void refuse_suspect(struct files_ctx *x, const struct fd_seen *s)
 {
 	_cleanup_fd_ int fd = files_dup(x, s);
 	const char *why = fd < 0 ? NULL : sock_filter_trouble(fd);
+	struct file *f = &x->c->tree->files[s->file];
+	struct cr_err unmoved = {0};
 
+	/* known then, it takes no time at the stop */
+	if (fd >= 0 && !why && sock_program_get(x->c, fd, f, &unmoved) == -ENOTSUP)
+		why = unmoved.msg;
 	if (fd >= 0 && !why && tcp_has_ao_keys(fd))
 		why = "with authenticated segments (TCP_AO_ADD_KEY)";
 
 	if (why)
 		refuse_because(
-		    x, &(struct fd_probe){.pid = x->c->tree->procs[s->proc].pid, .fd = s->fd},
-		    &x->c->tree->files[s->file], why);
+		    x, &(struct fd_probe){.pid = x->c->tree->procs[s->proc].pid, .fd = s->fd}, f,
+		    why);
 }
 
 /* Ahead no socket of a running task is held, not for a moment, and sock_diag(7) says nothing of

@@ -248,7 +248,7 @@ static int launch(struct fileset *fs, const struct tree *t, uint32_t i, struct c
 
 	if (fs->held[i].launched)
 		return 0;
-	int r = sock_unlock(fd, err);
+	int r = sockopts_unlock(fd, &t->files[i], err);
 	if (r)
 		return r;
 	udp_launch(fd, &t->files[i], fs->ways);

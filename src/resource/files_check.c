@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include "kernel/boot_id.h"
+#include "resource/sock_program.h"
 
 static void say(const struct file_check *k, bool refused, const char *fmt, va_list ap)
 {
@@ -49,6 +50,14 @@ static void check_process(const struct process *p, uint64_t fd_max, struct refus
 		       p->fds[p->n_fds - 1].fd, (unsigned long long)fd_max);
 }
 
+static void check_program(const struct file_check *k, const struct file *f)
+{
+	struct cr_err why = {0};
+
+	if (sock_program_check(f, &why))
+		file_check_refuse(k, "socket with an eBPF filter (SO_ATTACH_BPF): %.200s", why.msg);
+}
+
 void files_check(const struct tree *t, struct refusals *refused)
 {
 	struct file_check k = {.t = t, .refused = refused};
@@ -81,6 +90,7 @@ void files_check(const struct tree *t, struct refusals *refused)
 						  t->files[file].kind);
 			else if (ops->check)
 				ops->check(&k, &t->files[file]);
+			check_program(&k, &t->files[file]);
 		}
 	}
 }

@@ -94,6 +94,8 @@ static void identity_done(struct file *id)
 		free((void *)id->opts[i].value);
 	free(id->opts);
 	free(id->filter);
+	free(id->program);
+	free((void *)id->program_name);
 	free((void *)id->path);
 	free((void *)id->sockaddr);
 	free((void *)id->peeraddr);
@@ -125,8 +127,11 @@ static int identity_copy(struct file *id, const struct file *f)
 	id->peeraddr = dup_bytes(f->peeraddr, f->peeraddr_len);
 	id->opts = calloc(f->n_opts + 1, sizeof(*id->opts));
 	id->filter = dup_bytes(f->filter, f->n_filter * sizeof(*f->filter));
+	id->program = dup_bytes(f->program, f->n_program * sizeof(*f->program));
+	id->program_name = f->program_name ? strdup(f->program_name) : NULL;
 	if ((f->path && !id->path) || (f->sockaddr_len && !id->sockaddr) ||
-	    (f->peeraddr_len && !id->peeraddr) || !id->opts || (f->n_filter && !id->filter))
+	    (f->peeraddr_len && !id->peeraddr) || !id->opts || (f->n_filter && !id->filter) ||
+	    (f->n_program && !id->program) || (f->program_name && !id->program_name))
 		return -1;
 	for (size_t i = 0; i < f->n_opts; i++) {
 		id->opts[i] = f->opts[i];

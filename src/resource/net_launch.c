@@ -80,7 +80,7 @@ static void finish_one(int pidfd, int number, const struct tree *t, const struct
 	if (fd >= 0 && t->switched && f->kind != FILE_UDP && sock_unlock(fd, &why))
 		log_warn("socket, fd %d: %s", number, why.msg);
 	/* one that is not locked has been launched */
-	if (fd >= 0 && f->kind == FILE_UDP && sock_is_locked(fd) && !sock_unlock(fd, &why))
+	if (fd >= 0 && f->kind == FILE_UDP && sock_is_locked(fd) && !sockopts_unlock(fd, f, &why))
 		udp_launch(fd, f, w);
 	if (fd >= 0 && f->kind != FILE_TCP_CONN && sockopts_lock_filter(fd, f, &why))
 		log_warn("socket, fd %d: %s", number, why.msg);

@@ -20,12 +20,14 @@
 #include "base/parallel.h"
 #include "resource/net_handshakes.h"
 #include "resource/sock_filter.h"
+#include "resource/sock_program.h"
 #include "resource/tcp_repair.h"
 #include "resource/udp_queue.h"
 #include "resource/unix_private.h"
 
 struct locked {
-	int fd; /* ours; -1: not yet */
+	int fd;          /* ours; -1: not yet */
+	bool by_program; /* sock_lock_by() */
 	enum file_kind kind;
 	int reuseaddr;
 	struct tcp_heard heard;
@@ -172,6 +174,7 @@ static int lock_one(size_t i, unsigned int worker, void *arg, struct cr_err *err
 	const struct to_lock *what = &k->list.v[i];
 	const struct file *f = &k->t->files[what->file];
 	struct locked *slot = &k->l->list.v[i];
+	bool has_filter = f->n_filter || f->n_program;
 
 	(void)worker;
 	slot->fd = (int)syscall(SYS_pidfd_getfd, what->pidfd, what->number, 0);
@@ -182,9 +185,10 @@ static int lock_one(size_t i, unsigned int worker, void *arg, struct cr_err *err
 	slot->reuseaddr = sockopt_int(f, SOL_SOCKET, SO_REUSEADDR, 0);
 	if (slot->kind == FILE_TCP_LISTEN)
 		know_listener(slot);
-	int r = slot->kind == FILE_TCP_LISTEN
-		    ? sock_lock(slot->fd, SOCK_LOCK_NEW, err)
-		    : sock_lock_by(slot->fd, f->n_filter ? -1 : k->l->program, err);
+	int r =
+	    slot->kind == FILE_TCP_LISTEN
+		? sock_lock(slot->fd, SOCK_LOCK_NEW, err)
+		: sock_lock_by(slot->fd, has_filter ? -1 : k->l->program, &slot->by_program, err);
 	return r ? cr_err_ctx(err, "fd %d", what->number) : 0;
 }
 
@@ -290,10 +294,12 @@ int net_lock_undo(struct net_lock *l, struct cr_err *err)
 
 	vec_foreach (k, &l->list) {
 		struct cr_err why = {0};
-		int r = k->kind == FILE_TCP_CONN      ? tcp_release(k->fd, k->reuseaddr, &why)
-			: k->kind == FILE_UNIX_LISTEN ? 0
-						      : sock_unlock(k->fd, &why);
+		int r = k->by_program ? sock_unlock_by(k->fd, &why) : 0;
 
+		if (!r && k->kind == FILE_TCP_CONN)
+			r = tcp_release(k->fd, k->reuseaddr, &why);
+		else if (!r && k->kind != FILE_UNIX_LISTEN)
+			r = sock_unlock(k->fd, &why);
 		if (r && !result) { /* the others all the same */
 			result = r;
 			*err = why;
@@ -458,16 +464,25 @@ static int each_socket(pid_t pid, int (*fn)(int fd, void *arg, struct cr_err *er
 
 /* SO_REUSEADDR as a server's connections have it from their listener: what it was is not known any
  * more. The others come on if one fails. */
+struct unlocking {
+	int result;
+	struct sock_program_owner owner;
+};
+
 static int unlock_socket(int fd, void *arg, struct cr_err *err)
 {
 	struct cr_err why = {0};
-	int *result = arg;
+	struct unlocking *u = arg;
+	int r = 0;
 
 	if (!sock_may_be_locked(fd) && !tcp_is_in_repair(fd))
 		return 0;
-	int r = tcp_release(fd, 1, &why);
-	if (r && !*result) {
-		*result = r;
+	if (sock_filter_is_ebpf(fd) && sock_program_is_ours(&u->owner, fd))
+		r = sock_unlock_by(fd, &why);
+	if (!r)
+		r = tcp_release(fd, 1, &why);
+	if (r && !u->result) {
+		u->result = r;
 		*err = why;
 	}
 	return 0;
@@ -475,9 +490,11 @@ static int unlock_socket(int fd, void *arg, struct cr_err *err)
 
 int net_unlock_process(pid_t pid, struct cr_err *err)
 {
-	int result = 0, r = each_socket(pid, unlock_socket, &result, err);
+	struct unlocking u = {0};
+	int r = each_socket(pid, unlock_socket, &u, err);
 
-	return r ? r : result;
+	sock_program_owner_done(&u.owner);
+	return r ? r : u.result;
 }
 
 static int collect_from(int fd, void *arg, struct cr_err *err)

@@ -99,13 +99,15 @@ const char *sock_filter_trouble(int fd)
 {
 	socklen_t n = 0;
 
-	if (sock_filter_is_locked(fd) && get_int(fd, SO_DOMAIN) != AF_UNIX &&
+	bool locked = sock_filter_is_locked(fd);
+
+	if ((locked || sock_filter_is_ebpf(fd)) && get_int(fd, SO_DOMAIN) != AF_UNIX &&
 	    !sock_policy_is_possible())
-		return "with a locked filter (SO_LOCK_FILTER), on a kernel without "
-		       "IP_XFRM_POLICY (CONFIG_XFRM_USER)";
-	if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &n) && errno == EACCES)
-		return "with an eBPF filter (SO_ATTACH_BPF)";
-	if (n > BPF_MAXINSNS - LOCK_LEN_MAX)
+		return locked ? "with a locked filter (SO_LOCK_FILTER), on a kernel without "
+				"IP_XFRM_POLICY (CONFIG_XFRM_USER)"
+			      : "with an eBPF filter (SO_ATTACH_BPF), on a kernel without "
+				"IP_XFRM_POLICY (CONFIG_XFRM_USER)";
+	if (!getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &n) && n > BPF_MAXINSNS - LOCK_LEN_MAX)
 		return "with a filter of more than 4,091 instructions";
 	return NULL;
 }
@@ -149,6 +151,8 @@ int sock_lock(int fd, enum sock_lock how, struct cr_err *err)
 	/* nearly always; ten thousand of them are to take no time */
 	if (how == SOCK_LOCK_ALL && is_plain(fd))
 		r = attach(fd, lock_all, ARRAY_SIZE(lock_all), err);
+	else if (sock_filter_is_ebpf(fd)) /* which stays where it is */
+		r = sock_policy_lock(fd, err);
 	else if (how == SOCK_LOCK_ALL)
 		r = lock_before(fd, lock_all, ARRAY_SIZE(lock_all), err);
 	else
@@ -163,22 +167,26 @@ int sock_lock(int fd, enum sock_lock how, struct cr_err *err)
 	return r;
 }
 
+void sock_lock_code(struct bpf_insn ret[SOCK_LOCK_INSNS])
+{
+	ret[0] = (struct bpf_insn){.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0};
+	ret[1] = (struct bpf_insn){.code = BPF_JMP | BPF_EXIT};
+}
+
 int sock_lock_program(void)
 {
-	const struct bpf_insn drop[] = {
-	    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0},
-	    {.code = BPF_JMP | BPF_EXIT},
-	};
+	struct bpf_insn drop[SOCK_LOCK_INSNS];
 
-	return bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, "cr_lock", "Apache-2.0", drop,
+	sock_lock_code(drop);
+	return bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, SOCK_LOCK_NAME, "Apache-2.0", drop,
 			     ARRAY_SIZE(drop), NULL);
 }
 
-int sock_lock_by(int fd, int program, struct cr_err *err)
+int sock_lock_by(int fd, int program, bool *ret_by, struct cr_err *err)
 {
-	if (program >= 0 && !setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof(program)))
-		return 0;
-	return sock_lock(fd, SOCK_LOCK_ALL, err);
+	*ret_by =
+	    program >= 0 && !setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof(program));
+	return *ret_by ? 0 : sock_lock(fd, SOCK_LOCK_ALL, err);
 }
 
 bool sock_filter_is_ebpf(int fd)
@@ -197,33 +205,34 @@ static int detach(int fd, struct cr_err *err)
 		   : 0;
 }
 
+int sock_unlock_by(int fd, struct cr_err *err)
+{
+	return detach(fd, err);
+}
+
 bool sock_is_locked(int fd)
 {
 	struct cr_err ignored = {0};
 
-	if (is_plain(fd))
+	if (is_plain(fd) || sock_filter_is_ebpf(fd))
 		return false;
-	if (sock_filter_is_ebpf(fd))
-		return true;
 	_cleanup_free_ struct code *c = malloc(sizeof(*c));
 	return c && !read_code(fd, c, &ignored) && lock_length(c);
 }
 
 bool sock_may_be_locked(int fd)
 {
-	return sock_filter_is_locked(fd) || sock_is_locked(fd);
+	return sock_filter_is_locked(fd) || sock_filter_is_ebpf(fd) || sock_is_locked(fd);
 }
 
 int sock_unlock(int fd, struct cr_err *err)
 {
 	struct cr_err ignored = {0};
 
-	if (sock_filter_is_locked(fd))
-		return sock_policy_unlock(fd, err);
-	if (is_plain(fd))
+	if (is_plain(fd) && !sock_filter_is_locked(fd))
 		return 0;
-	if (sock_filter_is_ebpf(fd))
-		return detach(fd, err);
+	if (sock_filter_is_locked(fd) || sock_filter_is_ebpf(fd))
+		return sock_policy_unlock(fd, err);
 	_cleanup_free_ struct code *c = malloc(sizeof(*c));
 	if (!c)
 		return cr_err_oom(err);
@@ -241,7 +250,7 @@ int sock_filter_get(int fd, struct arena *a, uint64_t **ret, size_t *n, struct c
 {
 	*n = 0;
 	*ret = NULL;
-	if (is_plain(fd))
+	if (is_plain(fd) || sock_filter_is_ebpf(fd)) /* sock_program.h */
 		return 0;
 	_cleanup_free_ struct code *c = malloc(sizeof(*c));
 	if (!c)

@@ -23,7 +23,8 @@ enum {
 	TTY_BYTES_MAX = 1 << 20,  /* the kernel holds less, for each direction */
 	SOCKADDR_BYTES_MAX = 128, /* struct sockaddr_storage */
 	SOCKOPT_BYTES_MAX = 65536,
-	FILTER_MAX = 4096, /* BPF_MAXINSNS */
+	FILTER_MAX = 4096,      /* BPF_MAXINSNS */
+	PROGRAM_NAME_SIZE = 16, /* BPF_OBJ_NAME_LEN */
 };
 /* User addresses end below this with five levels of page tables,
  * Documentation/arch/x86/x86_64/5level-paging.rst */
@@ -385,6 +386,10 @@ int tree_check_file(const struct tree *t, const struct file *f, size_t i, struct
 	if (r < 0)
 		return r;
 	CHECK(f->n_filter <= FILTER_MAX, "file %zu: filter of %zu instructions", i, f->n_filter);
+	CHECK(f->n_program <= FILTER_MAX, "file %zu: eBPF filter of %zu instructions", i,
+	      f->n_program);
+	CHECK(!f->program_name || strlen(f->program_name) < PROGRAM_NAME_SIZE,
+	      "file %zu: eBPF filter with a name that is too long", i);
 	CHECK(!f->reuse_place || f->reuse_place < t->n_files, "file %zu: place %u of a group", i,
 	      f->reuse_place);
 	CHECK(f->n_reuse_code <= FILTER_MAX, "file %zu: program of %zu instructions", i,

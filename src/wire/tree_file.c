@@ -9,7 +9,7 @@
 	X(interval_ns) X(ticks) X(sigmask) X(sock_family) X(sock_type) X(sock_protocol) \
 	X(backlog) X(uid) X(gid) X(cred_pid) X(cred_uid) X(cred_gid) \
 	X(peer_ino) X(connected) X(sock_shutdown) X(carried) X(waits_nth) X(bound) X(name_ino) X(name_dev) \
-	X(sock_error) X(filter_locked) X(reuse_group) X(reuse_place)
+	X(sock_error) X(filter_locked) X(program_gpl) X(reuse_group) X(reuse_place)
 /* clang-format on */
 
 /* clang-format off */
@@ -129,6 +129,8 @@ static int get_filter(struct arena *a, const Tree__File *pb, struct file *out, s
 {
 	int r = get_code(a, pb->filter, pb->n_filter, &out->filter, &out->n_filter, err);
 
+	if (!r)
+		r = get_code(a, pb->program, pb->n_program, &out->program, &out->n_program, err);
 	return r ? r
 		 : get_code(a, pb->reuse_code, pb->n_reuse_code, &out->reuse_code,
 			    &out->n_reuse_code, err);
@@ -151,6 +153,9 @@ Tree__File *tree_put_file(struct arena *a, const struct file *in)
 	FILE_NUMBERS(TREE_PUT)
 	pb->filter = in->filter;
 	pb->n_filter = in->n_filter;
+	pb->program = in->program;
+	pb->n_program = in->n_program;
+	pb->program_name = pb_string(in->program_name);
 	pb->reuse_code = in->reuse_code;
 	pb->n_reuse_code = in->n_reuse_code;
 	pb->kind = in->kind;
@@ -181,6 +186,7 @@ int tree_get_file(struct arena *a, const Tree__File *pb, struct file *out, struc
 	out->peer = out->kind == FILE_UNIX_CONN ? tree_get_index(pb->peer) : UINT32_MAX;
 	out->waits_at = may_wait(out->kind) ? tree_get_index(pb->waits_at) : UINT32_MAX;
 	if ((r = tree_get_string(a, pb->path, &out->path, err)) < 0 ||
+	    (r = tree_get_string(a, pb->program_name, &out->program_name, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->data, &out->data, &out->data_len, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->sockaddr, &out->sockaddr, &sockaddr_len, err)) < 0 ||
 	    (r = tree_get_bytes(a, &pb->peeraddr, &out->peeraddr, &peeraddr_len, err)) < 0 ||

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Filters that a program has put on its sockets and locked: afterwards they drop what they dropped before, and nobody can
-# take them off. (tcp.t has them under load, and with migrations that are undone.) Programs that choose among sockets
+# take them off. (tcp.t has them under load, and with migrations that are undone.) eBPF programs as filters. Programs that choose among sockets
 # that share a port: they choose the same ones.
 set -uo pipefail
 # shellcheck source=tests/e2e/lib.sh
@@ -59,15 +59,49 @@ asked_stays() {
 	}
 	all_is_well "after a rehearsal"
 }
-# asked_case PROGRAM FUNCTION ARGS…
+# asked_case PROGRAM FUNCTION ARGS…; $role, if set, is what the program does
 asked_case() {
 	local st=0
-	start_asked "$1" && "${@:2}" || st=1
+	start_asked "$1" "${role:-serve}" && "${@:2}" || st=1
 	end_asked
 	return $st
 }
 case_of "locked filters: TCP, UDP, unix" asked_case filtered.py asked_moves
 case_of "locked filters: TCP, UDP, unix, rehearsed" asked_case filtered.py asked_stays
+
+for role in ebpf ebpf-locked; do
+	case_of "$role filters: TCP, UDP, unix" asked_case filtered.py asked_moves
+	case_of "$role filters: TCP, UDP, unix, rehearsed" asked_case filtered.py asked_stays
+done
+
+# dies_at HOST POINT WHERE: the agent's process dies there; the sockets, then in WHERE, have their filters.
+dies_at() {
+	all_is_well before || return 1
+	CR_FAULT=$2:kill "$testbed" agent "$1" restart
+	migrate alpha beta --pid "$pid" --move-address "$service"
+	"$testbed" agent "$1" restart
+	# who learned of the decision says that it is done
+	[ "$mig_status" != 4 ] && { [ "$mig_status" != 0 ] || [ "$3" = beta ]; } || return 1
+	until_true 20 has_address "$3" "$service" && all_is_well "in $3, after $1 died at $2"
+}
+role=ebpf
+case_of "eBPF filters: the source's agent dies with the sockets locked" asked_case filtered.py dies_at alpha source-locked alpha
+case_of "eBPF filters: the source's agent dies with the decision" asked_case filtered.py dies_at alpha source-commit beta
+case_of "eBPF filters: the destination's agent dies prepared" asked_case filtered.py dies_at beta dest-prepared alpha
+case_of "eBPF filters: the destination's agent dies with the decision" asked_case filtered.py dies_at beta dest-commit beta
+role=ebpf-map
+
+with_map() {
+	all_is_well before || return 1
+	migrate alpha beta --pid "$pid" --move-address "$service"
+	if [ "$mig_status" != 4 ] || ! grep -q '"event":"refused".*eBPF filter.*that has maps' "$work/events"; then
+		say_migration
+		return 1
+	fi
+	all_is_well "after it was refused"
+}
+case_of "eBPF filters with a map: refused" asked_case filtered.py with_map
+role=
 
 case_of "a program that chooses among sockets" asked_case chosen.py asked_moves
 case_of "a program that chooses among sockets, rehearsed" asked_case chosen.py asked_stays

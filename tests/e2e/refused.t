@@ -51,9 +51,9 @@ bpf bpf
 mptcp MPTCP socket
 ktls connection .*kTLS
 md5listener TCP listener with signed segments
-ebpffilter eBPF filter
+ebpffilter eBPF filter .*that has maps
 ebpfreuseport eBPF program chooses
-ebpfconnection TCP connection to .* eBPF filter
+ebpfconnection TCP connection to .* eBPF filter .*that has maps
 udpmore UDP socket: a datagram is being put together.*again
 udpzerocopy UDP socket that has sent with MSG_ZEROCOPY
 tcpzerocopy TCP connection to .* that has sent with MSG_ZEROCOPY

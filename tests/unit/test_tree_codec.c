@@ -294,6 +294,8 @@ struct lie {
 	X(conn_urgent, t->files[FILE_TCP_CONN - 1]->tcp->urgent_at = 77) \
 	X(conn_waits, t->files[FILE_TCP_CONN - 1]->waits_at = FILE_UNIX_LISTEN) \
 	X(filter, t->files[0]->filter = long_filter; t->files[0]->n_filter = 4097) \
+	X(program, t->files[0]->program = long_filter; t->files[0]->n_program = 4097) \
+	X(program_name, t->files[0]->program_name = (char *)"0123456789abcdef") \
 	X(reuse_code, t->files[0]->reuse_code = long_filter; t->files[0]->n_reuse_code = 4097) \
 	X(reuse_place, t->files[0]->reuse_place = (uint32_t)t->n_files) \
 	X(conn_wscale, t->files[FILE_TCP_CONN - 1]->tcp->rcv_wscale = 15) \

@@ -23,7 +23,7 @@
 	X(struct process, 2792)                                                                    \
 	X(struct epoll_target, 24)                                                                 \
 	X(struct sockopt_rec, 24)                                                                  \
-	X(struct file, 464)                                                                        \
+	X(struct file, 504)                                                                        \
 	X(struct tree, 384)                                                                        \
 	X(struct seccomp_filter, 24)                                                               \
 	X(struct tty, 144)                                                                         \
@@ -409,6 +409,12 @@ static inline void fill_file(struct filler *f, struct file *e, enum file_kind ki
 	for (size_t i = 0; i < 3; i++)
 		e->filter[i] = fill_u64(f);
 	e->filter_locked = true;
+	e->n_program = 2;
+	e->program = arena_array(a, uint64_t, 2);
+	for (size_t i = 0; i < 2; i++)
+		e->program[i] = fill_u64(f);
+	e->program_name = "port_filter";
+	e->program_gpl = true;
 	e->reuse_group = fill_u32(f);
 	e->reuse_place = 1 + fill_u32(f) % 2;
 	e->n_reuse_code = 1;
@@ -801,7 +807,9 @@ static inline void same_file(const struct file *a, const struct file *b)
 		SAME(waits_at);
 	SAME(waits_nth), SAME(bound), SAME(name_ino), SAME(name_dev);
 	SAME_EACH(groups, n_groups, same_group);
-	SAME(n_filter), SAME(filter_locked);
+	SAME(n_filter), SAME(filter_locked), SAME(n_program), SAME(program_gpl);
+	assert_memory_equal(a->program, b->program, a->n_program * sizeof(*a->program));
+	SAME_STR(program_name);
 	SAME(reuse_group), SAME(reuse_place), SAME(n_reuse_code);
 	assert_memory_equal(a->reuse_code, b->reuse_code, a->n_reuse_code * sizeof(*a->reuse_code));
 	assert_memory_equal(a->filter, b->filter, a->n_filter * sizeof(*a->filter));

@@ -269,19 +269,28 @@ static int do_md5listener(void)
 
 static int ebpf_on(int fd, int how)
 {
+	union bpf_attr array = {
+	    .map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1};
+	int map = syscall(SYS_bpf, BPF_MAP_CREATE, &array, sizeof(array));
 	const struct bpf_insn pass[] = {
+	    {.code = BPF_LD | BPF_IMM | BPF_DW,
+	     .dst_reg = BPF_REG_1,
+	     .src_reg = BPF_PSEUDO_MAP_FD,
+	     .imm = map},
+	    {.code = 0},
 	    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = INT32_MAX},
 	    {.code = BPF_JMP | BPF_EXIT},
 	};
 	union bpf_attr a = {.prog_type = BPF_PROG_TYPE_SOCKET_FILTER,
 			    .insns = (uintptr_t)pass,
-			    .insn_cnt = 2,
+			    .insn_cnt = sizeof(pass) / sizeof(*pass),
 			    .license = (uintptr_t) "GPL"};
 	int prog = syscall(SYS_bpf, BPF_PROG_LOAD, &a, sizeof(a));
 
 	if (fd < 0 || prog < 0 || setsockopt(fd, SOL_SOCKET, how, &prog, sizeof(prog)))
 		return -1;
 	close(prog);
+	close(map);
 	return fd;
 }
 
