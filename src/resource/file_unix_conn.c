@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 
 enum { LOOKS = 8 };
 
@@ -220,12 +221,30 @@ static bool has_sent(struct files_ctx *x, uint32_t me)
 	return fd < 0 || ioctl(fd, SIOCOUTQ, &bytes) || bytes;
 }
 
+/* Ahead it may have been accepted since, or the other end closed: then that has no inode any more
+ * before this end is told of it, and whoever closes it may have lost the processor in between. What
+ * is refused in any case need not be looked at for long. */
+static bool waits_still(const struct files_ctx *x, const struct file *f)
+{
+	int looks = x->c->refused->list.n ? 1 : LOOKS;
+
+	for (int i = 0; i < looks; i++) {
+		const struct timespec pause = {.tv_nsec = 1000000l << i};
+		struct unix_diag_info now = {0};
+		struct cr_err ignored = {0};
+
+		if (unix_diag_get(f->ino, &now, &ignored) || now.peer_ino ||
+		    now.shutdown == UNIX_SHUT_BOTH)
+			return false;
+		nanosleep(&pause, NULL);
+	}
+	return true;
+}
+
 /* Connected, and nobody has accepted it. */
 static void link_waiting(struct files_ctx *x, uint32_t me)
 {
 	struct file *f = &x->c->tree->files[me];
-	struct unix_diag_info now = {0};
-	struct cr_err ignored = {0};
 
 	if (f->waits_at != UINT32_MAX) {
 		if (!x->c->exact)
@@ -236,9 +255,7 @@ static void link_waiting(struct files_ctx *x, uint32_t me)
 				   "in an image");
 		return;
 	}
-	/* ahead it may have been accepted since, or the other end closed */
-	if (!x->c->exact && (unix_diag_get(f->ino, &now, &ignored) || now.peer_ino ||
-			     now.shutdown == UNIX_SHUT_BOTH))
+	if (!x->c->exact && !waits_still(x, f))
 		return;
 	refuse_end(x, me, "waits to be accepted by a process outside the tree: not supported");
 }
