@@ -39,11 +39,11 @@ static void watch(struct conn *c, uint32_t events)
 
 static void say_stall(void)
 {
-	char text[64], path[256];
+	char text[64], from[256], to[256];
 
 	snprintf(text, sizeof(text), "%lu %lu\n", s.stall_ns / 1000, s.echoes);
-	unlink(wl_path(path, "stall"));
-	wl_write("stall", text);
+	wl_write("stall.new", text);
+	wl_must(!rename(wl_path(from, "stall.new"), wl_path(to, "stall")), "rename");
 }
 
 /* The server ends by itself, in the course of its use. */
