@@ -86,11 +86,11 @@ broken_case() {
 	start_workload alpha huge_absent --idle && runs_on && begin_slow && until_true 30 some_left $((15 * 512)) || return 1
 	wl_host=beta
 	# in the middle of one, most likely
-	on beta pkill -KILL -x cr-fetcher || { diag "no fetcher"; return 1; }
+	strike fetcher || { diag "no fetcher"; return 1; }
 	until_true 20 some_left $((12 * 512)) || { diag "$(pages_left) left"; return 1; }
-	on alpha pkill -KILL -f '^[^ ]*/page-server --tasks' || { diag "no page-server"; return 1; }
+	strike_server alpha || { diag "no page-server"; return 1; }
 	until_true 20 some_left $((10 * 512)) || { diag "$(pages_left) left"; return 1; }
-	on beta pkill -KILL -f '^[^ ]*/page-server --tasks' || { diag "no page-server at the destination"; return 1; }
+	strike_server beta || { diag "no page-server at the destination"; return 1; }
 	end_slow || { say_migration; return 1; }
 	{ [ "$(postcopied .lost)" = 0 ] && (($(postcopied .reconnects) > 0)); } || { diag "$mig_done"; return 1; }
 	moved_to beta && finish_workload
