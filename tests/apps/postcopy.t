@@ -12,7 +12,7 @@ moved() {
 	return 1
 }
 
-for app in redis memcached nginx postgresql node asyncio go java; do
+for app in redis memcached nginx postgresql sqlite node asyncio go java tmux; do
 	for mode in hybrid postcopy; do
 		ok "$app: $mode" moved $mode $app
 	done
