@@ -10,6 +10,7 @@
 #include "kernel/vmaview.h"
 #include "memory/shm_name.h"
 #include "model/layout.h"
+#include "resource/inside.h"
 
 enum {
 	TORN_READS = 20,
@@ -445,32 +446,51 @@ static int capture_mm(struct capture *c, struct object_fds *o, size_t i, struct 
 	return r;
 }
 
-/* Who shares a segment must move with it. Ahead, a fork may be under way: asked when it is first
- * seen and at the stop. */
-static void refuse_shared_outside(struct capture *c)
+static uint64_t count_mappings(const struct tree *t, uint32_t object)
+{
+	uint64_t n = 0;
+
+	for (size_t k = 0; k < t->n_procs; k++)
+		for (size_t v = 0; v < t->procs[k].mm.n_vmas; v++)
+			n += t->procs[k].mm.vmas[v].object == object;
+	return n;
+}
+
+/* Who shares a segment must move with it. At the stop their number tells. Ahead, children come and
+ * go, which have what their parent has: there it takes somebody who is seen to have it. */
+static void refuse_attached_outside(struct capture *c, uint32_t object)
 {
 	const struct tree *t = c->tree;
+	struct sysv_shm s;
+	struct cr_err ignored = {0};
+	char label[64];
+	uint64_t inside = count_mappings(t, object);
 
-	for (uint32_t i = 0; i < t->n_objects; i++) {
-		struct sysv_shm s;
-		struct cr_err ignored = {0};
-		uint64_t inside = 0;
-		char label[64];
-
-		if (t->objects[i].kind != OBJ_SYSV_SHM ||
-		    (!c->exact && c->prev && i < c->prev->n_objects) ||
-		    sysv_shm_stat(t->objects[i].ipc_id, &s, &ignored))
-			continue;
-		for (size_t k = 0; k < t->n_procs; k++)
-			for (size_t v = 0; v < t->procs[k].mm.n_vmas; v++)
-				inside += t->procs[k].mm.vmas[v].object == i;
-		snprintf(label, sizeof(label), "System V shared memory %d", s.id);
-		if (s.attached > inside)
-			refuse(c->refused, t->root_pid, label,
-			       "is attached %llu times, %llu of them in the tree: not supported; "
-			       "move the others as well",
-			       (unsigned long long)s.attached, (unsigned long long)inside);
+	if (sysv_shm_stat(t->objects[object].ipc_id, &s, &ignored) || s.attached <= inside)
+		return;
+	snprintf(label, sizeof(label), "System V shared memory %d", s.id);
+	if (c->exact) {
+		refuse(c->refused, t->root_pid, label,
+		       "is attached %llu times, %llu of them in the tree: not supported; "
+		       "move the others as well",
+		       (unsigned long long)s.attached, (unsigned long long)inside);
+		return;
 	}
+	pid_t pid = outside_holder(t, false, "/SYSV", 0, (uint64_t)s.id);
+	if (pid > 0)
+		refuse(c->refused, t->root_pid, label,
+		       "is attached by process %d, which is outside the tree: not supported; "
+		       "move it as well",
+		       pid);
+}
+
+static void refuse_shared_outside(struct capture *c)
+{
+	/* ahead it is asked when it is first seen */
+	for (uint32_t i = 0; i < c->tree->n_objects; i++)
+		if (c->tree->objects[i].kind == OBJ_SYSV_SHM &&
+		    (c->exact || !c->prev || i >= c->prev->n_objects))
+			refuse_attached_outside(c, i);
 }
 
 int memory_capture(struct capture *c, struct object_fds *o, struct cr_err *err)

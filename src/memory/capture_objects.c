@@ -129,7 +129,7 @@ static int describe_unlinked(struct capture *c, const struct proc_map *m, int fd
 				     .gid = st.st_gid,
 				     .mode = st.st_mode & 07777};
 	if (m->shared && !c->exact)
-		carried_refuse_shared(c->tree, m->name, st.st_dev, st.st_ino, c->refused);
+		carried_refuse_shared(c->tree, false, m->name, st.st_dev, st.st_ino, c->refused);
 	return 0;
 }
 

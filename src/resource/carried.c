@@ -1,6 +1,5 @@
 #include "resource/carried.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/magic.h>
@@ -12,7 +11,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 #include "base/cleanup.h"
-#include "kernel/procfs.h"
+#include "resource/inside.h"
 
 static const char shm_dir[] = "/dev/shm/";
 
@@ -59,61 +58,16 @@ bool carried_can_directory(const char *path)
 	return !lstat(path, &st) && S_ISDIR(st.st_mode) && !statfs(path, &sf) && of_storage(&sf);
 }
 
-/* ---- who else has it ---- */
-
-/* By the lines of maps, proc_pid_maps(5). */
-static bool maps_it(pid_t pid, const char *path, uint64_t ino)
+void carried_refuse_shared(const struct tree *t, bool exact, const char *path, uint64_t dev,
+			   uint64_t ino, struct refusals *refused)
 {
-	_cleanup_free_ char *text = NULL;
-	struct cr_err ignored = {0};
-	char *save = NULL;
+	pid_t pid = outside_holder(t, exact, path, dev, ino);
 
-	if (proc_read(pid, "maps", &text, &ignored) < 0)
-		return false;
-	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
-		unsigned long long n;
-		int at = 0;
-
-		if (sscanf(line, "%*x-%*x %*s %*x %*x:%*x %llu %n", &n, &at) == 1 && at &&
-		    n == ino && !strcmp(line + at, path))
-			return true;
-	}
-	return false;
-}
-
-static bool opens_it(pid_t pid, uint64_t dev, uint64_t ino)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	_cleanup_dir_ DIR *d = opendir(path);
-	for (struct dirent *e; d && (e = readdir(d));) {
-		struct stat st;
-
-		if (e->d_name[0] != '.' && !fstatat(dirfd(d), e->d_name, &st, 0) &&
-		    st.st_dev == dev && st.st_ino == ino)
-			return true;
-	}
-	return false;
-}
-
-void carried_refuse_shared(const struct tree *t, const char *path, uint64_t dev, uint64_t ino,
-			   struct refusals *refused)
-{
-	_cleanup_dir_ DIR *d = opendir("/proc");
-
-	for (struct dirent *e; d && (e = readdir(d));) {
-		pid_t pid = (pid_t)atoi(e->d_name);
-
-		if (pid <= 0 || tree_find_process(t, pid) || pid == getpid() ||
-		    (!maps_it(pid, path, ino) && !opens_it(pid, dev, ino)))
-			continue;
+	if (pid > 0)
 		refuse(refused, t->root_pid, path,
 		       "shared memory that process %d, which does not move, has as well: not "
 		       "supported; move it too",
 		       pid);
-		return;
-	}
 }
 
 /* ---- what is left behind ---- */
@@ -159,15 +113,8 @@ bool carried_is_left(const char *path)
 	mark_text(&st, want, sizeof(want));
 	if (n != (ssize_t)strlen(want) || memcmp(text, want, (size_t)n))
 		return false;
-	_cleanup_dir_ DIR *d = opendir("/proc");
-	for (struct dirent *e; d && (e = readdir(d));) {
-		pid_t pid = (pid_t)atoi(e->d_name);
-
-		if (pid > 0 && pid != getpid() &&
-		    (maps_it(pid, path, st.st_ino) || opens_it(pid, st.st_dev, st.st_ino)))
-			return false;
-	}
-	return d;
+	const struct tree nobody = {0};
+	return !outside_holder(&nobody, true, path, st.st_dev, st.st_ino);
 }
 
 static void beside(char *buf, size_t size, const char *temp, const char *what)

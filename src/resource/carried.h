@@ -17,9 +17,9 @@ bool carried_is_shm(const char *path);
 bool carried_can(const char *path, bool *ret_shm);
 /* A directory that can be made elsewhere. */
 bool carried_can_directory(const char *path);
-/* Refuse if a task outside the tree has path mapped or open. */
-void carried_refuse_shared(const struct tree *t, const char *path, uint64_t dev, uint64_t ino,
-			   struct refusals *refused);
+/* Refuse if a task outside the tree (resource/inside.h) has path mapped or open. */
+void carried_refuse_shared(const struct tree *t, bool exact, const char *path, uint64_t dev,
+			   uint64_t ino, struct refusals *refused);
 
 /* Source, once the tasks are gone: what they had, and have elsewhere now, is marked (an extended
  * attribute) as left behind. And: is that such a file, unchanged since, which nobody on this host

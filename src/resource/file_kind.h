@@ -182,7 +182,7 @@ bool files_pid_in_tree(const struct tree *t, pid_t pid, bool group);
 
 /* files_scan.c: refuse (warn about) watched things that tasks outside the tree hold as well. */
 int files_scan_outside(struct files_ctx *x, struct cr_err *err) must_check;
-/* In the tree, or forked by it since the tree was listed (ahead, that happens). */
+/* resource/inside.h */
 bool files_is_inside(const struct files_ctx *x, pid_t pid);
 bool files_is_open(const struct stat *st);
 /* True if a task of the tree, or a new child of it, holds an end of pipe f for writing (reading).

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/sysmacros.h>
 #include "kernel/procfs.h"
+#include "resource/inside.h"
 
 /* Inode numbers are smaller. */
 #define PTY_INO(f) (1ull << 63 | (f)->tty)
@@ -124,26 +125,9 @@ static uint64_t fdinfo_number(int fdinfo_dir, const char *name, const char *key)
 	return fdinfo_u64(text, key, 10, &id) ? id : 0;
 }
 
-/* In the tree, or forked by it since the tree was listed (ahead, that happens). */
 bool files_is_inside(const struct files_ctx *x, pid_t pid)
 {
-	struct proc_stat st;
-	struct cr_err err;
-	pid_t at = pid;
-
-	for (int steps = 0; at > 1 && steps < 256; steps++) {
-		if (tree_find_process(x->c->tree, at))
-			return true;
-		if (x->c->exact)
-			return false;
-		if (!proc_stat_read(at, at, &st, &err))
-			at = st.ppid;
-		else if (at != pid)
-			at = pid; /* a parent has ended meanwhile: there is another one now */
-		else
-			return false;
-	}
-	return false;
+	return inside_tree(x->c->tree, x->c->exact, pid);
 }
 
 /* The mode of a link in /proc/PID/fd is the access mode of the descriptor, proc_pid_fd(5). */

@@ -76,14 +76,15 @@ bool locks_is_leased(const char *text)
 }
 
 /* Somebody outside the tree who waits for a lock on what id names; 0: nobody. */
-static pid_t waiter_outside(const struct tree *t, const char *locks, const char *id)
+static pid_t waiter_outside(const struct files_ctx *x, const char *locks, const char *id)
 {
 	struct lock_line l;
 
 	for (const char *line = locks; line && *line; line = strchr(line, '\n')) {
 		line += *line == '\n';
 		if (parse_line(line, &l) && l.waits && !strcmp(l.id, id) && l.pid > 0 &&
-		    !files_pid_in_tree(t, (pid_t)l.pid, false))
+		    !files_pid_in_tree(x->c->tree, (pid_t)l.pid, false) &&
+		    !files_is_inside(x, (pid_t)l.pid))
 			return (pid_t)l.pid;
 	}
 	return 0;
@@ -106,7 +107,7 @@ static int take_line(struct files_ctx *x, const struct fd_seen *s, const char *t
 	/* those of the description show with each of its descriptors, in every process */
 	if (lock.kind != LOCK_POSIX && &x->seen.v[s->leader] != s)
 		return 0;
-	pid_t other = waiter_outside(x->c->tree, all, l.id);
+	pid_t other = waiter_outside(x, all, l.id);
 	if (other)
 		files_refuse(x, pid, s->fd,
 			     "holds a file lock for which process %d, which is outside the tree, "

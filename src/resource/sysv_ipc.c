@@ -21,6 +21,7 @@
 #include "kernel/taskview.h"
 #include "kernel/undoview.h"
 #include "resource/file_kind.h"
+#include "resource/inside.h"
 
 #ifndef MSG_COPY
 #define MSG_COPY 040000
@@ -60,7 +61,7 @@ static int look_at_user(pid_t pid, void *arg)
 {
 	struct looking *l = arg;
 
-	if (files_pid_in_tree(l->c->tree, pid, false))
+	if (files_pid_in_tree(l->c->tree, pid, false) || inside_tree(l->c->tree, l->c->exact, pid))
 		l->inside = pid;
 	else if (!kill(pid, 0) || errno == EPERM)
 		l->outside = pid;

@@ -188,7 +188,7 @@ static void mark(struct source *s, struct file *f)
 		f->carried = directory_of(f, path, sizeof(path)) && is_carried(s, path);
 }
 
-int source_carry_look(struct source *s, struct tree *t, struct cr_err *err)
+int source_carry_look(struct source *s, struct tree *t, bool exact, struct cr_err *err)
 {
 	size_t had = s->files.n;
 
@@ -199,7 +199,7 @@ int source_carry_look(struct source *s, struct tree *t, struct cr_err *err)
 		r = ask(s, had, err);
 	for (size_t i = had; i < s->files.n && !r; i++)
 		if (s->files.v[i].wanted && s->files.v[i].shm)
-			carried_refuse_shared(t, s->files.v[i].path, s->files.v[i].dev,
+			carried_refuse_shared(t, exact, s->files.v[i].path, s->files.v[i].dev,
 					      s->files.v[i].ino, &s->notes);
 	for (size_t i = 0; i < t->n_files; i++)
 		mark(s, &t->files[i]);
@@ -536,7 +536,7 @@ int source_carry_ahead(struct source *s, struct cr_err *err)
 
 int source_carry_last(struct source *s, struct tree *t, struct cr_err *err)
 {
-	int r = source_carry_look(s, t, err);
+	int r = source_carry_look(s, t, true, err);
 
 	for (size_t i = 0; i < s->files.n && !r; i++) {
 		struct source_file *f = &s->files.v[i];

@@ -25,7 +25,7 @@ struct source_file {
 
 /* Before t is sent: which of its files does the destination lack? Marks them in t. Refusals to
  * s->notes. */
-int source_carry_look(struct source *s, struct tree *t, struct cr_err *err) must_check;
+int source_carry_look(struct source *s, struct tree *t, bool exact, struct cr_err *err) must_check;
 /* What was not sent yet of what the last look has found, beside the running tasks. */
 int source_carry_ahead(struct source *s, struct cr_err *err) must_check;
 /* At the stop: look, and send what changed. */

@@ -389,7 +389,7 @@ int source_follow_structure(struct source *s, struct cr_err *err)
 	if (!r)
 		r = refused(s, err);
 	if (!r && source_structure_differs(s->tree, t)) {
-		r = source_carry_look(s, t, err);
+		r = source_carry_look(s, t, false, err);
 		if (!r)
 			r = source_carry_ahead(s, err);
 		if (!r)

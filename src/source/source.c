@@ -240,9 +240,30 @@ void source_send_notes(struct source *s, enum msg_type type, const struct refusa
 	free(m.refused.v);
 }
 
-/* The tree as it runs. Processes come and go: what changed under our eyes is looked at again. */
+/* Those that the look before has seen as well. */
+static void keep_older(struct seizure *who, const struct seizure *before)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < who->procs.n; i++) {
+		struct seized_proc q = who->procs.v[i];
+		bool older = false;
+
+		vec_foreach (b, &before->procs)
+			older |= b->pid == q.pid && b->starttime == q.starttime;
+		if (older)
+			who->procs.v[n++] = q;
+		else
+			vec_done(&q.tasks);
+	}
+	who->procs.n = n;
+}
+
+/* The tree as it runs. Processes come and go: what changed under our eyes is looked at again, then
+ * without those that have just come. They are seen to when all stand still. */
 static int look(struct source *s, struct tree **ret, struct cr_err *err)
 {
+	struct seizure *before = NULL;
 	int r = -EAGAIN;
 
 	for (int i = 0; s->notes.passing ? i < PASSING_ATTEMPTS
@@ -260,10 +281,14 @@ static int look(struct source *s, struct tree **ret, struct cr_err *err)
 		cr_err_clear(err);
 		source_request(s, &rq);
 		r = seizure_preview(&who, &rq, &s->notes, err);
+		if (!r && before)
+			keep_older(who, before);
 		if (!r)
 			r = source_capture(s, who, false, ret, err);
-		seizure_forget(who);
+		seizure_forget(before);
+		before = who;
 	}
+	seizure_forget(before);
 	return r;
 }
 
@@ -283,7 +308,7 @@ static int refuse_notes(struct source *s, struct cr_err *err)
 static int check_there(struct source *s, struct tree *t, struct cr_err *err)
 {
 	struct cr_err ignored = {0};
-	int r = source_carry_look(s, t, err);
+	int r = source_carry_look(s, t, false, err);
 
 	if (r)
 		return r;

@@ -95,6 +95,16 @@ LIST
 # Without any of these the same program moves.
 move_case "moved: the same program with nothing of these" -- refused --what nothing --
 
+# What short-lived children have as well is not somebody else's.
+forks_case() {
+	start_workload alpha forks && runs_on || return 1
+	for ((i = 0; i < 8; i++)); do
+		rehearse_workload || return 1
+	done
+	finish_workload
+}
+ok "not refused: shared memory of a program that forks all the time" forks_case
+
 # A file that is different at the destination: alpha sees another one by the same name.
 different_case() {
 	on alpha sh -c 'echo here >/tmp/data'
