@@ -10,6 +10,7 @@
 #include "base/heap.h"
 #include "base/log.h"
 #include "kernel/sysv_ipc.h"
+#include "kernel/tmpfs.h"
 #include "memory/capture.h"
 #include "memory/digest.h"
 #include "model/lazy.h"
@@ -169,6 +170,18 @@ static void real_time(bool on)
 		return;
 }
 
+/* userfaultfd(2) serves files of a tmpfs alone, and with huge pages what is missing could not be
+ * told from what a task has removed (dest/lazy_state.h). */
+static bool unlinked_may_be_lazy(const struct dest *d)
+{
+	bool may = true;
+
+	for (size_t i = 0; i < d->tree->n_objects && i < d->objects.list.n && may; i++)
+		if (d->tree->objects[i].in_memory)
+			may = tmpfs_has_small(d->objects.list.v[i].fd);
+	return may;
+}
+
 static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *err)
 {
 	struct msg m = msg_of(MSG_TREE_OK);
@@ -185,6 +198,7 @@ static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *e
 		ok->lazy_objects = lazy_has_objects();
 		ok->lazy_memfds = ok->lazy_objects;
 		ok->lazy_huge_objects = true; /* whatever the kernel makes of ordinary pages */
+		ok->lazy_unlinked = ok->lazy_objects && unlinked_may_be_lazy(d);
 		ok->lazy_huge = d->huge == DEST_HUGE_LAZY;
 		r = dest_targets(d, &ok->targets, &ok->n_targets, err);
 	}

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <sys/syscall.h>
 #include "kernel/sysv_shm.h"
+#include "kernel/tmpfs.h"
 #include "resource/carried.h"
 
 void object_fds_done(struct object_fds *o)
@@ -96,6 +97,7 @@ static int refresh_object(struct shared_object *so, int fd, struct cr_err *err)
 	if (fstat(fd, &st))
 		return cr_err_sys(err, "looking at a shared memory object");
 	so->size = (uint64_t)st.st_size;
+	so->in_memory = so->kind == OBJ_UNLINKED && !st.st_nlink && tmpfs_has(fd);
 	int seals = so->kind == OBJ_MEMFD ? fcntl(fd, F_GET_SEALS) : 0;
 	so->seals = seals > 0 ? (uint32_t)seals : 0;
 	return 0;

@@ -133,7 +133,7 @@ static bool kind_is_lazy(const struct shared_object *so)
 {
 	bool sealed = so->seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
 
-	return so->kind == OBJ_SHARED_ANON ||
+	return so->kind == OBJ_SHARED_ANON || (so->kind == OBJ_UNLINKED && so->in_memory) ||
 	       (so->kind == OBJ_MEMFD && !sealed && !(so->size % CR_PAGE_SIZE));
 }
 

@@ -79,6 +79,7 @@ struct shared_object {
 	uint64_t page_bytes; /* of huge pages, hugetlbpage.rst; 0: ordinary ones */
 	uint64_t ino, dev;
 	uint32_t uid, gid, mode; /* SYSV_SHM, UNLINKED: owner and permissions */
+	bool in_memory;          /* UNLINKED: of a tmpfs, and no name leads to it any more */
 	/* SYSV_SHM: shmget(2) */
 	int32_t ipc_id, ipc_key;
 	bool ipc_removed; /* IPC_RMID: goes with its last attachment */

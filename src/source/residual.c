@@ -124,7 +124,8 @@ bool source_object_may_be_lazy(const struct source *s, const struct tree *t, uin
 {
 	const struct shared_object *so = &t->objects[i];
 	bool can = so->page_bytes ? s->lazy_huge_objects
-				  : s->lazy_objects && (s->lazy_memfds || so->kind != OBJ_MEMFD);
+				  : s->lazy_objects && (s->lazy_memfds || so->kind != OBJ_MEMFD) &&
+					(s->lazy_unlinked || so->kind != OBJ_UNLINKED);
 
 	return can && object_is_lazy(t, i);
 }

@@ -23,6 +23,12 @@ static uint32_t read_some(const struct memory *m, uint64_t va, uint32_t n, uint8
 	/* who may read was asked when it was opened, and what has no read permission is read all
 	 * the same, proc_pid_mem(5) */
 	ssize_t got = pread(m->mem, buf, n * CR_PAGE_SIZE, (off_t)va);
+	size_t part = got > 0 ? (size_t)got % CR_PAGE_SIZE : 0;
+
+	if (part && m->pid >= LAZY_OBJECT) { /* where the file ends */
+		memset(buf + got, 0, CR_PAGE_SIZE - part);
+		got += (ssize_t)(CR_PAGE_SIZE - part);
+	}
 	return got < 0 ? 0 : (uint32_t)((size_t)got / CR_PAGE_SIZE);
 }
 

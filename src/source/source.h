@@ -128,6 +128,7 @@ struct source {
 	bool lazy_huge;         /* and private huge pages */
 	bool lazy_memfds;       /* and memfds to which no descriptor leads */
 	bool lazy_huge_objects; /* and objects of huge pages */
+	bool lazy_unlinked;     /* and files of a tmpfs that were removed */
 	struct huge_forked huge_forked;
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure;   /* while the tasks are stopped */

@@ -329,6 +329,7 @@ struct msg_tree_ok {
 	bool lazy_huge;         /* private huge pages may */
 	bool lazy_memfds;       /* of objects, memfds to which no descriptor leads may, too */
 	bool lazy_huge_objects; /* objects of huge pages may, memfds among them */
+	bool lazy_unlinked;     /* files of a tmpfs that were removed may */
 };
 struct msg_range {
 	uint64_t start, end; /* page aligned, start < end */

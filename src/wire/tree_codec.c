@@ -69,7 +69,7 @@ int tree_get_string(struct arena *a, const char *pb, const char **ret, struct cr
 /* clang-format off */
 #define OBJECT_NUMBERS(X) \
 	X(size) X(seals) X(ino) X(dev) X(ipc_id) X(ipc_key) X(uid) X(gid) X(mode) \
-	X(ipc_removed) X(ipc_cpid) X(page_bytes)
+	X(ipc_removed) X(ipc_cpid) X(page_bytes) X(in_memory)
 /* clang-format on */
 
 static Tree__MappedFile *put_mapped_file(struct arena *a, const struct mapped_file *in)

@@ -23,7 +23,8 @@ fetched_case() {
 for mode in hybrid postcopy; do
 	for name in "shared" "shared --steady --pause-us 0" "shared --workers 0" "shared --mib 2 --workers 8" \
 		"shared --workers 6 --pause-us 500" "shared --of memfd" "shared --of memfd --steady --pause-us 0" \
-		"shared --of zero" "shared --of open-memfd"; do
+		"shared --of zero" "shared --of open-memfd" "shared --of removed" "shared --of removed --steady --pause-us 0" \
+		"shared --of open-removed"; do
 		# shellcheck disable=SC2086
 		ok "$mode: $name" fetched_case $mode $name
 		kill_workload
@@ -52,7 +53,7 @@ behind_case() {
 }
 ok "postcopy: it stays behind" behind_case
 kill_workload
-for of in memfd zero; do
+for of in memfd zero removed; do
 	ok "postcopy: it stays behind, of $of that was closed" behind_case --of $of
 	kill_workload
 done

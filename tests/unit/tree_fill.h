@@ -468,6 +468,7 @@ static inline void fill_tables(struct filler *f)
 		o->mode = 0640;
 		o->ipc_removed = true;
 		o->ipc_cpid = 1234;
+		o->in_memory = true;
 		if (o->kind != OBJ_UNLINKED) {
 			o->page_bytes = 2 << 20;
 			o->size -= o->size % o->page_bytes;
@@ -830,6 +831,7 @@ static inline void same_object(const struct shared_object *a, const struct share
 {
 	SAME(kind), SAME(size), SAME(seals), SAME(ino), SAME(dev), SAME(ipc_id), SAME(ipc_key);
 	SAME(uid), SAME(gid), SAME(mode), SAME(ipc_removed), SAME(ipc_cpid), SAME(page_bytes);
+	SAME(in_memory);
 	SAME_STR(name);
 }
 

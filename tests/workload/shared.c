@@ -8,14 +8,17 @@
  * these do not end and are not followed by others, --pause-us N between two steps (default 20),
  * --bus: a page may be lost (SIGBUS): DIR/lost says how many were seen. The memory is anonymous;
  * --of memfd or --of zero: of a memfd, or of /dev/zero, closed again; --of open-memfd: it stays
- * open. --of huge, huge-memfd, open-huge-memfd: the same, of huge pages. Once there is DIR/advise,
- * huge pages are asked for, and DIR/advised tells it. */
+ * open. --of huge, huge-memfd, open-huge-memfd: the same, of huge pages. --of removed,
+ * open-removed: which ends within a page, of a file in /dev/shm that is removed. Once there is
+ * DIR/advise, huge pages are asked for, and DIR/advised tells it. */
 #include "workload.h"
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdatomic.h>
 #include <sys/wait.h>
+
+static const char tail[] = "where the file ends";
 
 enum { PIECE = 16, HUGE_PAGES = 512, WORKERS_MAX = 32, LIFE_STEPS = 2000, TOUCHERS = 3 };
 
@@ -32,6 +35,7 @@ static struct {
 static struct page_note *notes; /* shared as well; small */
 static uint8_t *memory;
 static size_t pages;
+static bool has_tail; /* behind them */
 static bool is_huge;
 static uint64_t seed;
 static int file; /* of a page for each of the memory */
@@ -348,6 +352,20 @@ static void *share(size_t bytes, int flags)
 	return p;
 }
 
+static int make(const char *what)
+{
+	char path[64];
+
+	if (!strcmp(what, "zero"))
+		return open("/dev/zero", O_RDWR);
+	if (!strstr(what, "removed"))
+		return memfd_create("shared", is_huge ? MFD_HUGETLB : 0);
+	snprintf(path, sizeof(path), "/dev/shm/cr-shared.%d", getpid());
+	int fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+	unlink(path);
+	return fd;
+}
+
 static uint8_t *share_of(const char *what, size_t bytes)
 {
 	const bool zero = !strcmp(what, "zero"), open_too = !strncmp(what, "open-", 5);
@@ -355,11 +373,14 @@ static uint8_t *share_of(const char *what, size_t bytes)
 	is_huge = strstr(what, "huge") != NULL;
 	if (!*what || !strcmp(what, "huge"))
 		return share(bytes, is_huge ? MAP_HUGETLB : 0);
-	int fd =
-	    zero ? open("/dev/zero", O_RDWR) : memfd_create("shared", is_huge ? MFD_HUGETLB : 0);
+	int fd = make(what);
+	has_tail = strstr(what, "removed");
+	bytes += has_tail ? sizeof(tail) : 0;
 	wl_must(fd >= 0 && (zero || !ftruncate(fd, (off_t)bytes)), what);
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	uint8_t *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	wl_must(p != MAP_FAILED, "mmap");
+	if (has_tail)
+		memcpy(p + pages * WL_PAGE, tail, sizeof(tail));
 	if (!open_too)
 		close(fd);
 	return p;
@@ -367,6 +388,7 @@ static uint8_t *share_of(const char *what, size_t bytes)
 
 static void check_all(void)
 {
+	wl_check(!has_tail || !memcmp(at(pages), tail, sizeof(tail)), "the end of the file");
 	for (volatile size_t p = 0; p < pages; p++) {
 		if (notes[p].lost)
 			continue;
