@@ -200,6 +200,7 @@ static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *e
 		ok->lazy_huge_objects = true; /* whatever the kernel makes of ordinary pages */
 		ok->lazy_unlinked = ok->lazy_objects && unlinked_may_be_lazy(d);
 		ok->lazy_huge = d->huge == DEST_HUGE_LAZY;
+		ok->lazy_clean = true;
 		r = dest_targets(d, &ok->targets, &ok->n_targets, err);
 	}
 	if (!r)

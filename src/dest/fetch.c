@@ -80,8 +80,8 @@ int fetch_want(struct fetch *f, pid_t origin, uint64_t src, uint32_t npages)
 	const struct lazy_object *o =
 	    origin < LAZY_OBJECT ? NULL : lazy_object_of(f->sh, (uint32_t)(origin - LAZY_OBJECT));
 
-	if (!f->told)
-		return 0; /* is asked for when the source is there */
+	if (!f->told || (o && f->holds))
+		return 0; /* is asked for when the source is there, or has said what it knows */
 	int r = o ? say_wants(f, o, src, npages) : say(f, &fr, NULL);
 	/* a connection that broke is found out by who reads from it */
 	if (!r && flush(f))
@@ -109,7 +109,7 @@ static void drop_connections(struct fetch *f, const char *why)
 	huge_forget_staged(f);
 	f->urgent.n = 0;
 	f->out.n = f->out_done = 0;
-	f->started = f->told = f->complete_sent = false;
+	f->started = f->told = f->holds = f->complete_sent = false;
 	f->lost_why = NULL;
 	if (!f->alone_since_us)
 		f->alone_since_us = now_us();
@@ -218,7 +218,7 @@ static int tell_missing(struct fetch *f)
 }
 
 /* The source is there: it is told what is missing, and what is waited for. */
-static int on_start(struct fetch *f)
+static int on_start(struct fetch *f, bool tells)
 {
 	int r = 0;
 
@@ -226,6 +226,7 @@ static int on_start(struct fetch *f)
 		return 0;
 	pthread_mutex_lock(&f->lock);
 	f->started = true;
+	f->holds = tells;
 	f->st->connects++;
 	f->alone_since_us = 0;
 	r = tell_missing(f);
@@ -233,12 +234,37 @@ static int on_start(struct fetch *f)
 	return r;
 }
 
+/* What is still missing of shared memory has to be asked for. */
+static int on_told(struct fetch *f)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&f->lock);
+	bool held = f->holds && f->told;
+	f->holds = false;
+	vec_foreach (w, &f->waiters)
+		if (!r && held && w->origin >= LAZY_OBJECT)
+			r = fetch_want(f, w->origin, w->src, w->npages);
+	pthread_mutex_unlock(&f->lock);
+	return r;
+}
+
+static int on_clean(struct fetch *f, const struct lazy_frame *fr, const uint8_t *payload,
+		    bool pushed)
+{
+	int r = pushed || fr->pid < LAZY_OBJECT ? -EPROTO : objects_clean(f, fr, payload);
+
+	if (r == -EPROTO)
+		fetch_give_up(f, "what it says is clean cannot be");
+	return r == -EPROTO ? 0 : r;
+}
+
 int fetch_on_frame(struct fetch *f, const struct lazy_frame *fr, const uint8_t *payload,
 		   bool pushed)
 {
 	switch (fr->type) {
 	case LAZY_START:
-		return pushed ? 0 : on_start(f);
+		return pushed ? 0 : on_start(f, fr->npages);
 	case LAZY_PAGES:
 		return put_pages(f, fr, payload, FILL_DATA, pushed);
 	case LAZY_ZEROS:
@@ -250,6 +276,10 @@ int fetch_on_frame(struct fetch *f, const struct lazy_frame *fr, const uint8_t *
 			return put_pages(f, fr, NULL, FILL_UNCHANGED, pushed);
 		fetch_give_up(f, "memory of a process, unchanged");
 		return 0;
+	case LAZY_CLEAN:
+		return on_clean(f, fr, payload, pushed);
+	case LAZY_TOLD:
+		return pushed ? 0 : on_told(f);
 	case LAZY_BYE:
 		f->bye |= !pushed;
 		return 0;

@@ -69,6 +69,7 @@ struct fetch {
 	pid_t supervisor;
 	uint64_t timeout_us, alone_since_us, swept_us; /* alone: without the source; 0: is not */
 	bool started, told, complete_sent, bye;
+	bool holds; /* no shared memory is asked for before the source has said what is clean */
 	int page_server; /* its socket; -1: we go on without */
 	bool page_server_ready;
 	atomic_bool page_server_mad; /* it does what none does: another one, please */
@@ -118,7 +119,7 @@ int tasks_read_events(struct fetch *f, struct lazy_space *sp) must_check;
 /* What the fetcher before has read, and perhaps not acted upon. */
 int tasks_act_on_left_over(struct fetch *f) must_check;
 
-/* ---- fetch_objects.c, with the lock but for objects_put() ---- */
+/* ---- fetch_objects.c, with the lock but for objects_put() and objects_clean() ---- */
 
 /* Before anything else. */
 int objects_guard(struct fetch *f, struct cr_err *err) must_check;
@@ -133,6 +134,8 @@ void objects_wake(struct fetch *f, const struct lazy_space *sp);
 /* What is missing is lost. Says what. */
 void objects_lose_all(struct fetch *f);
 
+/* fr, of an object: chunks of pages that are as they were sent before. Without the lock. */
+int objects_clean(struct fetch *f, const struct lazy_frame *fr, const uint8_t *payload) must_check;
 /* fr: of an object. */
 int objects_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, enum fill fill,
 		bool pushed) must_check;

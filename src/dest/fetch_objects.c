@@ -324,6 +324,42 @@ int objects_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *dat
 	return r < 0 ? (int)r : 0;
 }
 
+/* Those who wait for what is not missing, as it turns out. */
+static void show_what_is_there(struct fetch *f, const struct lazy_object *o)
+{
+	for (size_t i = 0; i < f->waiters.n;) {
+		const struct waiter *w = &f->waiters.v[i];
+		uint64_t page = w->src / CR_PAGE_SIZE;
+
+		if (w->origin != origin_of(o) || lazy_object_waits(f->sh, o, page))
+			i++;
+		else /* another takes its place */
+			show_to_waiters(f, o, page);
+	}
+}
+
+int objects_clean(struct fetch *f, const struct lazy_frame *fr, const uint8_t *payload)
+{
+	struct cr_err err = {0};
+	struct lazy_chunk c;
+
+	for (uint32_t i = 0; i < fr->npages; i++) {
+		if (lazy_chunk_decode(&c, payload + i * LAZY_CHUNK_BYTES, &err))
+			return -EPROTO;
+		pthread_mutex_lock(&f->lock);
+		const struct lazy_object *o =
+		    lazy_object_of(f->sh, (uint32_t)(fr->pid - LAZY_OBJECT));
+		uint64_t n =
+		    o ? lazy_object_clear_words(f->sh, o, c.start / CR_PAGE_SIZE, c.bits) : 0;
+		f->st->left -= n;
+		f->st->pages_lazy -= n;
+		if (n)
+			show_what_is_there(f, o);
+		pthread_mutex_unlock(&f->lock);
+	}
+	return 0;
+}
+
 /* ---- the end ---- */
 
 static void say_mapping(struct fetch *f, const struct lazy_space *sp, const struct lazy_seg *seg)

@@ -391,6 +391,18 @@ bool lazy_object_clear(struct lazy_shared *s, const struct lazy_object *o, uint6
 	return was;
 }
 
+uint64_t lazy_object_clear_words(struct lazy_shared *s, const struct lazy_object *o, uint64_t first,
+				 const uint64_t bits[8])
+{
+	uint64_t *missing = object_bits(s, o, false), words = (o->pages + 63) / 64, n = 0;
+
+	for (uint64_t i = 0, at = first / 64; i < 8 && at < words; i++, at++) {
+		n += (uint64_t)__builtin_popcountll(missing[at] & bits[i]);
+		missing[at] &= ~bits[i];
+	}
+	return n;
+}
+
 void lazy_object_lose(struct lazy_shared *s, const struct lazy_object *o, uint64_t page)
 {
 	object_bits(s, o, true)[page / 64] |= 1ull << page % 64;

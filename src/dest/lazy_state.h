@@ -152,6 +152,9 @@ uint32_t lazy_object_run(struct lazy_shared *s, const struct lazy_object *o, uin
 			 uint32_t most);
 /* Returns whether it was missing. */
 bool lazy_object_clear(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
+/* The same of those of the 512 from first on, a multiple of 512, that are set in bits: how many. */
+uint64_t lazy_object_clear_words(struct lazy_shared *s, const struct lazy_object *o, uint64_t first,
+				 const uint64_t bits[8]);
 void lazy_object_lose(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
 void lazy_object_found(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);
 /* The missing ones among the 512 from first on, a multiple of 512. Returns whether there are any.

@@ -103,6 +103,13 @@ bool shared_look_follows(const struct shared_look *before, const struct shared_l
 
 /* ---- which pages were written ---- */
 
+int shared_pages_init(struct shared_pages *p, uint64_t bytes, struct cr_err *err)
+{
+	*p = (struct shared_pages){.n = ALIGN_UP(bytes, CR_PAGE_SIZE) / CR_PAGE_SIZE};
+	p->bits = calloc(p->n / 64 + 1, sizeof(*p->bits));
+	return p->bits ? 0 : cr_err_oom(err);
+}
+
 void shared_pages_done(struct shared_pages *p)
 {
 	free(p->bits);
@@ -183,12 +190,8 @@ static int collect(const struct shared_mapping *s, bool protect, struct shared_p
 int shared_look_collect(const struct shared_look *l, bool protect, struct shared_pages *ret,
 			struct cr_err *err)
 {
-	int r = 0;
+	int r = shared_pages_init(ret, l->size, err);
 
-	*ret = (struct shared_pages){.n = ALIGN_UP(l->size, CR_PAGE_SIZE) / CR_PAGE_SIZE};
-	ret->bits = calloc(ret->n / 64 + 1, sizeof(*ret->bits));
-	if (!ret->bits)
-		return cr_err_oom(err);
 	vec_foreach (s, &l->maps)
 		if (!r)
 			r = collect(s, protect, ret, err);

@@ -52,6 +52,8 @@ struct shared_pages { /* a bit for each page of an object */
 	size_t marked; /* how many bits are set */
 };
 
+/* None of those of an object of that size. */
+int shared_pages_init(struct shared_pages *p, uint64_t bytes, struct cr_err *err) must_check;
 void shared_pages_done(struct shared_pages *p);
 /* Those that are written, by the page tables of all mappings of l, which is known. protect: what is
  * written from here on is told by the next call. Fails with -ESRCH if one of the processes has

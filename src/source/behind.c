@@ -58,13 +58,17 @@ static int open_to_read(int fd)
 static int add_object(struct source *s, struct serve_files *f, uint32_t i, struct cr_err *err)
 {
 	const struct source_object *o = &s->objects.v[i];
+	struct shared_pages written = {0};
 	int fd = open_to_read(s->object_fds.list.v[i]);
 	int r = fd < 0 ? cr_err_sys(err, "opening shared memory")
 		       : serve_files_add(f, LAZY_OBJECT + (pid_t)i, fd, err);
 
-	if (!r)
-		r = serve_known_make(&o->sent, o->target,
-				     ALIGN_UP(o->size, CR_PAGE_SIZE) / CR_PAGE_SIZE, &fd, err);
+	if (r)
+		return r;
+	bool known = source_behind_written(s, i, &written);
+	r = serve_known_make(&o->sent, o->target, ALIGN_UP(o->size, CR_PAGE_SIZE) / CR_PAGE_SIZE,
+			     known ? &written : NULL, &fd, err);
+	shared_pages_done(&written);
 	return r ? r : serve_files_add(f, (LAZY_OBJECT + (pid_t)i) | SERVE_KNOWN, fd, err);
 }
 

@@ -542,7 +542,9 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	source_request(s, &rq);
 	heap_warm(HEAP_BYTES + tree_count_threads(s->tree) * HEAP_BYTES_PER_THREAD);
 	page_tx_set_bandwidth(s->tx, 0); /* the limit is for what runs beside the tasks */
-	int r = source_last_object_rounds(s, err);
+	int r = s->lazy ? source_follow_behind(s, err) : 0;
+	if (!r)
+		r = source_last_object_rounds(s, err);
 	if (!r)
 		r = announce(s, err);
 	source_real_time(true);

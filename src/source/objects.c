@@ -32,11 +32,10 @@ bool source_tracks_objects(const struct source *s)
 	return s->env->shared && !s->rq->opts.no_bpf && !s->image;
 }
 
-/* At the stop it is not even looked at: it stays behind. */
+/* Nothing of it is sent ahead. */
 static bool is_to_stay(const struct source *s, const struct tree *t, uint32_t i)
 {
-	return s->objects.v[i].behind ||
-	       (s->rq->opts.mode != MSG_MODE_PRECOPY && source_object_may_be_lazy(s, t, i));
+	return s->rq->opts.mode == MSG_MODE_POSTCOPY && source_object_may_be_lazy(s, t, i);
 }
 
 /* Memory to which no descriptor and no name leads. */
@@ -151,7 +150,20 @@ static int look_at_process(struct source *s, const struct process *p, struct cr_
 	return 0;
 }
 
-int source_look_at_objects(struct source *s, const struct tree *t, bool final, struct cr_err *err)
+static bool is_looked_at(const struct source_object *o, enum source_look which)
+{
+	switch (which) {
+	case SOURCE_LOOK_ROUND:
+		return !o->behind;
+	case SOURCE_LOOK_BEHIND:
+		return o->behind;
+	default:
+		return o->before.known;
+	}
+}
+
+int source_look_at_objects(struct source *s, const struct tree *t, enum source_look which,
+			   struct cr_err *err)
 {
 	bool any = false;
 	int r = 0;
@@ -161,7 +173,7 @@ int source_look_at_objects(struct source *s, const struct tree *t, bool final, s
 
 		shared_look_done(&o->now);
 		o->looked = false;
-		if (may_be_tracked(s, t, i) && (!final || o->before.known) && is_watched(s, i) &&
+		if (is_looked_at(o, which) && may_be_tracked(s, t, i) && is_watched(s, i) &&
 		    has_witness(s, i, t->objects[i].size))
 			begin_look(s, t, i);
 		any |= o->looked;
@@ -256,14 +268,17 @@ static int mark_missing(const struct page_extent *e, void *arg, struct cr_err *e
 	return 0;
 }
 
-/* Those that were written, by whomever, and those that may have been taken out. */
-static int collect(struct source_object *o, bool final, struct shared_pages *ret,
-		   struct cr_err *err)
+int source_object_written(struct source_object *o, bool protect, struct shared_pages *ret,
+			  struct cr_err *err)
 {
 	struct missing m = {o, ret};
-	int r = shared_look_collect(&o->now, !final, ret, err);
+	int r = shared_look_collect(&o->now, protect, ret, err);
 
-	return r ? r : witness_missing(&o->witness, mark_missing, &m, err);
+	if (!r)
+		r = witness_missing(&o->witness, mark_missing, &m, err);
+	if (r)
+		shared_pages_done(ret);
+	return r;
 }
 
 static int send_marked(struct source *s, const struct source_object *o,
@@ -299,7 +314,7 @@ static int send_object(struct source *s, uint32_t i, uint64_t size, bool final, 
 
 	/* until it is sent, what was collected is known to nobody else */
 	o->before.known = false;
-	if (o->now.known && (follows || !final) && collect(o, final, &pages, &gone))
+	if (o->now.known && (follows || !final) && source_object_written(o, !final, &pages, &gone))
 		o->now.known = follows = false;
 	int r = reader_target(s->reader, o->target, &o->sent, READ_FILE, 0, fd, err);
 	if (!r)
@@ -321,7 +336,7 @@ static int send_object(struct source *s, uint32_t i, uint64_t size, bool final, 
 int source_send_objects(struct source *s, const struct tree *t, bool final, struct cr_err *err)
 {
 	/* at the stop that was done before anything was put into the tasks */
-	int r = final ? 0 : source_look_at_objects(s, t, false, err);
+	int r = final ? 0 : source_look_at_objects(s, t, SOURCE_LOOK_ROUND, err);
 
 	for (uint32_t i = 0; i < t->n_objects && i < s->objects.n && !r; i++)
 		if (!s->objects.v[i].behind)
@@ -353,7 +368,7 @@ static bool any_tracked(const struct source *s)
 static bool all_followed(const struct source *s)
 {
 	vec_foreach (o, &s->objects)
-		if (o->before.known && !o->followed)
+		if (o->before.known && !o->behind && !o->followed)
 			return false;
 	return true;
 }
@@ -378,6 +393,7 @@ void source_objects_done(struct source *s)
 		sentmap_done(&o->sent);
 		shared_look_done(&o->before);
 		shared_look_done(&o->now);
+		shared_pages_done(&o->differs);
 		witness_done(&o->witness);
 	}
 	vec_done(&s->objects);

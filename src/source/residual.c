@@ -93,9 +93,8 @@ static int note_round(struct source *s, struct cr_err *err)
 
 /* ---- shared memory ---- */
 
-/* Writes to shared memory leave no mark that could be trusted: who has written may have ended
- * since, and his page tables with him. So all of an object stays behind, whatever the destination
- * has of it; once it is wanted there, it is compared with what was sent. */
+/* All of an object stays behind, whatever the destination has of it: what of it was written is
+ * found out when the tasks run there (objects_behind.c). */
 
 static int tell_object(struct source *s, uint32_t i, bool taken_back, struct cr_err *err)
 {
@@ -167,6 +166,7 @@ int source_take_back_objects(struct source *s, const struct tree *t, struct cr_e
 		if (!o->behind || object_is_lazy(t, i))
 			continue;
 		o->behind = false;
+		source_forget_behind(o);
 		if (o->told)
 			r = tell_object(s, i, true, err);
 	}

@@ -142,10 +142,60 @@ static int take_missing(struct server *s, const struct lazy_frame *f, const uint
 	return r;
 }
 
+/* What of shared memory is known to be as it was sent: the destination asks for no page of it
+ * before it knows. */
+static bool tells(const struct server *s)
+{
+	bool any = false;
+
+	vec_foreach (m, &s->memories)
+		any |= serve_known_tells(&m->known);
+	return any;
+}
+
+static int tell_clean_of(struct server *s, struct memory *m)
+{
+	struct lazy_frame f = {.type = LAZY_CLEAN, .pid = m->pid};
+	size_t at = 0;
+	bool more = true;
+	int r = 0;
+
+	while (more && !r) {
+		struct lazy_chunk c;
+
+		more = left_take_clean(s, m, &at, &c);
+		if (more)
+			lazy_chunk_encode(s->pages + f.npages++ * LAZY_CHUNK_BYTES, &c);
+		if (!f.npages || (more && f.npages < LAZY_CHUNKS_MAX))
+			continue;
+		f.payload = f.npages * LAZY_CHUNK_BYTES;
+		f.digest = lazy_digest(s->pages, f.payload);
+		r = append(&s->out, &f, s->pages);
+		f.npages = 0;
+	}
+	return r;
+}
+
+static int tell_clean(struct server *s)
+{
+	const struct lazy_frame told = {.type = LAZY_TOLD};
+	int r = 0;
+
+	if (!tells(s))
+		return 0;
+	vec_foreach (m, &s->memories)
+		r = r ? r : tell_clean_of(s, m);
+	if (!r)
+		r = append(&s->out, &told, NULL);
+	return r ? r : flush(s);
+}
+
 static int begin_pushing(struct server *s)
 {
 	int r = left_sort(s);
 
+	if (!r)
+		r = tell_clean(s);
 	s->pushing = true;
 	return r ? r : push_start(s);
 }
@@ -259,7 +309,7 @@ static int set_bulk_options(int fd, struct cr_err *err)
 
 static int begin(struct server *s, struct cr_err *err)
 {
-	const struct lazy_frame start = {.type = LAZY_START};
+	const struct lazy_frame start = {.type = LAZY_START, .npages = tells(s)};
 
 	set_urgent_options(s->urgent);
 	for (size_t i = 0; i < LAZY_BULK_MAX && s->pushers[i]; i++)

@@ -252,6 +252,25 @@ bool left_sweep(struct server *s, pid_t *pid, struct lazy_chunk *ret)
 	return false;
 }
 
+bool left_take_clean(struct server *s, struct memory *m, size_t *at, struct lazy_chunk *ret)
+{
+	for (; serve_known_tells(&m->known) && *at < m->left.n; ++*at) {
+		struct lazy_chunk *c = &m->left.v[*at];
+		uint64_t any = 0;
+
+		*ret = (struct lazy_chunk){.start = c->start};
+		serve_known_clean(&m->known, c->start, ret->bits);
+		for (unsigned int i = 0; i < 8; i++) {
+			any |= ret->bits[i] &= c->bits[i];
+			c->bits[i] &= ~ret->bits[i];
+			s->left -= (uint64_t)__builtin_popcountll(ret->bits[i]);
+		}
+		if (any)
+			return ++*at, true;
+	}
+	return false;
+}
+
 uint32_t left_next(struct server *s, struct memory **m, uint64_t *va)
 {
 	uint32_t n = next_hot(s, m, va);

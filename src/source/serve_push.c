@@ -163,9 +163,9 @@ static int sweep_chunk(struct pusher *p, const struct memory *m, const struct la
 	return r;
 }
 
-/* Which pages of shared memory were written since they were sent shows only when they are read.
- * That is done before anything is pushed, as fast as it goes: until the destination knows, who
- * touches a page that it has asks for it. */
+/* What is not known of shared memory, which pages were written since they were sent, shows when
+ * they are read. That is done before anything is pushed, as fast as it goes: until the destination
+ * knows, who touches a page that it has asks for it. */
 static int sweep(struct pusher *p)
 {
 	struct server *s = p->s;

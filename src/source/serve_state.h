@@ -83,6 +83,9 @@ int left_add(struct server *s, struct memory *m, const struct lazy_chunk *c) mus
 /* All was said: now it can be looked up. -ENOMEM. */
 int left_sort(struct server *s) must_check;
 void left_done(struct server *s);
+/* The next chunk, from *at on, of which pages are known to be as they were sent before: these are
+ * taken. */
+bool left_take_clean(struct server *s, struct memory *m, size_t *at, struct lazy_chunk *ret);
 /* Was it missing when the destination connected? */
 bool left_was_told(struct memory *m, uint64_t va);
 void left_take(struct server *s, struct memory *m, uint64_t va);

@@ -7,6 +7,7 @@
  *   rounds.c    pre-copy rounds, and when to switch over
  *   throttle.c  tasks that write too fast are slowed down
  *   objects.c   shared memory
+ *   objects_behind.c  … that stays behind: what of it is as it was sent
  *   residual.c  what is left behind, to be fetched by the destination
  *   held.c      mutexes that may not be left behind
  *   handover.c  the two-phase commit
@@ -85,6 +86,8 @@ struct source_object { /* a shared memory object's pages */
 	uint64_t written; /* pages that the last round had to send */
 	int watch;        /* of source.openings; 0: none yet, negative: none to be had */
 	bool opened;      /* since the last look */
+	/* of what stays behind: pages that were found to be others than were sent, at `before` */
+	struct shared_pages differs;
 };
 
 struct source_image { /* a migration into an image */
@@ -129,6 +132,7 @@ struct source {
 	bool lazy_memfds;       /* and memfds to which no descriptor leads */
 	bool lazy_huge_objects; /* and objects of huge pages */
 	bool lazy_unlinked;     /* and files of a tmpfs that were removed */
+	bool lazy_clean;        /* it can be told what of objects is as it was sent */
 	struct huge_forked huge_forked;
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure;   /* while the tasks are stopped */
@@ -261,10 +265,19 @@ int source_check_hole(const struct source *s, const struct tree *t, struct cr_er
 
 /* Can it be told what is written to them? */
 bool source_tracks_objects(const struct source *s);
-/* What is known of those of t, before their pages are sent. final: the tasks are stopped, and
- * nothing was done to their address spaces. */
-int source_look_at_objects(struct source *s, const struct tree *t, bool final,
+enum source_look {
+	SOURCE_LOOK_ROUND,  /* at those whose pages will be sent now */
+	SOURCE_LOOK_BEHIND, /* at those that stay behind */
+	SOURCE_LOOK_STOP,   /* the tasks are stopped, and nothing was done to their address spaces:
+			     * at all of which something is known */
+};
+/* What is known of those of t, as `now` of each. */
+int source_look_at_objects(struct source *s, const struct tree *t, enum source_look which,
 			   struct cr_err *err) must_check;
+/* Of one that was looked at, and is known: its pages that were written since they were protected
+ * last, by whomever, and those that may have been taken out. */
+int source_object_written(struct source_object *o, bool protect, struct shared_pages *ret,
+			  struct cr_err *err) must_check;
 int source_send_objects(struct source *s, const struct tree *t, bool final,
 			struct cr_err *err) must_check;
 /* Pages that the last round had to send. */
@@ -272,6 +285,16 @@ uint64_t source_objects_written(const struct source *s);
 /* As close to the stop as can be: what comes and goes until then costs a comparison of all. */
 int source_last_object_rounds(struct source *s, struct cr_err *err) must_check;
 void source_objects_done(struct source *s);
+
+/* ---- objects_behind.c ---- */
+
+/* As close to the stop as can be: are those that stay behind known? */
+int source_follow_behind(struct source *s, struct cr_err *err) must_check;
+/* One that is sent after all is compared whole. */
+void source_forget_behind(struct source_object *o);
+/* After the decision: all pages but these are as they were sent. Returns false if that is not
+ * known; the caller frees *ret with shared_pages_done(). */
+bool source_behind_written(const struct source *s, uint32_t i, struct shared_pages *ret);
 
 /* ---- image.c ---- */
 

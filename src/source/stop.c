@@ -179,7 +179,7 @@ int source_stop(struct source *s, const struct seize_request *rq, struct tree **
 	times->frozen_us = now_us();
 	r = source_capture(s, s->seizure, true, &t, err);
 	if (!r) /* what is put into the tasks changes their mappings */
-		r = source_look_at_objects(s, t, true, err);
+		r = source_look_at_objects(s, t, SOURCE_LOOK_STOP, err);
 	vec_foreach (q, &s->seizure->procs)
 		if (!r && !q->zombie)
 			r = infect_proc(s, q, err);

@@ -31,6 +31,7 @@ static uint64_t payload_of(const struct lazy_frame *f)
 {
 	switch (f->type) {
 	case LAZY_MISSING:
+	case LAZY_CLEAN:
 		return f->npages * (uint64_t)LAZY_CHUNK_BYTES;
 	case LAZY_PAGES:
 		return f->npages * (uint64_t)CR_PAGE_SIZE;
@@ -57,12 +58,13 @@ int lazy_frame_decode(struct lazy_frame *ret, const uint8_t in[LAZY_HDR_BYTES], 
 	    .payload = le_get32(in + 32),
 	};
 
-	if (le_get32(in) != MAGIC || f.type < LAZY_START || f.type > LAZY_UNCHANGED)
+	if (le_get32(in) != MAGIC || f.type < LAZY_START || f.type > LAZY_TOLD)
 		return cr_err_set(err, CR_ERR_PEER, EPROTO, "fetching pages: no frame of ours");
 	if (f.payload != payload_of(&f))
 		return bad(err, &f, "length");
 	switch (f.type) {
 	case LAZY_MISSING:
+	case LAZY_CLEAN:
 		if (f.pid <= 0 || !f.npages || f.npages > LAZY_CHUNKS_MAX)
 			return bad(err, &f, "count");
 		break;
@@ -100,7 +102,7 @@ int lazy_chunk_decode(struct lazy_chunk *ret, const uint8_t in[LAZY_CHUNK_BYTES]
 		c.bits[i] = le_get64(in + 8 + 8 * i);
 	if (c.start % (512 * CR_PAGE_SIZE) || c.start >= ADDR_END)
 		return cr_err_set(err, CR_ERR_PEER, EPROTO,
-				  "fetching pages: missing pages at a bad address");
+				  "fetching pages: a list of pages at a bad address");
 	*ret = c;
 	return 0;
 }
@@ -112,7 +114,8 @@ uint64_t lazy_digest(const void *payload, size_t bytes)
 
 bool lazy_frame_intact(const struct lazy_frame *f, const void *payload)
 {
-	return f->type != LAZY_PAGES || lazy_digest(payload, f->payload) == f->digest;
+	return (f->type != LAZY_PAGES && f->type != LAZY_CLEAN) ||
+	       lazy_digest(payload, f->payload) == f->digest;
 }
 
 /* The numbers of a COMPLETE, in order. */

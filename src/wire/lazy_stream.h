@@ -3,7 +3,7 @@
  * Frames both ways, each a header of LAZY_HDR_BYTES and its payload. A connection begins as a peer
  * link (HELLO, LAZY, OK); the first frame on it is the source's START.
  *
- *   source -> destination   START; PAGES, ZEROS, UNREADABLE, UNCHANGED; BYE
+ *   source -> destination   START; CLEAN…, TOLD; PAGES, ZEROS, UNREADABLE, UNCHANGED; BYE
  *   destination -> source   MISSING…, MISSING_END, WANT…, COMPLETE (on the urgent connection)
  *
  * A connection carries all that the source has to know: what is missing. So a broken one is
@@ -18,7 +18,7 @@ enum {
 	LAZY_HDR_BYTES = 40,
 	LAZY_PAGES_MAX = 64,    /* of a PAGES, ZEROS or UNREADABLE */
 	LAZY_WANT_MAX = 512,    /* a huge page; more than 64 only where huge pages stay behind */
-	LAZY_CHUNKS_MAX = 1024, /* of a MISSING */
+	LAZY_CHUNKS_MAX = 1024, /* of a MISSING or CLEAN */
 	LAZY_CHUNK_BYTES = 72,  /* address, and a bit for each of the 512 pages from there */
 	LAZY_STATS_BYTES = 10 * 8,
 	LAZY_PAYLOAD_MAX = LAZY_PAGES_MAX * 4096,
@@ -28,7 +28,7 @@ enum {
 };
 
 enum lazy_type {
-	LAZY_START = 1,
+	LAZY_START = 1,   /* npages 1: TOLD will come */
 	LAZY_MISSING,     /* payload: npages chunks of process pid */
 	LAZY_MISSING_END, /* that was all: push */
 	LAZY_WANT,        /* npages pages of pid at addr, now */
@@ -38,6 +38,10 @@ enum lazy_type {
 	LAZY_COMPLETE,    /* nothing is missing any more; payload: numbers, lazy_stats */
 	LAZY_BYE,         /* understood: the source ends its tasks */
 	LAZY_UNCHANGED,   /* of shared memory: as they were sent before */
+	/* After MISSING_END: what of shared memory is known to be as it was sent; until all of that
+	 * is told, no shared memory is asked for. */
+	LAZY_CLEAN, /* payload: npages chunks of it; digest: XXH3-64 of the payload */
+	LAZY_TOLD,
 };
 
 struct lazy_frame {

@@ -330,6 +330,7 @@ struct msg_tree_ok {
 	bool lazy_memfds;       /* of objects, memfds to which no descriptor leads may, too */
 	bool lazy_huge_objects; /* objects of huge pages may, memfds among them */
 	bool lazy_unlinked;     /* files of a tmpfs that were removed may */
+	bool lazy_clean;        /* whoever fetches knows CLEAN and TOLD, lazy_stream.h */
 };
 struct msg_range {
 	uint64_t start, end; /* page aligned, start < end */

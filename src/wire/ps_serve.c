@@ -5,7 +5,7 @@
 #include "wire/lazy_stream.h"
 #include "wire/le.h"
 
-static const uint8_t magic[4] = {'C', 'R', 'S', '3'};
+static const uint8_t magic[4] = {'C', 'R', 'S', '4'};
 
 enum {
 	HDR_BYTES = 16,

@@ -129,4 +129,22 @@ clean_case() {
 }
 ok "hybrid: hardly any page is asked for that was not written since" clean_case
 kill_workload
+
+# Where the kernel tells which pages were written, the destination hears of it before it asks for any: only those
+# are missing there, and asked for.
+only_written_case() {
+	local mib=$1 part=$2 most clean lazy
+	shift 2
+	start_workload alpha partly --mib "$mib" --part "$part" "$@" && runs_on || return 1
+	move_workload beta --mode hybrid --max-bandwidth 8M && right || return 1
+	read -r clean lazy < <(postcopied '| [.asked_clean, .pages_lazy] | @tsv')
+	most=$((mib * 256 / part + 500)) # of each process's own some are written, too
+	((clean == 0 && lazy <= most)) || { diag "$clean were asked for that had not been written, $lazy of at most $most were missing: $mig_done"; return 1; }
+	finish_workload
+}
+for name in "128 16 --workers 3" "64 8 --workers 0" "64 64 --workers 7 --pause-us 1000"; do
+	# shellcheck disable=SC2086
+	ok "hybrid: no page is asked for, or missing, that was not written since: $name" only_written_case $name
+	kill_workload
+done
 done_testing

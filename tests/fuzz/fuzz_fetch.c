@@ -162,7 +162,7 @@ static void hear_urgent(struct fetch *f, const uint8_t *data, size_t n)
 	struct in *in = &f->urgent;
 
 	memcpy(in->buf + in->n, data, n);
-	if (n > LAZY_HDR_BYTES && data[TYPE_AT] == LAZY_PAGES)
+	if (n > LAZY_HDR_BYTES && (data[TYPE_AT] == LAZY_PAGES || data[TYPE_AT] == LAZY_CLEAN))
 		le_put64(in->buf + in->n + DIGEST_AT,
 			 lazy_digest(data + LAZY_HDR_BYTES, n - LAZY_HDR_BYTES));
 	in->n += n;

@@ -1,5 +1,6 @@
 /* libFuzzer target: who serves pages at the source, under a hostile destination. The input is a
- * byte that says on how many connections pages are pushed, and what comes over that for requests.
+ * byte that says on how many connections pages are pushed, and whether it is known what was written
+ * of shared memory (the highest bit), and what comes over that for requests.
  * Whatever is answered has to be frames, of memory that was handed out. */
 #include <fcntl.h>
 #include <poll.h>
@@ -11,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "source/serve.h"
+#include "source/serve_known.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -54,11 +56,10 @@ static void judge(struct end *e)
 			abort();
 		if (e->n - at < LAZY_HDR_BYTES + f.payload)
 			break;
-		bool of_memory = f.type != LAZY_START && f.type != LAZY_BYE;
+		bool of_memory = f.type != LAZY_START && f.type != LAZY_BYE && f.type != LAZY_TOLD;
 		if (of_memory && f.pid != PID && f.pid != OBJECT)
 			abort();
-		if (f.type == LAZY_PAGES &&
-		    lazy_digest(e->buf + at + LAZY_HDR_BYTES, f.payload) != f.digest)
+		if (!lazy_frame_intact(&f, e->buf + at + LAZY_HDR_BYTES))
 			abort();
 		at += LAZY_HDR_BYTES + f.payload;
 	}
@@ -141,16 +142,37 @@ static int lowest_free_fd(void)
 	return fd;
 }
 
+/* Every other page of the object was written. */
+static int what_is_known(void)
+{
+	struct shared_pages written;
+	struct sentmap sent;
+	struct cr_err err = {0};
+	size_t budget = 0;
+	int fd;
+
+	sentmap_init(&sent, &budget);
+	if (shared_pages_init(&written, 64 * CR_PAGE_SIZE, &err))
+		abort();
+	for (size_t i = 0; i < 64; i += 2)
+		shared_pages_mark(&written, i);
+	if (serve_known_make(&sent, 0, 64, &written, &fd, &err))
+		abort();
+	shared_pages_done(&written);
+	sentmap_done(&sent);
+	return fd;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static int lowest;
-	static struct serve_file object = {.id = OBJECT, .fd = -1};
+	static struct serve_file object[2] = {{OBJECT, -1}, {OBJECT | SERVE_KNOWN, -1}};
 	const pid_t pid = PID;
 	const struct serve_range recent = {.pid = PID, .start = FIRST, .end = FIRST + 0x4000};
 	struct serve sv = {.pids = &pid,
 			   .n_pids = 1,
-			   .files = &object,
-			   .n_files = 1,
+			   .files = object,
+			   .n_files = size && data[0] & 0x80 ? 2 : 1,
 			   .recent = &recent,
 			   .n_recent = 1,
 			   .lifeline = -1,
@@ -160,16 +182,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct cr_err err = {0};
 	pthread_t peer;
 
-	if (object.fd < 0) {
+	if (object[0].fd < 0) {
 		signal(SIGPIPE, SIG_IGN);
 		log_set_level(LOG_LVL_ERROR);
-		object.fd = memfd_create("fuzz", MFD_CLOEXEC);
-		if (object.fd < 0 || ftruncate(object.fd, 64 * (off_t)CR_PAGE_SIZE))
+		object[0].fd = memfd_create("fuzz", MFD_CLOEXEC);
+		if (object[0].fd < 0 || ftruncate(object[0].fd, 64 * (off_t)CR_PAGE_SIZE))
 			abort();
+		object[1].fd = what_is_known();
 		lowest = lowest_free_fd();
 	}
 	links.urgent = connect_to(&d);
-	links.n_bulk = size ? data[0] % (LAZY_BULK_MAX + 1) : 0;
+	links.n_bulk = size ? (data[0] & 0x7f) % (LAZY_BULK_MAX + 1) : 0;
 	for (size_t i = 0; i < links.n_bulk; i++)
 		links.bulk[i] = connect_to(&d);
 	d.data = size ? data + 1 : data;

@@ -225,7 +225,7 @@ static void seed_serve(struct out *o)
 	lazy_chunk_encode(chunk, &c);
 	lazy_stats_encode(stats, &result);
 	for (int pushers = 0; pushers < 3; pushers++) {
-		put_byte(o, pushers);
+		put_byte(o, pushers == 2 ? pushers | 0x80 : pushers);
 		for (int object = 0; object < 2; object++) {
 			lazy_chunk_encode(chunk, &(struct lazy_chunk){.start = object ? 0 : c.start,
 								      .bits = {0xff, 0, 1}});
@@ -291,6 +291,15 @@ static void seed_fetch(struct out *o)
 		}
 		save(o);
 	}
+	/* shared memory that is as it was, before it is asked for */
+	struct lazy_frame f = {
+	    .type = LAZY_CLEAN, .pid = LAZY_OBJECT + 1, .npages = 1, .payload = LAZY_CHUNK_BYTES};
+
+	lazy_chunk_encode(pages, &(struct lazy_chunk){.bits = {0xff00ff}});
+	put_lazy(o, &(struct lazy_frame){.type = LAZY_START, .npages = 1}, NULL);
+	put_lazy(o, &f, pages);
+	put_lazy(o, &(struct lazy_frame){.type = LAZY_TOLD}, NULL);
+	save(o);
 	/* a huge page, whole */
 	for (uint32_t at = 0; at < 512; at += 64)
 		put_lazy(o,

@@ -72,6 +72,25 @@ static void test_bits(void **state)
 	assert_false(lazy_objects_any_lost(sh));
 }
 
+/* Many at once, of which some are not missing, or not there. */
+static void test_words(void **state)
+{
+	const struct lazy_object *a = lazy_object_of(sh, 7), *b = lazy_object_of(sh, 9);
+	const uint64_t some[8] = {0xf0, 0, ~0ull},
+		       all[8] = {~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull};
+
+	(void)state;
+	assert_true(lazy_object_clear(sh, a, 516));
+	assert_int_equal(lazy_object_clear_words(sh, a, 512, some), 3 + 700 - 640);
+	assert_true(lazy_object_missing(sh, a, 515) && !lazy_object_missing(sh, a, 517));
+	assert_true(lazy_object_missing(sh, a, 520) && !lazy_object_missing(sh, a, 699));
+	assert_int_equal(lazy_object_clear_words(sh, a, 512, some), 0);
+	assert_int_equal(lazy_object_clear_words(sh, a, 1024, all), 0); /* beyond its end */
+	assert_int_equal(lazy_object_clear_words(sh, b, 0, all), 3);
+	assert_int_equal(lazy_objects_count(sh), 703 - 1 - 3 - 60 - 3);
+	assert_true(lazy_object_missing(sh, a, 0));
+}
+
 /* mremap(2): there, and here until it is unmapped; of nothing (an old size of 0): both stay. */
 static void test_move(void **state)
 {
@@ -185,6 +204,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test_setup_teardown(test_bits, set_up, tear_down),
+	    cmocka_unit_test_setup_teardown(test_words, set_up, tear_down),
 	    cmocka_unit_test_setup_teardown(test_move, set_up, tear_down),
 	    cmocka_unit_test_setup_teardown(test_grown, set_up, tear_down),
 	    cmocka_unit_test_setup_teardown(test_unmapped, set_up, tear_down),

@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include "source/serve_known.h"
 #include "wire/lazy_ring.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -193,17 +194,22 @@ static void hear_start(struct fixture *f)
 	assert_int_equal(h.type, LAZY_START);
 }
 
-static void tell_missing(struct fixture *f)
+static void tell_missing_of(struct fixture *f, pid_t pid, uint64_t start)
 {
-	struct lazy_chunk c = {.start = (uintptr_t)f->map, .bits = {~0ull}};
+	struct lazy_chunk c = {.start = start, .bits = {~0ull}};
 	uint8_t b[LAZY_CHUNK_BYTES];
 
 	lazy_chunk_encode(b, &c);
 	say_with(f,
 		 (struct lazy_frame){
-		     .type = LAZY_MISSING, .pid = f->task, .npages = 1, .payload = sizeof(b)},
+		     .type = LAZY_MISSING, .pid = pid, .npages = 1, .payload = sizeof(b)},
 		 b);
 	say(f, LAZY_MISSING_END);
+}
+
+static void tell_missing(struct fixture *f)
+{
+	tell_missing_of(f, f->task, (uintptr_t)f->map);
 }
 
 /* Frames until n pages are there. */
@@ -274,6 +280,62 @@ static void test_serves(void **state)
 		fail_msg("%s", f->err.msg);
 	assert_int_equal(f->sv.result.faults, 17);
 	assert_int_equal(f->sv.result.asked_again, 0); /* our own count */
+}
+
+/* What is known to be as it was sent is told before anything else, and not sent. */
+static void test_tells_what_is_clean(void **state)
+{
+	enum { OBJECT = LAZY_OBJECT + 1, WRITTEN_AT = 9 };
+	static uint8_t payload[LAZY_PAYLOAD_MAX];
+	struct fixture *f = *state;
+	struct shared_pages written;
+	struct sentmap sent;
+	size_t budget = 0;
+	struct lazy_chunk c;
+	struct lazy_frame h;
+	int known;
+
+	_cleanup_fd_ int fd = memfd_create("object", MFD_CLOEXEC);
+	must(fd);
+	assert_int_equal(write(fd, f->map, PAGES * CR_PAGE_SIZE), PAGES * CR_PAGE_SIZE);
+	assert_int_equal(shared_pages_init(&written, PAGES * CR_PAGE_SIZE, &f->err), 0);
+	shared_pages_mark(&written, WRITTEN_AT);
+	sentmap_init(&sent, &budget);
+	assert_int_equal(serve_known_make(&sent, 0, PAGES, &written, &known, &f->err), 0);
+	const struct serve_file files[] = {{OBJECT, fd}, {OBJECT | SERVE_KNOWN, known}};
+	f->sv.files = files;
+	f->sv.n_files = 2;
+	for (int round = 0; round < 2; round++) { /* it is told anew over each connection */
+		begin(f);
+		hear(f->urgent, &h, payload);
+		assert_int_equal(h.type, LAZY_START);
+		assert_int_equal(h.npages, 1);
+		tell_missing_of(f, OBJECT, 0);
+		hear(f->urgent, &h, payload);
+		assert_int_equal(h.type, LAZY_CLEAN);
+		assert_int_equal(h.pid, OBJECT);
+		assert_int_equal(h.npages, 1);
+		assert_true(lazy_frame_intact(&h, payload));
+		assert_int_equal(lazy_chunk_decode(&c, payload, &f->err), 0);
+		assert_int_equal(c.start, 0);
+		assert_int_equal(c.bits[0], ~(1ull << WRITTEN_AT));
+		assert_int_equal(c.bits[1], 0); /* that was not missing */
+		hear(f->urgent, &h, payload);
+		assert_int_equal(h.type, LAZY_TOLD);
+		hear(f->bulk, &h, payload);
+		assert_int_equal(h.type, LAZY_PAGES);
+		assert_int_equal(h.npages, 1);
+		assert_int_equal(h.addr, WRITTEN_AT * CR_PAGE_SIZE);
+		if (round == 0) {
+			shutdown(f->urgent, SHUT_RDWR);
+			assert_int_equal(end(f), -ECONNRESET);
+		}
+	}
+	complete(f);
+	assert_int_equal(end(f), 0);
+	shared_pages_done(&written);
+	sentmap_done(&sent);
+	close(known);
 }
 
 /* The same process serves on other connections. */
@@ -626,11 +688,17 @@ static void test_feeds_nothing_else(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    serve_test(test_serves),     serve_test(test_connections_break),
-	    serve_test(test_many_tasks), serve_test(test_nonsense),
-	    serve_test(test_killed),     serve_test(test_none_there),
-	    serve_test(test_privileges), serve_test(test_ends_with_agent),
-	    serve_test(test_feeds),      serve_test(test_feeds_nothing_else),
+	    serve_test(test_serves),
+	    serve_test(test_connections_break),
+	    serve_test(test_many_tasks),
+	    serve_test(test_nonsense),
+	    serve_test(test_killed),
+	    serve_test(test_none_there),
+	    serve_test(test_privileges),
+	    serve_test(test_ends_with_agent),
+	    serve_test(test_feeds),
+	    serve_test(test_feeds_nothing_else),
+	    serve_test(test_tells_what_is_clean),
 	};
 
 	signal(SIGPIPE, SIG_IGN);
