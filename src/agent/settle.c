@@ -392,23 +392,21 @@ int settle_abort(const struct agent_config *cfg, struct journal *j, char *text, 
 static int settle_serve(const struct agent_config *cfg, struct journal *j, struct cr_err *err)
 {
 	_cleanup_free_ pid_t *pids = calloc(j->pids.n + 1, sizeof(*pids));
+	_cleanup_free_ uint64_t *starts = calloc(j->pids.n + 1, sizeof(*starts));
 	_cleanup_(serve_files_done) struct serve_files files = {0};
 	struct serve_peer peer = {
 	    .address = j->peer, .host = cfg->host, .timeout_ms = SERVE_TIMEOUT_MS};
-	struct serve sv = {.pids = pids};
+	struct serve sv = {.pids = pids, .starts = starts};
 	struct serve_child child = {0};
 	char text[200];
 
-	if (!pids)
+	if (!pids || !starts)
 		return cr_err_oom(err);
 	if (!mig_id_parse(j->id, &peer.id) || !journal_token(j, &peer.token))
 		return cr_err_set(err, CR_ERR_IO, EBADMSG, "journal without an id or a token");
 	vec_foreach (p, &j->pids) {
-		uint64_t start;
-		struct cr_err ignored = {0};
-
-		if (!proc_starttime(p->pid, &start, &ignored) && start == p->starttime)
-			pids[sv.n_pids++] = p->pid;
+		starts[sv.n_pids] = p->starttime;
+		pids[sv.n_pids++] = p->pid;
 	}
 	/* it may not have heard of the decision */
 	int r = settle_ask_peer(cfg, j, MSG_COMMIT, MSG_RUNNING, ANSWER_TIMEOUT_MS, NULL, err);

@@ -16,7 +16,9 @@ enum { SERVE_KNOWN = 1 << 25 };
 
 struct serve {
 	const pid_t *pids; /* those whose memory may be asked for; stopped */
-	const int *mems;   /* of each: /proc/PID/mem. Not used if there is read */
+	/* NULL, or when each was started, proc_pid_stat(5): nobody else by that pid is asked */
+	const uint64_t *starts;
+	const int *mems; /* of each: /proc/PID/mem. Not used if there is read */
 	size_t n_pids;
 	const struct serve_file *files;
 	size_t n_files;

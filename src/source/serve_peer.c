@@ -8,6 +8,7 @@
 #include <time.h>
 #include "base/clock.h"
 #include "base/log.h"
+#include "kernel/procfs.h"
 #include "wire/link.h"
 
 enum {
@@ -95,15 +96,38 @@ static bool is_done_there(const struct serve_peer *p)
 
 /* ---- the tasks ---- */
 
+static bool is_gone(const struct serve *sv, size_t i)
+{
+	uint64_t start;
+	struct cr_err ignored = {0};
+
+	return sv->starts &&
+	       (proc_starttime(sv->pids[i], &start, &ignored) || start != sv->starts[i]);
+}
+
+/* Of who has ended nothing can be read: what is missing of it is lost, and of nobody else. A zombie
+ * has no memory that could be opened (ESRCH); what was opened before its end reads nothing. */
+static int open_memory(const struct serve *sv, size_t i, struct cr_err *err)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", sv->pids[i]);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 && errno != ESRCH && errno != ENOENT)
+		return cr_err_sys(err, "opening %s", path);
+	if (fd >= 0 && !is_gone(sv, i)) /* in this order: it was not gone when it was opened */
+		return fd;
+	close_fdp(&fd);
+	fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? cr_err_sys(err, "/dev/null") : fd;
+}
+
 static int open_memories(struct serve *sv, int *mems, struct cr_err *err)
 {
 	for (size_t i = 0; i < sv->n_pids; i++) {
-		char path[40];
-
-		snprintf(path, sizeof(path), "/proc/%d/mem", sv->pids[i]);
-		mems[i] = open(path, O_RDONLY | O_CLOEXEC);
+		mems[i] = open_memory(sv, i, err);
 		if (mems[i] < 0)
-			return cr_err_sys(err, "opening %s", path);
+			return mems[i];
 	}
 	sv->mems = mems;
 	return 0;

@@ -218,6 +218,10 @@ ok "the source's worker is killed" source_worker_case dirty --mib 64 --rate 20
 kill_workload
 ok "the source's worker is killed: shared memory" source_worker_case shared --mib 32 --pause-us 1000
 kill_workload
+SLOW=4mbit RATE=1G # zombies have nothing to serve, and are there to the end
+ok "the source's worker is killed: a tree with zombies" source_worker_case forktree --procs 20
+kill_workload
+SLOW='' RATE=10M
 ok "the source's worker is killed: a file in memory that was removed" source_worker_case shared --mib 32 --pause-us 1000 --of removed
 kill_workload
 
