@@ -23,6 +23,7 @@ struct shm_mapping {             /* a shared mapping of whatever file */
 	uint64_t write_openings; /* open(2) for writing that are not closed; 32 bits */
 };
 
+enum { SHM_WRITE = 2 }; /* VM_WRITE */
 /* Linux: VM_SHARED and VM_MAYWRITE, mm.h. */
 static inline bool shm_mapping_can_write(const struct shm_mapping *m)
 {

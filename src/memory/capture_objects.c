@@ -28,12 +28,17 @@ bool memory_objects_grow(struct tree *t)
 	return t->objects;
 }
 
+static const char *map_file_path(char buf[static 96], pid_t pid, const struct proc_map *m)
+{
+	snprintf(buf, 96, "/proc/%d/map_files/%llx-%llx", pid, (unsigned long long)m->start,
+		 (unsigned long long)m->end);
+	return buf;
+}
+
 static int open_map_file(pid_t pid, const struct proc_map *m)
 {
-	char path[96];
-
-	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", pid,
-		 (unsigned long long)m->start, (unsigned long long)m->end);
+	char buf[96];
+	const char *path = map_file_path(buf, pid, m);
 	int fd = open(path, O_RDWR | O_CLOEXEC);
 	return fd >= 0 ? fd : open(path, O_RDONLY | O_CLOEXEC);
 }
@@ -135,13 +140,14 @@ static int describe_unlinked(struct capture *c, const struct proc_map *m, int fd
 	return 0;
 }
 
-/* The device as stat(2) tells it, which may be another than in maps. */
+/* The device as stat(2) tells it, which may be another than in maps. Not opened: who opens it is
+ * watched (kernel/openwatch.h). */
 static uint64_t device_of(pid_t pid, const struct proc_map *m)
 {
-	_cleanup_fd_ int fd = map_is_unlinked(m) ? open_map_file(pid, m) : -1;
+	char path[96];
 	struct stat st;
 
-	return fd >= 0 && !fstat(fd, &st) ? st.st_dev : m->dev;
+	return map_is_unlinked(m) && !stat(map_file_path(path, pid, m), &st) ? st.st_dev : m->dev;
 }
 
 int capture_add_object(struct capture *c, struct object_fds *o, pid_t pid, const struct proc_map *m,

@@ -45,6 +45,13 @@ static bool is_settled(const struct tracker *t, const struct shm_mapping *m)
 	return true;
 }
 
+/* What may not be written now could not be since the last change of the address space, nor can it
+ * be before the next. */
+static bool may_be_written(const struct shared_mapping *s)
+{
+	return s->m.flags & SHM_WRITE;
+}
+
 static bool is_tracked(const struct shared_mapping *s)
 {
 	return s->tracker && s->tracker->uffd >= 0 && !s->tracker->always_full &&
@@ -70,11 +77,13 @@ void shared_look_judge(struct shared_look *l, const struct shared_look *before)
 	vec_foreach (s, &l->maps) {
 		const struct shm_mapping *first = &l->maps.v[0].m;
 
-		if (!is_tracked(s) || is_told_again(l, s) || s->m.inode != first->inode ||
+		if ((may_be_written(s) && !is_tracked(s)) || is_told_again(l, s) ||
+		    s->m.inode != first->inode ||
 		    s->m.writable_maps != l->maps.n + l->maps_of_ours ||
-		    s->m.write_openings != l->openings)
+		    (!l->by_descriptor && s->m.write_openings != l->openings))
 			return;
-		bytes += s->m.end - s->m.start;
+		if (may_be_written(s))
+			bytes += s->m.end - s->m.start;
 	}
 	/* once they are there, they are */
 	l->known = before->known || bytes / TABLE_SHARE <= memory_available() / TABLES_PART;
@@ -87,10 +96,20 @@ static bool same_mapping(const struct shared_mapping *a, const struct shared_map
 	       a->m.inode == b->m.inode;
 }
 
+/* By any descriptor, written or mapped once more? */
+static bool is_used(const struct shared_look *before, const struct shared_look *now)
+{
+	if (!before->by_descriptor && !now->by_descriptor)
+		return false;
+	return !before->by_descriptor || !now->by_descriptor || !now->marks.kept ||
+	       !before->marks.accesses_show || before->marks.accessed_ns != now->marks.accessed_ns;
+}
+
 bool shared_look_follows(const struct shared_look *before, const struct shared_look *now)
 {
 	if (!before->known || !now->known || now->opened || before->size != now->size ||
-	    before->maps.n != now->maps.n || before->attached_s != now->attached_s)
+	    before->maps.n != now->maps.n || before->attached_s != now->attached_s ||
+	    is_used(before, now))
 		return false;
 	/* by the second only: another attachment may have followed within the same one */
 	if (now->attached_s >= before->when_s && now->attached_s)
@@ -193,7 +212,7 @@ int shared_look_collect(const struct shared_look *l, bool protect, struct shared
 	int r = shared_pages_init(ret, l->size, err);
 
 	vec_foreach (s, &l->maps)
-		if (!r)
+		if (!r && may_be_written(s))
 			r = collect(s, protect, ret, err);
 	if (r)
 		shared_pages_done(ret);

@@ -6,7 +6,8 @@
  * what the kernel counts itself (kernel/shmview.h):
  *
  * - Each mapping by which it can be written (i_mmap_writable) is one of a process that is tracked,
- *   and registered. No descriptor that was opened for writing leads to it.
+ *   and registered. No descriptor that was opened for writing leads to it; or one does, as to a
+ *   memfd, and neither has anybody written to it by any nor mapped it (kernel/filemark.h).
  * - The address spaces that have it are the same as at the look before, and nothing in them was
  *   mapped, unmapped or moved, nor was any of them inherited by a child (mm_lock_seq). Nobody has
  *   opened it (inotify(7)) or attached it (shm_atime) since.
@@ -20,6 +21,7 @@
 #include <stdint.h>
 #include "base/err.h"
 #include "base/vec.h"
+#include "kernel/filemark.h"
 #include "kernel/shmview.h"
 #include "memory/tracker.h"
 
@@ -35,8 +37,10 @@ struct shared_look {           /* at one object, at one moment */
 	uint64_t size;         /* bytes */
 	uint64_t openings;     /* for writing, by ourselves */
 	uint64_t maps_of_ours; /* by which it could be written */
-	uint64_t attached_s;   /* System V: last time of that, seconds since the epoch; else 0 */
-	uint64_t when_s;       /* when this look began, likewise */
+	bool by_descriptor; /* what else leads to it is watched by marks, those before this look */
+	struct filemark marks;
+	uint64_t attached_s; /* System V: last time of that, seconds since the epoch; else 0 */
+	uint64_t when_s;     /* when this look began, likewise */
 	VEC(struct shared_mapping) maps; /* by which it can be written */
 };
 

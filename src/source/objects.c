@@ -1,12 +1,16 @@
 /* The pages of shared memory, round by round: those that were written, where that is known
  * (memory/shared_tracker.h), else all of it, compared with what was sent. */
 #include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include "kernel/openwatch.h"
 #include "kernel/sysv_shm.h"
+#include "kernel/tmpfs.h"
 #include "model/layout.h"
+#include "resource/inside.h"
 #include "wire/page_digest.h"
 #include "source/source.h"
 
@@ -14,6 +18,8 @@ enum {
 	LAST_ROUNDS_MAX = 3,
 	/* fewer pages than a further look is worth */
 	FEW_WRITTEN = 256,
+	/* less is compared sooner than marks are put there */
+	MARKED_MIN_BYTES = 1 << 20,
 };
 
 /* ---- what is known of it ---- */
@@ -39,13 +45,28 @@ static bool is_to_stay(const struct source *s, const struct tree *t, uint32_t i)
 }
 
 /* Memory to which no descriptor and no name leads. */
-static bool may_be_tracked(const struct source *s, const struct tree *t, uint32_t i)
+static bool is_unreachable(const struct tree *t, uint32_t i)
+{
+	return (t->objects[i].kind == OBJ_SHARED_ANON || t->objects[i].kind == OBJ_SYSV_SHM) &&
+	       !has_descriptor(t, i);
+}
+
+/* Memory that may be watched by marks: their look is worth it, and no descriptor hides accesses. */
+static bool may_be_marked(const struct source *s, const struct tree *t, uint32_t i)
 {
 	const struct shared_object *so = &t->objects[i];
 
+	for (size_t k = 0; k < t->n_files; k++)
+		if (t->files[k].object == i && t->files[k].flags & O_NOATIME)
+			return false;
+	return (so->kind == OBJ_MEMFD || so->kind == OBJ_UNLINKED) && s->marks_work >= 0 &&
+	       !s->objects.v[i].unmarkable && so->size >= MARKED_MIN_BYTES;
+}
+
+static bool may_be_tracked(const struct source *s, const struct tree *t, uint32_t i)
+{
 	return source_tracks_objects(s) && !is_to_stay(s, t, i) && !source_has_direct_io(t) &&
-	       (so->kind == OBJ_SHARED_ANON || so->kind == OBJ_SYSV_SHM) && !so->page_bytes &&
-	       !has_descriptor(t, i);
+	       !t->objects[i].page_bytes && (is_unreachable(t, i) || may_be_marked(s, t, i));
 }
 
 static void on_opened(int watch, void *arg)
@@ -82,7 +103,56 @@ static bool has_witness(struct source *s, uint32_t i, uint64_t size)
 	return size && !witness_begin(&o->witness, s->object_fds.list.v[i], size, &ignored);
 }
 
-/* What does not depend on who has it. */
+static bool marks_work(struct source *s)
+{
+	struct cr_err ignored = {0};
+
+	if (!s->marks_work)
+		s->marks_work = filemark_check(&ignored) ? -1 : 1;
+	return s->marks_work > 0;
+}
+
+/* Once: whoever outside comes to it later opens it, which is watched already, or is given a
+ * descriptor of the tree's. One that he has may hide accesses. */
+static bool can_be_marked(struct source *s, const struct tree *t, uint32_t i)
+{
+	const struct shared_object *so = &t->objects[i];
+	int fd = s->object_fds.list.v[i], how = fcntl(fd, F_GETFL);
+	char name[PATH_MAX + 8];
+	struct stat st;
+
+	snprintf(name, sizeof(name), "%s%s", so->kind == OBJ_MEMFD ? "/memfd:" : "", so->name);
+
+	/* to read it is an access, too */
+	return marks_work(s) && tmpfs_has(fd) && how >= 0 && !fcntl(fd, F_SETFL, how | O_NOATIME) &&
+	       !fstat(fd, &st) && !outside_holder(t, false, name, st.st_dev, st.st_ino);
+}
+
+/* From here on it shows if it is written or mapped by a descriptor. */
+static bool has_marks(struct source *s, const struct tree *t, uint32_t i)
+{
+	struct source_object *o = &s->objects.v[i];
+
+	if (!o->marked && !o->unmarkable) {
+		o->marked = can_be_marked(s, t, i);
+		o->unmarkable = !o->marked;
+	}
+	if (!o->marked || !filemark_look(s->object_fds.list.v[i], &o->now.marks))
+		return o->marked;
+	filemark_remove(s->object_fds.list.v[i]);
+	o->unmarkable = true;
+	o->marked = false;
+	return false;
+}
+
+/* Is everything else that could be done to it watched? What does not depend on who has it. */
+static bool is_guarded(struct source *s, const struct tree *t, uint32_t i)
+{
+	if (!is_watched(s, i))
+		return false;
+	return is_unreachable(t, i) ? has_witness(s, i, t->objects[i].size) : has_marks(s, t, i);
+}
+
 static void begin_look(struct source *s, const struct tree *t, uint32_t i)
 {
 	struct source_object *o = &s->objects.v[i];
@@ -95,7 +165,9 @@ static void begin_look(struct source *s, const struct tree *t, uint32_t i)
 	o->now = (struct shared_look){
 	    .size = so->size,
 	    .openings = how >= 0 && (how & O_ACCMODE) != O_RDONLY,
-	    .maps_of_ours = 1,
+	    .maps_of_ours = o->witness.map != NULL,
+	    .by_descriptor = o->marked,
+	    .marks = o->now.marks,
 	    .attached_s = asked ? seg.attached_s : UINT64_MAX,
 	    .when_s = (uint64_t)time(NULL),
 	};
@@ -173,8 +245,7 @@ int source_look_at_objects(struct source *s, const struct tree *t, enum source_l
 
 		shared_look_done(&o->now);
 		o->looked = false;
-		if (is_looked_at(o, which) && may_be_tracked(s, t, i) && is_watched(s, i) &&
-		    has_witness(s, i, t->objects[i].size))
+		if (is_looked_at(o, which) && may_be_tracked(s, t, i) && is_guarded(s, t, i))
 			begin_look(s, t, i);
 		any |= o->looked;
 	}
@@ -274,7 +345,8 @@ int source_object_written(struct source_object *o, bool protect, struct shared_p
 	struct missing m = {o, ret};
 	int r = shared_look_collect(&o->now, protect, ret, err);
 
-	if (!r)
+	/* without it, marks tell of what was taken out */
+	if (!r && o->witness.map)
 		r = witness_missing(&o->witness, mark_missing, &m, err);
 	if (r)
 		shared_pages_done(ret);
@@ -389,7 +461,11 @@ int source_last_object_rounds(struct source *s, struct cr_err *err)
 
 void source_objects_done(struct source *s)
 {
-	vec_foreach (o, &s->objects) {
+	for (uint32_t i = 0; i < s->objects.n; i++) {
+		struct source_object *o = &s->objects.v[i];
+
+		if (o->marked)
+			filemark_remove(s->object_fds.list.v[i]);
 		sentmap_done(&o->sent);
 		shared_look_done(&o->before);
 		shared_look_done(&o->now);

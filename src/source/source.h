@@ -86,6 +86,8 @@ struct source_object { /* a shared memory object's pages */
 	uint64_t written; /* pages that the last round had to send */
 	int watch;        /* of source.openings; 0: none yet, negative: none to be had */
 	bool opened;      /* since the last look */
+	bool marked;     /* there are marks by which use of descriptors shows (kernel/filemark.h) */
+	bool unmarkable; /* there can be none */
 	/* of what stays behind: pages that were found to be others than were sent, at `before` */
 	struct shared_pages differs;
 };
@@ -121,6 +123,7 @@ struct source {
 	struct object_fds object_fds;
 	VEC(struct source_object) objects;
 	int openings;                  /* inotify(7), of those that are tracked */
+	int marks_work;                /* kernel/filemark.h: 1; 0: not tried yet; -1: they do not */
 	VEC(struct source_file) files; /* that the destination has, or that come along */
 	pid_t young_pid;               /* a process forked since, as seen in the last look */
 	uint64_t young_start;

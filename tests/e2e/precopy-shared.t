@@ -40,6 +40,11 @@ kill_workload
 ok "likewise of several processes that have it" few_at_the_stop shared --mib 128 --workers 6 --steady --pause-us 2000 --seldom 100000
 kill_workload
 
+ok "likewise of a memfd that stays open" few_at_the_stop dirty --shared --of memfd --mib 256 --rate 2
+kill_workload
+ok "and of a removed file in /dev/shm" few_at_the_stop dirty --shared --of removed --mib 256 --rate 2
+kill_workload
+
 all_at_the_stop() {
 	start_workload alpha dirty --shared --mib 64 && runs_on && move_workload beta --no-bpf && stopped_for '. >= 16384' && finish_workload
 }
@@ -57,4 +62,18 @@ for name in "shared" "shared --steady" "shared --seldom 20 --steady" "shared --s
 		move_case "$mode: $name" -- $name -- --mode $mode
 	done
 done
+# And by descriptors and names, right before the stop, too.
+for of in memfd removed shm; do
+	for seldom in 4 400; do
+		for mode in precopy hybrid; do
+			move_case "$mode: reached, $of, one of $seldom" -- reached --of $of --seldom $seldom -- --mode $mode
+		done
+	done
+done
+
+leaves_nothing() {
+	start_workload alpha reached --seldom 400 && runs_on && rehearse_workload && finish_workload
+}
+ok "a rehearsal leaves no mark" leaves_nothing
+kill_workload
 done_testing

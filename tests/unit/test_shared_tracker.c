@@ -51,7 +51,7 @@ static struct shared_look a_look(struct tracker *t)
 							     .tracker = t,
 							     .m = {.start = 0x10000,
 								   .end = 0x10000 + BYTES,
-								   .flags = 0x1028,
+								   .flags = 0x102a,
 								   .inode = 77,
 								   .mm = 100 + (uint64_t)pid,
 								   .lock_seq = 4,
@@ -93,9 +93,11 @@ static void every_writer_has_to_be_tracked(void **state)
 	*vec_push(&t.unsettled) = unsettled;
 	assert_false(known(&l));
 	vec_done(&t.unsettled);
-	m->m.flags = 0x28; /* not registered */
+	m->m.flags = 0x2a; /* not registered */
 	assert_false(known(&l));
-	m->m.flags = 0x1028;
+	m->m.flags = 0x28; /* it may not write, as things are */
+	assert_true(known(&l));
+	m->m.flags = 0x102a;
 	m->m.write_openings = 2;
 	assert_false(known(&l));
 	m->m.write_openings = 1;
@@ -148,6 +150,40 @@ static void nothing_may_come_and_go(void **state)
 	assert_false(follows(&a, &b));
 	b.maps.n = 2;
 	assert_true(follows(&a, &b));
+	vec_done(&a.maps);
+	vec_done(&b.maps);
+}
+
+static void use_of_a_descriptor_shows(void **state)
+{
+	const struct filemark quiet = {true, true, 5};
+	struct tracker t;
+	struct shared_look a = a_look(&t), b = a_look(&t);
+
+	(void)state;
+	a.by_descriptor = b.by_descriptor = true;
+	a.marks = b.marks = quiet;
+	a.marks.kept = false; /* that was before */
+	a.maps.v[0].m.write_openings = b.maps.v[1].m.write_openings = 7;
+	assert_true(known(&a) && known(&b) && follows(&a, &b));
+	b.marks.kept = false;
+	assert_false(follows(&a, &b));
+	b.marks = quiet;
+	b.marks.accessed_ns++;
+	assert_false(follows(&a, &b));
+	b.marks = quiet;
+	b.marks.accesses_show = false; /* of what comes next, perhaps */
+	assert_true(follows(&a, &b));
+	a.marks.accesses_show = false;
+	assert_false(follows(&a, &b));
+	a.marks.accesses_show = true;
+	a.by_descriptor = false;
+	assert_false(follows(&a, &b));
+	a.by_descriptor = true;
+	b.by_descriptor = false;
+	b.maps.v[1].m.write_openings = b.maps.v[0].m.write_openings;
+	assert_true(known(&b));
+	assert_false(follows(&a, &b));
 	vec_done(&a.maps);
 	vec_done(&b.maps);
 }
@@ -406,6 +442,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(every_writer_has_to_be_tracked),
 	    cmocka_unit_test(nothing_may_come_and_go),
+	    cmocka_unit_test(use_of_a_descriptor_shows),
 	    cmocka_unit_test(an_attachment_shows_by_its_second),
 	    cmocka_unit_test(writes_show_and_nothing_hides_them),
 	    cmocka_unit_test(a_page_table_that_is_gone_counts_as_written),

@@ -1,7 +1,8 @@
 /* Memory written at a given rate, and the gaps in time that a task feels.
  *
  * --mib N (default 16), --rate MB/s (default 0: idle), --threads N writers (default 1), --shared
- * (anonymous memory that children would share), --incompressible, --rt (tick at SCHED_FIFO, where
+ * (anonymous memory that children would share; --of memfd, removed or shm: of a memfd, or of a file
+ * in /dev/shm, removed or not, that stay open), --incompressible, --rt (tick at SCHED_FIFO, where
  * allowed), --order (pages in turn, not at random)
  *
  * A thread of its own ticks every 100 us and keeps the largest gaps between two ticks. DIR/gaps is
@@ -221,6 +222,33 @@ static void *writer_main(void *arg)
 	return NULL;
 }
 
+static int file_to_share(const char *what)
+{
+	char path[64];
+
+	if (!*what)
+		return -1;
+	if (!strcmp(what, "memfd"))
+		return memfd_create("dirty", MFD_CLOEXEC);
+	snprintf(path, sizeof(path), "/dev/shm/dirty.%d", getpid());
+	int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (!strcmp(what, "removed"))
+		unlink(path);
+	return fd;
+}
+
+static uint8_t *get_memory(size_t bytes)
+{
+	const char *what = wl_opt_str("of", "");
+	int fd = file_to_share(what);
+	int flags = (wl_flag("shared") ? MAP_SHARED : MAP_PRIVATE) | (*what ? 0 : MAP_ANONYMOUS);
+
+	wl_must(!*what || (fd >= 0 && !ftruncate(fd, (off_t)bytes)), what);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
+	wl_must(p != MAP_FAILED, "memory");
+	return p;
+}
+
 static void set_up_memory(void)
 {
 	n_pages = wl_opt("mib", 16) * 256;
@@ -231,10 +259,9 @@ static void set_up_memory(void)
 	n_pages -= n_pages % n_writers;
 	if (wl_flag("idle"))
 		rate = 0;
-	memory = mmap(NULL, n_pages * WL_PAGE, PROT_READ | PROT_WRITE,
-		      (wl_flag("shared") ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
+	memory = get_memory(n_pages * WL_PAGE);
 	seqs = calloc(n_pages, sizeof(*seqs));
-	wl_must(memory != MAP_FAILED && seqs, "memory");
+	wl_must(seqs, "memory");
 	for (size_t i = 0; i < n_pages; i++)
 		page_write(i);
 }
