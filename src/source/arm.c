@@ -8,10 +8,11 @@
  * first is asked, as every question needs its wake-up; the others' answers are guessed. */
 #include "source/source.h"
 
+#include <pthread.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include "base/clock.h"
 #include "base/fault.h"
+#include "base/parallel.h"
 #include "kernel/procfs.h"
 #include "kernel/task.h"
 #include "kernel/uffd.h"
@@ -42,7 +43,8 @@ static int read_rseq(struct process *p, const struct seized_proc *q, struct cr_e
 	return r;
 }
 
-/* Likewise: what cannot move is refused before the rounds. */
+/* Likewise, of those that had a filter when they were looked at: what cannot move is refused before
+ * the rounds. What has come since shows at the switch-over. */
 static int read_seccomp(struct source *s, struct tree *t, struct process *p,
 			const struct seized_proc *q, struct cr_err *err)
 {
@@ -51,7 +53,7 @@ static int read_seccomp(struct source *s, struct tree *t, struct process *p,
 	vec_foreach (task, &q->tasks) {
 		struct thread *th = process_find_thread(p, task->tid);
 
-		if (th && !task->dead && !r)
+		if (th && !task->dead && !r && th->seccomp_mode)
 			r = attrs_seccomp_capture(t, p, th, NULL, NULL, &s->notes, err);
 	}
 	return r;
@@ -182,7 +184,44 @@ static int finish(struct source *s, struct tree *t, struct arming *a, struct cr_
 	a->sp->has_tracker = true;
 	r = tracker_init(&a->sp->tracker, a->sp->pid, 0, uffd, &s->digest_budget, err);
 	a->sp->tracker.shared = source_tracks_objects(s);
-	return r ? r : tracker_arm(&a->sp->tracker, err);
+	return r;
+}
+
+struct registering {
+	struct arming *v;
+	size_t n;
+	int result;
+	struct cr_err err;
+};
+
+static void *register_memory(void *arg)
+{
+	struct registering *g = arg;
+
+	for (size_t i = 0; i < g->n && !g->result; i++)
+		if (g->v[i].p)
+			g->result = tracker_arm(&g->v[i].sp->tracker, &g->err);
+	return NULL;
+}
+
+/* Their memory is registered while the executors leave: nobody runs who could map anything, and the
+ * two wait for different things. */
+static int register_and_cure(struct source *s, struct arming *v, size_t n, struct cr_err *err)
+{
+	struct registering g = {.v = v, .n = n};
+	pthread_t thread;
+	bool beside = !parallel_thread(&thread, register_memory, &g);
+	int r = source_cure(s, err);
+
+	if (beside)
+		pthread_join(thread, NULL);
+	else
+		register_memory(&g);
+	if (!r && g.result) {
+		*err = g.err;
+		r = g.result;
+	}
+	return r;
 }
 
 /* All that is in s->seizure, side by side. */
@@ -198,14 +237,13 @@ static int arm_stopped(struct source *s, struct tree *t, struct cr_err *err)
 	for (size_t i = 0; i < n && !r; i++)
 		if (v[i].p)
 			r = finish(s, t, &v[i], err);
-	return r;
+	return r ? r : register_and_cure(s, v, n, err);
 }
 
 static int stop_and_arm(struct source *s, const struct seize_request *rq, struct tree *t,
 			struct cr_err *err)
 {
 	struct cr_err undo = {0};
-	uint64_t start_us = now_us();
 
 	source_real_time(true); /* the tasks wait for us */
 	int r = seizure_take(&s->seizure, rq, &s->notes, err);
@@ -216,9 +254,8 @@ static int stop_and_arm(struct source *s, const struct seize_request *rq, struct
 	r = arm_stopped(s, t, err);
 	int e = source_resume(s, &undo);
 	source_real_time(false);
-	uint64_t us = now_us() - start_us;
-	if (us > s->longest_stop_us)
-		s->longest_stop_us = us;
+	if (s->stood_us > s->longest_stop_us)
+		s->longest_stop_us = s->stood_us;
 	if (!r && e) {
 		*err = undo;
 		r = e;

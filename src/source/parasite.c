@@ -1,5 +1,7 @@
 #include "source/parasite.h"
 
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
@@ -40,13 +42,67 @@ static int inject(struct parasite *p, const char *what, long nr, const uint64_t 
 	return r;
 }
 
+static uint64_t area_bytes(const struct parasite *p)
+{
+	return ALIGN_UP(rarea_bytes((unsigned int)p->n_threads), CR_PAGE_SIZE);
+}
+
+static int map_in_task(struct parasite *p, uint64_t flags, uint64_t fd, struct cr_err *err)
+{
+	const uint64_t args[6] = {0,
+				  area_bytes(p),
+				  PROT_READ | PROT_WRITE | PROT_EXEC,
+				  MAP_SHARED | MAP_POPULATE | flags,
+				  fd,
+				  0};
+	long va;
+	int r = inject(p, "mmap", SYS_mmap, args, &va, err);
+
+	if (r)
+		return r;
+	p->area.remote = (uint64_t)va;
+	p->mapped = true;
+	return 0;
+}
+
+static int unmap_in_task(struct parasite *p, struct cr_err *err)
+{
+	const uint64_t args[6] = {p->area.remote, area_bytes(p)};
+	long ret;
+	int r = inject(p, "munmap", SYS_munmap, args, &ret, err);
+
+	p->mapped = r != 0;
+	return r;
+}
+
+/* One injected call: memory that is shared with nobody yet, into which /proc/PID/map_files leads
+ * (proc(5), CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE). 1: not for us, nothing is mapped. */
+static int map_anonymous(struct parasite *p, struct cr_err *err)
+{
+	char path[80];
+	int r = map_in_task(p, MAP_ANONYMOUS, (uint64_t)-1, err);
+
+	if (r)
+		return r;
+	const uint64_t va = p->area.remote;
+	snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", p->pid, (unsigned long long)va,
+		 (unsigned long long)(va + area_bytes(p)));
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0) {
+		r = unmap_in_task(p, err);
+		return r ? r : 1;
+	}
+	r = rarea_init(&p->area, fd, (unsigned int)p->n_threads, 0, err);
+	p->area.remote = va;
+	return r;
+}
+
 /* memfd_create(2) wants a name in the task's memory: the vdso starts with the bytes of an ELF
  * header, a short string as good as any. */
-static int map_area(struct parasite *p, struct cr_err *err)
+static int map_memfd(struct parasite *p, struct cr_err *err)
 {
 	const unsigned int n_slots = (unsigned int)p->n_threads;
-	const uint64_t bytes = ALIGN_UP(rarea_bytes(n_slots), CR_PAGE_SIZE);
-	long fd, va;
+	long fd;
 
 	const uint64_t memfd_args[6] = {p->entry.string_va, MFD_CLOEXEC};
 	int r = inject(p, "memfd_create", SYS_memfd_create, memfd_args, &fd, err);
@@ -55,20 +111,20 @@ static int map_area(struct parasite *p, struct cr_err *err)
 	int ours = (int)syscall(SYS_pidfd_getfd, p->pidfd, (int)fd, 0);
 	r = ours < 0 ? cr_err_sys(err, "fetching the executor's memory from %d", p->pid)
 		     : rarea_init(&p->area, ours, n_slots, 0, err);
-	const uint64_t mmap_args[6] = {
-	    0, bytes, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_SHARED | MAP_POPULATE, (uint64_t)fd,
-	    0};
 	if (!r)
-		r = inject(p, "mmap", SYS_mmap, mmap_args, &va, err);
+		r = map_in_task(p, 0, (uint64_t)fd, err);
 	const uint64_t close_args[6] = {(uint64_t)fd};
 	struct cr_err ignored = {0};
 	long ret;
 	int e = inject(p, "close", SYS_close, close_args, &ret, r ? &ignored : err);
-	if (r || e)
-		return r ? r : e;
-	p->area.remote = (uint64_t)va;
-	p->mapped = true;
-	return 0;
+	return r ? r : e;
+}
+
+static int map_area(struct parasite *p, struct cr_err *err)
+{
+	int r = map_anonymous(p, err);
+
+	return r == 1 ? map_memfd(p, err) : r;
 }
 
 static int read_memory(pid_t tid, uint64_t va, void *buf, size_t bytes)
@@ -222,12 +278,8 @@ static void undo_infect(struct parasite *p)
 		if (i > 0 && restore_thread(th, &ignored))
 			continue; /* it died: there is nothing to restore */
 	}
-	if (p->mapped) {
-		const uint64_t args[6] = {p->area.remote, ALIGN_UP(p->area.bytes, CR_PAGE_SIZE)};
-		long ret;
-
-		p->mapped = inject(p, "munmap", SYS_munmap, args, &ret, &ignored) != 0;
-	}
+	if (p->mapped && unmap_in_task(p, &ignored))
+		log_debug("%s", ignored.msg);
 	if (!task_to_event_stop(first->tid, &ignored) && !restore_thread(first, &ignored))
 		wipe_detour(p);
 	parasite_done(p);

@@ -1,6 +1,6 @@
 /* The executor inside the source's tasks: injected at a stop, cured before they run on.
  *
- * infect: the registers of the threads that are to be asked are saved, a memfd with the blob is
+ * infect: the registers of the threads that are to be asked are saved, memory with the blob is
  * mapped in their address space, and they wait in the executor for batches; other threads stay as
  * they stopped. cure: parked at rt_sigreturn, memory
  * unmapped, registers as they were. Nothing stays in the tasks.

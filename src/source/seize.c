@@ -37,7 +37,8 @@ struct attempt {
 	struct held_set held;
 	struct walk walk;
 	unsigned int n_walks;
-	bool frozen; /* by us, now */
+	bool frozen;        /* by us, now */
+	uint64_t frozen_us; /* since when, now_us(); 0: nothing was */
 };
 
 /* ---- the cgroup ---- */
@@ -48,6 +49,7 @@ static int freeze(struct attempt *a, unsigned int timeout_ms, struct cr_err *err
 	/* the guard first: dying in between would leave the tasks frozen */
 	int r = cgroup_guard_set(s->guard, s->refreeze ? CGROUP_FREEZE : CGROUP_THAW, true, err);
 
+	a->frozen_us = now_us();
 	if (r == 0)
 		r = cgroup_freeze(s->cgroup, timeout_ms, err);
 	a->frozen = r == 0;
@@ -126,7 +128,7 @@ static ssize_t walk_and_take(struct attempt *a, bool quick, struct cr_err *err)
 	}
 	/* also after a failure: whoever lets them go waits for their stops */
 	struct cr_err late = {0};
-	int e = held_interrupt(&a->held, r < 0 ? &late : err);
+	int e = held_interrupt(&a->held, a->frozen ? a->frozen_us : 0, r < 0 ? &late : err);
 	return r < 0 ? r : e ? e : fresh;
 }
 
@@ -147,6 +149,21 @@ static int take_frozen(struct attempt *a, struct cr_err *err)
 	return fresh < 0 ? (int)fresh : 0;
 }
 
+/* Of one process, whose threads we have in hand as far as we know: are those all? Then another walk
+ * would find nobody new either. */
+static bool has_all_threads(const struct attempt *a)
+{
+	struct proc_stat st;
+	struct cr_err ignored = {0};
+	uint64_t n = 0;
+
+	if (!a->rq->alone || !a->n_walks || proc_stat_read(a->rq->root, 0, &st, &ignored))
+		return false;
+	vec_foreach (h, &a->held.list)
+		n += h->pid == a->rq->root && h->state == HELD_STOPPED && h->seen == a->n_walks;
+	return n && n == st.num_threads;
+}
+
 /* Until a walk over stopped tasks finds nobody new: then nobody is left who could fork. */
 static int take_running(struct attempt *a, uint64_t budget_us, struct cr_err *err)
 {
@@ -159,7 +176,7 @@ static int take_running(struct attempt *a, uint64_t budget_us, struct cr_err *er
 		int r = held_wait(&a->held, budget_us, &gone, err);
 		if (r < 0)
 			return r;
-		if (!fresh && !gone)
+		if (!gone && (!fresh || has_all_threads(a)))
 			return 0;
 		if (a->n_walks >= MAX_WALKS)
 			return too_fast(a, err);
@@ -167,6 +184,18 @@ static int take_running(struct attempt *a, uint64_t budget_us, struct cr_err *er
 }
 
 /* ---- the result ---- */
+
+static void note_times(struct attempt *a)
+{
+	a->s->stopped_us = now_us();
+	vec_foreach (p, &a->s->procs) {
+		vec_foreach (t, &p->tasks) {
+			t->stopped_us = held_find(&a->held, t->tid)->stopped_us;
+			if (t->stopped_us < a->s->stopped_us)
+				a->s->stopped_us = t->stopped_us;
+		}
+	}
+}
 
 /* From the last walk and what is held of it. A task that is held but was not found any more (its
  * pid was reused before it was seized, or it left the tree by its parent's death) is let go. */
@@ -207,6 +236,7 @@ static int build(struct attempt *a, struct cr_err *err)
 		    task_let_go(h->tid, deadline))
 			h->state = HELD_DEAD;
 	}
+	note_times(a);
 	seizure_sort(a->s);
 	return 0;
 }
@@ -346,23 +376,31 @@ enum farewell { DETACH, REAP };
 
 /* Threads before leaders: the exit of a leader is reported only after its threads have been reaped.
  */
-static void part_from_all(struct seizure *s, enum farewell how)
+static uint64_t part_from_all(struct seizure *s, enum farewell how)
 {
+	uint64_t longest_us = 0;
+
 	if (!s->taken)
-		return;
+		return 0;
 	for (int leaders = 0; leaders < 2; leaders++) {
 		uint64_t deadline = now_us() + (how == REAP ? REAP_US : LET_GO_US);
 
 		vec_foreach (p, &s->procs) {
 			for (size_t i = leaders ? 0 : 1;
 			     i < (leaders ? p->tasks.n > 0 : p->tasks.n); i++) {
+				const struct seized_task *t = &p->tasks.v[i];
+
 				if (how == DETACH)
-					task_let_go(p->tasks.v[i].tid, deadline);
+					task_let_go(t->tid, deadline);
 				else
-					task_reap(p->tasks.v[i].tid, deadline);
+					task_reap(t->tid, deadline);
+				uint64_t us = now_us() - t->stopped_us;
+				if (us > longest_us)
+					longest_us = us;
 			}
 		}
 	}
+	return longest_us;
 }
 
 static void dispose(struct seizure *s)
@@ -375,12 +413,12 @@ static void dispose(struct seizure *s)
 	free(s);
 }
 
-void seizure_free(struct seizure *s)
+uint64_t seizure_let_go(struct seizure *s)
 {
 	struct cr_err ignored;
 
 	if (!s)
-		return;
+		return 0;
 	unsigned long slack = sleep_precisely();
 	/* what cannot be taken back stops by SIGSTOP: better than two copies running */
 	if (s->held && seizure_unhold(s, &ignored) < 0)
@@ -389,9 +427,15 @@ void seizure_free(struct seizure *s)
 	 */
 	if (s->refreeze && s->procs.n && cgroup_freeze_start(s->cgroup, &ignored) < 0)
 		s->refreeze = false;
-	part_from_all(s, DETACH);
+	uint64_t longest_us = part_from_all(s, DETACH);
 	sleep_as_before(slack);
 	dispose(s);
+	return longest_us;
+}
+
+void seizure_free(struct seizure *s)
+{
+	(void)seizure_let_go(s);
 }
 
 void seizure_forget(struct seizure *s)

@@ -13,8 +13,9 @@
 
 struct seized_task {
 	pid_t tid;
-	bool dead;         /* died since */
-	bool held_running; /* seizure_hold found it running, in an executor */
+	bool dead;           /* died since */
+	bool held_running;   /* seizure_hold found it running, in an executor */
+	uint64_t stopped_us; /* when it was told to stop, now_us(); private */
 };
 struct seized_proc {
 	pid_t pid, ppid;
@@ -26,6 +27,7 @@ struct seized_proc {
 };
 struct seizure {
 	VEC(struct seized_proc) procs; /* parents before children, then ascending pid */
+	uint64_t stopped_us;           /* when the first of the tasks was told to stop, now_us() */
 	/* private to seize*.c below */
 	struct cgroup *cgroup;
 	struct cgroup_guard *guard;
@@ -84,6 +86,8 @@ int seizure_leave_stopped(struct seizure *s, struct cr_err *err) must_check;
 /* Detach all, in the state they are in, and reap those that died, so that their parents can. A task
  * that is running (resumed and not waited for) is stopped first. NULL is fine. */
 void seizure_free(struct seizure *s);
+/* The same. Returns for how long that task has stood still which did so longest, in us. */
+uint64_t seizure_let_go(struct seizure *s);
 static inline void seizure_freep(struct seizure **s)
 {
 	seizure_free(*s);

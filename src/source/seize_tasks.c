@@ -191,17 +191,21 @@ int held_take(struct held_set *s, pid_t pid, pid_t tid, unsigned int walk, struc
 	return 1;
 }
 
-int held_interrupt(struct held_set *s, struct cr_err *err)
+int held_interrupt(struct held_set *s, uint64_t since_us, struct cr_err *err)
 {
 	int r = 0;
 
-	vec_foreach (h, &s->list) {
-		if (h->state != HELD_RUNNING || h->interrupted)
-			continue;
-		h->interrupted = true;
-		/* ESRCH: it died just now, which the wait will tell */
-		if (ptrace(PTRACE_INTERRUPT, h->tid, 0, 0) && errno != ESRCH && !r)
-			r = cr_err_sys(err, "interrupting task %d", h->tid);
+	for (int leaders = 0; leaders < 2; leaders++) {
+		vec_foreach (h, &s->list) {
+			if (h->state != HELD_RUNNING || h->interrupted ||
+			    (h->tid == h->pid) != leaders)
+				continue;
+			h->interrupted = true;
+			h->stopped_us = since_us ? since_us : now_us();
+			/* ESRCH: it died just now, which the wait will tell */
+			if (ptrace(PTRACE_INTERRUPT, h->tid, 0, 0) && errno != ESRCH && !r)
+				r = cr_err_sys(err, "interrupting task %d", h->tid);
+		}
 	}
 	return r;
 }
@@ -289,10 +293,18 @@ struct wait {
 
 enum { VFORK_US = 2000 }; /* an uninterruptible wait that is longer may be that */
 
+/* Stops of hundreds of threads take as long as those have processors: each look of ours, at a
+ * higher priority, takes one away. So the looks become rarer as the wait gets longer. */
+static void pause_wait(uint64_t waited_us)
+{
+	uint64_t us = waited_us / 16;
+
+	us = us < 5 ? 5 : us > 1000 ? 1000 : us;
+	nanosleep(&(struct timespec){.tv_nsec = (long)us * 1000}, NULL);
+}
+
 static int wait_one(struct wait *w, struct held *h, struct cr_err *err)
 {
-	struct backoff backoff = {0};
-
 	for (;;) {
 		int status;
 		pid_t r = waitpid(h->tid, &status, __WALL | WNOHANG);
@@ -315,7 +327,7 @@ static int wait_one(struct wait *w, struct held *h, struct cr_err *err)
 			return too_late(h, err);
 		if (waited >= VFORK_US)
 			w->gone += let_children_go(w->set, h);
-		backoff_sleep(&backoff);
+		pause_wait(waited);
 	}
 }
 

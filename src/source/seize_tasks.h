@@ -20,8 +20,9 @@ struct held {
 	enum held_state state;
 	unsigned int seen; /* the last walk that found it */
 	bool interrupted;
-	bool again;   /* inside of held_finish_stops */
-	int stop_sig; /* its process is in a group stop, by this signal; 0: it is not */
+	uint64_t stopped_us; /* since when it may stand still, now_us() */
+	bool again;          /* inside of held_finish_stops */
+	int stop_sig;        /* its process is in a group stop, by this signal; 0: it is not */
 };
 
 struct held_set {
@@ -35,8 +36,9 @@ struct held *held_find(const struct held_set *s, pid_t tid);
 int held_take(struct held_set *s, pid_t pid, pid_t tid, unsigned int walk,
 	      struct cr_err *err) must_check;
 
-/* All that were not yet, in the end: the stops are then close together. */
-int held_interrupt(struct held_set *s, struct cr_err *err) must_check;
+/* All that were not yet, in the end: the stops are then close together. Leaders last, as they are
+ * let go last. since_us: they stand still since then, in a frozen cgroup; 0: only from now on. */
+int held_interrupt(struct held_set *s, uint64_t since_us, struct cr_err *err) must_check;
 
 /* Wait until none is HELD_RUNNING, budget_us long, four times that for one that only needs a CPU.
  * *gone: how many died or were let go: a parent in vfork(2) stops only after its child has called

@@ -171,6 +171,8 @@ struct source {
 	uint64_t started_us;
 	uint32_t stops;
 	uint64_t longest_stop_us;
+	uint64_t
+	    stood_us; /* how long that task stood still at the last stop which did so longest */
 	struct msg_done done;
 };
 
@@ -215,13 +217,15 @@ void source_request(const struct source *s, struct seize_request *rq);
 
 /* ---- stop.c ---- */
 
-struct stop_times {
+struct stop_times { /* start_us: the first task was told to stop */
 	uint64_t start_us, frozen_us, captured_us;
 };
 /* Stop all, and know everything about them: on success the tasks are stopped and infected, *ret is
  * exact. */
 int source_stop(struct source *s, const struct seize_request *rq, struct tree **ret,
 		struct stop_times *times, struct cr_err *err) must_check;
+/* Put what was infected back to where it was; it stays stopped. */
+int source_cure(struct source *s, struct cr_err *err) must_check;
 /* Cure and let go: as they were. */
 int source_resume(struct source *s, struct cr_err *err) must_check;
 

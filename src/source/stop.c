@@ -160,11 +160,10 @@ static int ask_inside(struct source *s, struct tree *t, struct cr_err *err)
 	return r ? r : ask_all(s, t, asks, n, err);
 }
 
-static int release(struct source *s)
+static void release(struct source *s)
 {
-	seizure_free(s->seizure);
+	s->stood_us = seizure_let_go(s->seizure);
 	s->seizure = NULL;
-	return 0;
 }
 
 int source_stop(struct source *s, const struct seize_request *rq, struct tree **ret,
@@ -172,10 +171,10 @@ int source_stop(struct source *s, const struct seize_request *rq, struct tree **
 {
 	struct tree *t = NULL;
 
-	times->start_us = now_us();
 	int r = seizure_take(&s->seizure, rq, &s->notes, err);
 	if (r)
 		return cr_err_ctx(err, "stopping the tasks");
+	times->start_us = s->seizure->stopped_us;
 	times->frozen_us = now_us();
 	r = source_capture(s, s->seizure, true, &t, err);
 	if (!r) /* what is put into the tasks changes their mappings */
@@ -200,12 +199,10 @@ int source_stop(struct source *s, const struct seize_request *rq, struct tree **
 	return 0;
 }
 
-int source_resume(struct source *s, struct cr_err *err)
+int source_cure(struct source *s, struct cr_err *err)
 {
 	int r = 0;
 
-	if (!s->seizure)
-		return 0;
 	vec_foreach (spp, &s->procs) {
 		struct source_proc *sp = *spp;
 		struct cr_err e = {0};
@@ -221,6 +218,14 @@ int source_resume(struct source *s, struct cr_err *err)
 			r = -e.code;
 		}
 	}
+	return r;
+}
+
+int source_resume(struct source *s, struct cr_err *err)
+{
+	if (!s->seizure)
+		return 0;
+	int r = source_cure(s, err);
 	if (!r && s->committed && s->image && s->image->leave_stopped)
 		r = seizure_leave_stopped(s->seizure, err);
 	release(s);

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/capability.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -19,6 +20,7 @@
 #include <time.h>
 #include <cmocka.h>
 #include "base/clock.h"
+#include "kernel/procfs.h"
 #include "kernel/task.h"
 #include "kernel/vdso.h"
 #include "remote/detour.h"
@@ -206,20 +208,35 @@ static int stop_and_go(const struct host *h, const struct parasite_entry *e, int
 	return r;
 }
 
+enum { FOR_EVER = 0, ONCE = 1, ONCE_WITHOUT_MAP_FILES = 2 };
+
+/* /proc/PID/map_files leads nowhere then, proc(5). */
+static void lose_map_files(void)
+{
+	const cap_value_t caps[] = {CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE};
+	cap_t c = cap_get_proc();
+
+	if (cap_set_flag(c, CAP_EFFECTIVE, 2, caps, CAP_CLEAR) || cap_set_proc(c))
+		_exit(6);
+	cap_free(c);
+}
+
 /* Until it is killed. What goes wrong for a reason of its own is said by the exit status. */
-static _Noreturn void be_agent(const struct host *h, int go, bool once)
+static _Noreturn void be_agent(const struct host *h, int go, int times)
 {
 	struct parasite_entry e;
 	struct cr_err err = {0};
 	int pidfd = (int)syscall(SYS_pidfd_open, h->pid, 0);
 	int r = find_entry(h->pid, &e, &err);
 
+	if (times == ONCE_WITHOUT_MAP_FILES)
+		lose_map_files();
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (write(go, "+", 1) != 1)
 		_exit(8);
 	do
 		r = r ? r : stop_and_go(h, &e, pidfd, PARK_SYSCALL_TRACE, &err);
-	while (!r && !once);
+	while (!r && times == FOR_EVER);
 	if (r)
 		fprintf(stderr, "%s\n", err.msg);
 	_exit(r ? 7 : 0);
@@ -264,7 +281,7 @@ static void assert_goes_on(struct host *h)
 		fail_msg("found wrong at line %d", h->broken);
 }
 
-static pid_t start_agent(const struct host *h, bool once)
+static pid_t start_agent(const struct host *h, int times)
 {
 	int go[2];
 	char c;
@@ -272,7 +289,7 @@ static pid_t start_agent(const struct host *h, bool once)
 	assert_int_equal(pipe(go), 0);
 	pid_t agent = fork();
 	if (!agent)
-		be_agent(h, go[1], once);
+		be_agent(h, go[1], times);
 	close(go[1]);
 	if (read(go[0], &c, 1) != 1)
 		fail_msg("the agent did not start");
@@ -307,8 +324,20 @@ static long option(const char *name, long otherwise)
 	return s ? atol(s) : otherwise;
 }
 
+static size_t count_executable(pid_t pid)
+{
+	_cleanup_free_ char *text = NULL;
+	struct cr_err err = {0};
+	size_t n = 0;
+
+	assert_true(proc_read(pid, "maps", &text, &err) > 0);
+	for (const char *at = text; (at = strstr(at, " rwxs ")); at++)
+		n++;
+	return n;
+}
+
 /* Nothing stays: no mapping, and the vdso is as it was. */
-static void test_leaves_nothing(void **state)
+static void check_leaves_nothing(int times)
 {
 	struct parasite_entry e;
 	struct cr_err err = {0};
@@ -316,7 +345,6 @@ static void test_leaves_nothing(void **state)
 	uint64_t start, end;
 	int status;
 
-	(void)state;
 	for (uintptr_t first = 0; first < 3; first++) {
 		struct host *h = &hosts[first];
 
@@ -325,13 +353,26 @@ static void test_leaves_nothing(void **state)
 		if (!e.detour_va)
 			print_message("no room in this kernel's vdso\n");
 		assert_int_equal(vdso_describe(h->pid, &start, &end, before, &err), 0);
-		pid_t agent = start_agent(h, true);
+		pid_t agent = start_agent(h, times);
 		assert_int_equal(waitpid(agent, &status, 0), agent);
 		assert_int_equal(status, 0);
 		assert_goes_on(h);
 		assert_int_equal(vdso_describe(h->pid, &start, &end, after, &err), 0);
 		assert_memory_equal(before, after, sizeof(before));
+		assert_int_equal(count_executable(h->pid), 0);
 	}
+}
+
+static void test_leaves_nothing(void **state)
+{
+	(void)state;
+	check_leaves_nothing(ONCE);
+}
+
+static void test_without_map_files(void **state)
+{
+	(void)state;
+	check_leaves_nothing(ONCE_WITHOUT_MAP_FILES);
 }
 
 static void test_killed_agent(void **state)
@@ -352,7 +393,7 @@ static void test_killed_agent(void **state)
 	for (long n = 0; n < kills; n += HOSTS) {
 		/* those that were in the executor come back after a second: all at once */
 		for (size_t i = 0; i < HOSTS; i++) {
-			pid_t agent = start_agent(&hosts[i], false);
+			pid_t agent = start_agent(&hosts[i], FOR_EVER);
 			uint64_t until = now_us() + (uint64_t)rand_r(&seed) % (uint64_t)us;
 
 			while (now_us() < until)
@@ -370,6 +411,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test_setup_teardown(test_leaves_nothing, setup, teardown),
+	    cmocka_unit_test_setup_teardown(test_without_map_files, setup, teardown),
 	    cmocka_unit_test_setup_teardown(test_killed_agent, setup, teardown),
 	};
 

@@ -495,6 +495,61 @@ static void fork_storm(void **state)
 	end(pid);
 }
 
+static void *ending_thread(void *arg)
+{
+	sched_yield();
+	return arg;
+}
+
+/* Each keeps short-lived threads coming. */
+static void *spawning_thread(void *arg)
+{
+	unsigned int slot = (unsigned int)(uintptr_t)arg;
+
+	for (;;) {
+		pthread_t th;
+
+		if (pthread_create(&th, NULL, ending_thread, NULL) || pthread_join(th, NULL))
+			_exit(9);
+		board->count[slot]++;
+	}
+}
+
+static void run_spawners(int n)
+{
+	for (int i = 1; i < n; i++) {
+		pthread_t th;
+
+		if (pthread_create(&th, NULL, spawning_thread, (void *)(uintptr_t)take_slot()))
+			_exit(9);
+	}
+	spawning_thread((void *)(uintptr_t)take_slot());
+}
+
+/* One process and none below it: no thread is missed, and how long they stood still is told. */
+static void alone(void **state)
+{
+	struct fixture *f = fixture_or_skip(state);
+	struct refusals refused = {0};
+	struct cr_err err = {0};
+
+	pid_t pid = start_in(f, run_spawners, 4, 4);
+	const struct seize_request rq = {.root = pid, .alone = true};
+	for (int i = 0; i < 100; i++) {
+		struct seizure *s = NULL;
+
+		uint64_t before = now_us();
+		assert_int_equal(seizure_take(&s, &rq, &refused, &err), 0);
+		uint64_t taken = now_us();
+		assert_seized(s);
+		assert_in_range(s->stopped_us, before, taken);
+		uint64_t first = s->stopped_us, longest = seizure_let_go(s);
+		assert_in_range(first + longest, taken, now_us());
+	}
+	assert_running(4);
+	end(pid);
+}
+
 /* Processes that leave the tree while it is walked: only where they are in nobody's way. */
 static void orphan_storm(void **state)
 {
@@ -1202,6 +1257,7 @@ int main(int argc, char **argv)
 	    EACH(two_hundred_threads),
 	    EACH(tree_with_zombies),
 	    EACH(fork_storm),
+	    {"alone", alone, setup, teardown, &none},
 	    EACH(orphan_storm),
 	    EACH(interrupted_caller),
 	    EACH(signals_arrive_once),
