@@ -164,13 +164,19 @@ uint32_t left_take_run(struct server *s, struct memory *m, uint64_t va, uint32_t
 
 /* ---- what was asked for ---- */
 
-static void heat(struct server *s, size_t memory, uint64_t va, uint32_t pages)
+/* The last comes first, but for a huge page of which a part has been pushed: it is of no use there
+ * before the rest comes, and has to be kept. */
+static void heat(struct server *s, struct hot h)
 {
 	if (s->n_hot == HOT_MAX) {
 		memmove(s->hot, s->hot + 1, (HOT_MAX - 1) * sizeof(*s->hot));
 		s->n_hot--;
 	}
-	s->hot[s->n_hot++] = (struct hot){memory, va, pages};
+	struct hot *top = s->n_hot ? &s->hot[s->n_hot - 1] : NULL;
+	bool below = top && top->huge && top->begun;
+	if (below)
+		top[1] = *top;
+	s->hot[s->n_hot++ - below] = h;
 }
 
 /* Requests that follow one another: as long as they do, more and more is sent with each. */
@@ -207,10 +213,15 @@ uint32_t left_asked(struct server *s, struct memory *m, uint64_t va, uint32_t np
 	size_t memory = (size_t)(m - s->memories.v);
 
 	if (npages > LAZY_PAGES_MAX) { /* a huge page: no use in parts of the next */
-		heat(s, memory, va + npages * CR_PAGE_SIZE, npages);
+		heat(s, (struct hot){.memory = memory,
+				     .va = va + npages * CR_PAGE_SIZE,
+				     .pages = npages,
+				     .huge = true});
 		return 0;
 	}
-	heat(s, memory, va > before ? va - before : 0, HOT_BEFORE_PAGES + HOT_BEHIND_PAGES);
+	heat(s, (struct hot){.memory = memory,
+			     .va = va > before ? va - before : 0,
+			     .pages = HOT_BEFORE_PAGES + HOT_BEHIND_PAGES});
 	return reads_ahead(s, memory, va + (npages - 1) * CR_PAGE_SIZE);
 }
 
@@ -229,6 +240,7 @@ static uint32_t next_hot(struct server *s, struct memory **m, uint64_t *va)
 					  h->pages < PUSH_PAGES ? h->pages : PUSH_PAGES);
 			h->va += (n ? n : 1) * CR_PAGE_SIZE;
 			h->pages -= n ? n : 1;
+			h->begun |= n > 0;
 		}
 		if (!h->pages)
 			s->n_hot--;

@@ -40,6 +40,7 @@ struct hot { /* where to push first */
 	size_t memory;
 	uint64_t va;
 	uint32_t pages;
+	bool huge, begun;
 };
 
 struct reading { /* a task that seems to read in order */

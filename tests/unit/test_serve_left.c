@@ -119,6 +119,35 @@ static void test_huge(void **state)
 	left_done(&s);
 }
 
+/* One that was begun comes to its end first: whoever gets it can use it only whole. */
+static void test_huge_whole(void **state)
+{
+	struct serve sv = {0};
+	struct server s = {.sv = &sv};
+	struct memory *m = add_memory(&s, 7);
+
+	(void)state;
+	for (uint64_t i = 1; i <= 3; i++) {
+		struct lazy_chunk c = {.start = i * CHUNK};
+
+		memset(c.bits, 0xff, sizeof(c.bits));
+		assert_int_equal(left_add(&s, m, &c), 0);
+	}
+	assert_int_equal(left_sort(&s), 0);
+	assert_int_equal(left_asked(&s, m, CHUNK, 512), 0);
+	left_asked(&s, m, CHUNK + 100 * CR_PAGE_SIZE, 1); /* nothing of it was pushed yet */
+	takes(&s, CHUNK + 92 * CR_PAGE_SIZE, PUSH_PAGES);
+	takes(&s, CHUNK + 156 * CR_PAGE_SIZE, 8);
+	takes(&s, 2 * CHUNK, PUSH_PAGES);
+	for (int i = 0; i < 2 * HOT_MAX; i++)
+		left_asked(&s, m, 3 * CHUNK + 100 * CR_PAGE_SIZE, 1);
+	for (uint64_t va = 2 * CHUNK; va < 3 * CHUNK - PUSH_PAGES * CR_PAGE_SIZE;
+	     va += PUSH_PAGES * CR_PAGE_SIZE)
+		takes(&s, va + PUSH_PAGES * CR_PAGE_SIZE, PUSH_PAGES);
+	takes(&s, 3 * CHUNK + 92 * CR_PAGE_SIZE, PUSH_PAGES);
+	left_done(&s);
+}
+
 static void test_told(void **state)
 {
 	struct serve sv = {0};
@@ -204,9 +233,10 @@ static void test_bounds(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_order), cmocka_unit_test(test_ahead),
-	    cmocka_unit_test(test_huge),  cmocka_unit_test(test_sweep),
-	    cmocka_unit_test(test_told),  cmocka_unit_test(test_bounds),
+	    cmocka_unit_test(test_order),      cmocka_unit_test(test_ahead),
+	    cmocka_unit_test(test_huge),       cmocka_unit_test(test_sweep),
+	    cmocka_unit_test(test_told),       cmocka_unit_test(test_bounds),
+	    cmocka_unit_test(test_huge_whole),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
