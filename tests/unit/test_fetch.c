@@ -5,6 +5,8 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include <cmocka.h>
 #include "model/lazy.h"
 
@@ -104,6 +106,43 @@ static void test_pieces_of_huge_pages(void **state)
 	assert_int_equal(t->f.staged.n, 1);
 }
 
+/* Of shared memory that a task has mapped the object lacks pages, not the task. */
+static void test_tells_what_is_missing(void **state)
+{
+	const struct lazy_seg mapped = {.start = 1ull << 40, .pages = 1024, .object = 1};
+	const struct lazy_frame start = {.type = LAZY_START};
+	struct fixture *t = *state;
+	uint8_t hdr[LAZY_HDR_BYTES], b[LAZY_CHUNK_BYTES];
+	uint64_t told = 0;
+	struct lazy_frame fr;
+	int pair[2];
+
+	assert_int_equal(lazy_space_add(t->sh, t->space, &mapped), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	t->sh->urgent_fd = pair[0];
+	assert_int_equal(fetch_on_frame(&t->f, &start, NULL, false), 0);
+	do {
+		struct cr_err err = {0};
+
+		assert_int_equal(recv(pair[1], hdr, sizeof(hdr), MSG_WAITALL), sizeof(hdr));
+		assert_int_equal(lazy_frame_decode(&fr, hdr, &err), 0);
+		for (uint32_t i = 0; i < fr.npages; i++) {
+			struct lazy_chunk c;
+
+			assert_int_equal(fr.pid, ORIGIN);
+			assert_int_equal(recv(pair[1], b, sizeof(b), MSG_WAITALL), sizeof(b));
+			assert_int_equal(lazy_chunk_decode(&c, b, &err), 0);
+			assert_in_range(c.start, THERE, THERE + (HUGE_PAGES - 1) * LAZY_HUGE_BYTES);
+			told++;
+		}
+	} while (fr.type == LAZY_MISSING);
+	assert_int_equal(fr.type, LAZY_MISSING_END);
+	assert_int_equal(told, HUGE_PAGES);
+	close(pair[1]);
+	lazy_close(&t->sh->urgent_fd);
+	vec_done(&t->f.out);
+}
+
 #define fetch_test(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 
 int main(void)
@@ -111,6 +150,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    fetch_test(test_waits_once),
 	    fetch_test(test_pieces_of_huge_pages),
+	    fetch_test(test_tells_what_is_missing),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
