@@ -44,17 +44,12 @@ struct holder {
 	bool complained;
 };
 
-static bool is_task(pid_t pid, void *arg)
+static ssize_t list_tasks(void *arg, pid_t **ret)
 {
 	const struct holder *h = arg;
 	struct cr_err err = {0};
-	_cleanup_free_ pid_t *pids = NULL;
-	ssize_t n = cgroup_procs(h->tasks_answer, &pids, &err);
 
-	for (ssize_t i = 0; i < n; i++)
-		if (pids[i] == pid)
-			return true;
-	return false;
+	return cgroup_procs(h->tasks_answer, ret, &err);
 }
 
 static void *answer_main(void *arg)
@@ -68,7 +63,7 @@ static void *answer_main(void *arg)
 		if (poll(&p, 1, BEAT_MS) <= 0)
 			continue;
 		/* nobody may wait for one who cannot answer */
-		if (dump_hold_answer(h->group, is_task, arg, &err))
+		if (dump_hold_answer(h->group, list_tasks, arg, &err))
 			_exit(1);
 	}
 }

@@ -3,7 +3,11 @@
 set -uo pipefail
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
-case $(</proc/sys/kernel/core_pattern) in
+# It is the whole machine's: no test writes it meanwhile.
+exec {pattern_fd}</proc/sys/kernel/core_pattern
+flock -s "$pattern_fd"
+pattern=$(</proc/sys/kernel/core_pattern)
+case $pattern in
 [\|@/]* | */*) skip_all "cores are not files in the directory of who dumps them: core_pattern" ;;
 esac
 start_testbed
@@ -227,5 +231,95 @@ ok "the source is lost: it ends, and lacks what is lost" lost_case 4096 --mib 16
 kill_workload
 ok "the source is lost, and shared memory: it ends, and lacks what is lost" lost_case 5120 --mib 16 --shared-mib 4
 kill_workload
+
+# --- a program takes them -------------------------------------------------------------------------------
+
+# Executed by the kernel, for whoever dumps on this machine. The core is where it would be without it.
+cat >"$work/take" <<'EOF'
+#!/bin/sh
+case $(readlink "/proc/$1/exe") in
+*/workload/dumps) ;;
+*) exit ;;
+esac
+dir=$(readlink "/proc/$1/cwd")
+cat >"$dir/taken" && mv "$dir/taken" "$dir/core"
+EOF
+chmod 755 "$work/take"
+
+take_cores() {
+	flock -x "$pattern_fd"
+	setsid "$e2e/cores.py" "|$work/take %P" $$ >"$work/cores" 2>"$work/cores.log" &
+	setter=$!
+	until_true 10 grep -q set "$work/cores"
+}
+take_cores || {
+	diag "core_pattern cannot be written: $(tail -n 1 "$work/cores.log")"
+	done_testing
+	exit
+}
+
+taken() {
+	until_true 20 test -e "$wl_dir/core"
+}
+
+piped_case() {
+	local pages=$1
+	shift
+	{ begin_dump "$@" && until_true 20 dumping; } || { diag "no dump: $(tail -n 3 "$wl_dir/log")"; return 1; }
+	(($(pages_left) > pages / 4)) || { diag "only $(pages_left) pages were missing"; return 1; }
+	after_dump && until_true 20 gone_from_beta && taken && whole "$pages"
+}
+SLOW=30mbit RATE=1G PATIENCE=''
+ok "a program takes it: of a process" piped_case 4096 --mib 16
+kill_workload
+ok "a program takes it: of one with eight threads, and shared memory" piped_case 6144 --mib 16 --shared-mib 8 --threads 8
+kill_workload
+
+piped_child_case() {
+	{ begin_dump --child "$@" && until_true 60 dumped_by_abort; } || { diag "$(cat "$wl_dir/dumped")"; return 1; }
+	after_dump && taken && whole 6144 && runs_on && finish_workload
+}
+ok "a program takes it: of a child that was forked since" piped_child_case --mib 16 --shared-mib 8
+kill_workload
+
+# While none of ours dumps, nobody waits.
+others_case() {
+	begin_held_by_program || return 1
+	# shellcheck disable=SC2016
+	timeout 5 bash -c 'kill -ABRT $$'
+	[ $? = 134 ] || { diag "a dump of another waits"; return 1; }
+	touch "$wl_dir/dump"
+	until_true 20 dumping || { diag "no dump"; return 1; }
+	after_dump && until_true 20 gone_from_beta && taken && whole 4096
+}
+
+# The pattern was another one when the tasks came.
+begin_held_by_program() {
+	wl_opts=(--mib 16)
+	kill -TERM "$setter" && wait "$setter"
+	start_workload alpha dumps "${wl_opts[@]}" && runs_on && begin_slow || return 1
+	wl_host=beta
+	until_true 20 progress_is_from beta || { diag "not there: $(progress)"; return 1; }
+	{ take_cores && until_true 20 watched "$work/take"; } || { diag "nobody looks after the program"; return 1; }
+}
+SLOW=8mbit
+ok "a program takes it, from now on; dumps of others go on" others_case
+kill_workload
+
+piped_killed_case() {
+	{ begin_dump --mib 16 && until_true 20 dumping; } || { diag "no dump"; return 1; }
+	on beta kill -KILL "$(named cr-dumps)" || return 1
+	until_true 5 gone_from_beta || { diag "it waits on"; return 1; }
+	after_dump && taken && lacks_some 4096
+}
+SLOW=4mbit
+ok "a program takes it, and who holds it back is killed: it has what had arrived" piped_killed_case
+kill_workload
+
+restored() {
+	kill -TERM "$setter" && wait "$setter"
+	[ "$(</proc/sys/kernel/core_pattern)" = "$pattern" ]
+}
+ok "core_pattern is what it was" restored
 
 done_testing
