@@ -368,9 +368,7 @@ static int on_prepare(struct dest *d, struct cr_err *err)
 		return r;
 	fault_point("dest-prepared");
 	m.prepared.takes_closed = true;
-	r = link_send(d->peer, &m, err);
-	/* while the source decides: the frozen cgroup holds them as well as we do */
-	return r ? r : dest_let_go(d, err);
+	return link_send(d->peer, &m, err);
 }
 
 static int on_commit(struct dest *d, struct cr_err *err)

@@ -277,10 +277,11 @@ int dest_launch(struct dest *d, struct cr_err *err)
 	ttys_free(d->ttys); /* our part of them would keep a terminal's end from being seen */
 	d->ttys = NULL;
 	fault_point("dest-launched");
-	if (!r)
-		r = dest_let_go(d, err);
+	/* in this order each wakes once: let go before, it would wake to find itself frozen */
 	if (!r)
 		r = cgroup_thaw(d->cgroup, err);
+	if (!r)
+		r = dest_let_go(d, err);
 	if (!r)
 		d->state = DEST_RUNNING;
 	dest_launch_closed(d); /* the tasks do not wait for them */
