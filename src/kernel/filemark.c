@@ -23,6 +23,11 @@ static const struct vfs_cap_data value = {
     .data = {{0}, {.inheritable = 1u << 31}},
 };
 
+bool filemark_is(const char *attribute, const void *there, size_t len)
+{
+	return !strcmp(attribute, name) && len == XATTR_CAPS_SZ_2 && !memcmp(there, &value, len);
+}
+
 /* 1: the mark is there, 0: nothing is. */
 static int look(int fd)
 {
@@ -31,7 +36,7 @@ static int look(int fd)
 
 	if (n < 0)
 		return errno == ENODATA ? 0 : errno == ERANGE ? -EBUSY : -errno;
-	return n == XATTR_CAPS_SZ_2 && !memcmp(there, &value, XATTR_CAPS_SZ_2) ? 1 : -EBUSY;
+	return filemark_is(name, there, (size_t)n) ? 1 : -EBUSY;
 }
 
 static int put(int fd)

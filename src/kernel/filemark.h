@@ -14,6 +14,7 @@
  * the time before was no later than that of the last change; the mark changes the file. */
 #pragma once
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include "base/err.h"
 
@@ -29,5 +30,7 @@ int filemark_check(struct cr_err *err) must_check;
  * comes after it shows in the next look. A negative errno: it cannot be had; -EBUSY: the file has
  * capabilities, which are to stay. Needs CAP_SETFCAP. */
 int filemark_look(int fd, struct filemark *ret) must_check;
+/* Is that extended attribute the mark? It does not travel. */
+bool filemark_is(const char *name, const void *value, size_t len);
 /* If it is there. */
 void filemark_remove(int fd);

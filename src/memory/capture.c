@@ -1,5 +1,7 @@
 #include "memory/capture_private.h"
 
+#include "resource/carried.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -106,7 +108,9 @@ int capture_add_file(struct capture *c, const char *path, uint64_t dev, uint64_t
 	    .st_dev = st.st_dev,
 	    .mtime_ns = capture_mtime_ns(&st),
 	};
-	f->build_id_len = (uint8_t)build_id_read(path, f->build_id);
+	/* who opens memory is watched (kernel/openwatch.h) */
+	if (!carried_is_shm(path))
+		f->build_id_len = (uint8_t)build_id_read(path, f->build_id);
 	return 0;
 }
 

@@ -177,14 +177,14 @@ static bool is_known_other(const struct mm *mm, const struct addr_range *g)
 	return true;
 }
 
-/* Shared memory, also of removed files, memory/shared_tracker.h; and not to be tracked is what
- * cannot be written, which may be open for reading only. */
+/* Shared memory, also POSIX and of removed files, memory/shared_tracker.h; and not to be tracked is
+ * what cannot be written, which may be open for reading only. */
 static bool is_shared_memory(const struct proc_map *m)
 {
 	return m->shared && m->prot & PROT_WRITE &&
 	       (!strncmp(m->name, "/dev/zero", 9) || !strncmp(m->name, "/SYSV", 5) ||
 		!strncmp(m->name, "[anon_shmem:", 12) || !strncmp(m->name, "/memfd:", 7) ||
-		map_is_unlinked(m));
+		!strncmp(m->name, "/dev/shm/", 9) || map_is_unlinked(m));
 }
 
 static bool is_wanted(const struct proc_map *m, bool shared)

@@ -1,7 +1,8 @@
 /* Files that come along, because the destination does not have them (resource/carried.h): regular
  * files that the tasks have open, mapped, or as their program, with --copy-files; POSIX shared
  * memory in any case. They are sent whole beside the running tasks, and once more at the stop what
- * changed of them since, block by block. With --copy-files also the directories that tasks work in
+ * changed of them since, block by block; shared memory that is tracked page by page, and in each
+ * round (carry_track.c). With --copy-files also the directories that tasks work in
  * or have open, and those of their named pipes and sockets, which need a place. */
 #include "source/carry.h"
 
@@ -13,7 +14,9 @@
 #include <sys/xattr.h>
 #include <time.h>
 #include "base/clock.h"
+#include "kernel/filemark.h"
 #include "resource/carried.h"
+#include "source/carry_track.h"
 #include "source/source.h"
 
 enum {
@@ -35,6 +38,7 @@ static uint64_t ns_of(struct timespec t)
 void source_carry_done(struct source *s)
 {
 	vec_foreach (f, &s->files) {
+		carry_track_free(f->track);
 		free(f->path);
 		vec_done(&f->blocks);
 	}
@@ -308,6 +312,29 @@ static int send_block(struct pass *p, size_t i, struct cr_err *err)
 	return r;
 }
 
+/* Only those pages: what is in blocks with one of them is not known by a digest any more. */
+static int send_pages(struct pass *p, const struct shared_pages *pages, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t at = 0, end; !r && shared_pages_next(pages, &at, &end);) {
+		size_t block = at * CR_PAGE_SIZE / BLOCK;
+		size_t most = (block + 1) * (BLOCK / CR_PAGE_SIZE);
+		uint64_t from = at * CR_PAGE_SIZE;
+
+		end = end < most ? end : most;
+		ssize_t n = pread(p->fd, p->buf, (end - at) * CR_PAGE_SIZE, (off_t)from);
+		if (n < 0)
+			return cr_err_sys(err, "reading %s", p->f->path);
+		if (n)
+			r = send_piece(p, from, 0, p->buf, (size_t)n, err);
+		if (block < p->f->blocks.n)
+			memset(&p->f->blocks.v[block], 0xff, sizeof(*p->f->blocks.v));
+		at = end;
+	}
+	return r;
+}
+
 static int send_blocks(struct pass *p, struct cr_err *err)
 {
 	size_t n = (size_t)((p->size + BLOCK - 1) / BLOCK);
@@ -352,7 +379,7 @@ static int read_xattrs(struct pass *p, struct arena *a, struct msg_file *m, stru
 		ssize_t len = fgetxattr(p->fd, name, p->buf, BLOCK);
 		uint8_t *value = len < 0 ? NULL : arena_memdup(a, p->buf, (size_t)len + 1);
 
-		if (len < 0 || carried_is_mark(name))
+		if (len < 0 || carried_is_mark(name) || filemark_is(name, p->buf, (size_t)len))
 			continue; /* gone meanwhile */
 		if (!value)
 			return cr_err_oom(err);
@@ -448,9 +475,13 @@ static int send_directory(struct source *s, struct source_file *f, struct cr_err
 	return 0;
 }
 
-static int send_contents(struct source *s, struct source_file *f, struct cr_err *err)
+/* pages: NULL: all that differs from what was sent. */
+static int send_contents(struct source *s, struct source_file *f, const struct shared_pages *pages,
+			 struct cr_err *err)
 {
-	_cleanup_fd_ int fd = open_quietly(f->path);
+	/* who opens one that is tracked is watched */
+	_cleanup_fd_ int own = f->track && f->track->looked ? -1 : open_quietly(f->path);
+	int fd = f->track && f->track->looked ? f->track->fd : own;
 	_cleanup_free_ uint8_t *buf = malloc(BLOCK);
 	struct stat st;
 
@@ -468,11 +499,13 @@ static int send_contents(struct source *s, struct source_file *f, struct cr_err 
 	uint64_t now = clock_ns(CLOCK_REALTIME);
 	int r = begin(&p, &st, err);
 	if (!r)
-		r = send_blocks(&p, err);
+		r = pages ? send_pages(&p, pages, err) : send_blocks(&p, err);
 	if (!r)
 		r = end(&p, err);
 	if (r)
 		return cr_err_ctx(err, "bringing %s along", f->path);
+	if (f->track)
+		f->track->sent_bytes += p.sent_bytes;
 	f->seen = st;
 	f->seen_ns = now;
 	f->sent = true;
@@ -481,7 +514,7 @@ static int send_contents(struct source *s, struct source_file *f, struct cr_err 
 
 static int send_file(struct source *s, struct source_file *f, struct cr_err *err)
 {
-	return f->directory ? send_directory(s, f, err) : send_contents(s, f, err);
+	return f->directory ? send_directory(s, f, err) : send_contents(s, f, NULL, err);
 }
 
 /* As it was when it was last read? */
@@ -534,6 +567,52 @@ int source_carry_ahead(struct source *s, struct cr_err *err)
 	return r;
 }
 
+/* At the stop. */
+static int send_whole(struct source *s, struct source_file *f, struct cr_err *err)
+{
+	int r = send_file(s, f, err);
+
+	if (f->shm)
+		s->done.stop_pages += (uint64_t)f->seen.st_size / CR_PAGE_SIZE;
+	return r;
+}
+
+/* What was written of one that is tracked, or might have been. */
+static int send_tracked(struct source *s, struct source_file *f, bool final, struct cr_err *err)
+{
+	struct carry_track *c = f->track;
+	struct shared_pages pages;
+	bool all = carry_track_collect(f, final, &pages);
+	uint64_t before = c->sent_bytes;
+	int r = 0;
+
+	/* in a round, what cannot be tracked is left for the stop */
+	if (all && final)
+		r = send_whole(s, f, err);
+	else if (all ? c->now.known : final || pages.marked)
+		r = send_contents(s, f, all ? NULL : &pages, err);
+	c->written = all ? (c->sent_bytes - before) / CR_PAGE_SIZE : pages.marked;
+	if (final && !all)
+		s->done.stop_pages += pages.marked;
+	shared_pages_done(&pages);
+	if (r)
+		return r;
+	shared_look_done(&c->before);
+	c->before = c->now;
+	c->now = (struct shared_look){0};
+	return 0;
+}
+
+int source_carry_round(struct source *s, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < s->files.n && !r; i++)
+		if (s->files.v[i].track && s->files.v[i].track->looked)
+			r = send_tracked(s, &s->files.v[i], false, err);
+	return r;
+}
+
 int source_carry_last(struct source *s, struct tree *t, struct cr_err *err)
 {
 	int r = source_carry_look(s, t, true, err);
@@ -543,8 +622,10 @@ int source_carry_last(struct source *s, struct tree *t, struct cr_err *err)
 
 		if (!f->wanted || !f->in_tree)
 			continue;
-		if (!unchanged(f))
-			r = send_file(s, f, err);
+		if (f->track && f->track->looked)
+			r = send_tracked(s, f, true, err);
+		else if (!unchanged(f))
+			r = send_whole(s, f, err);
 		if (!r && f->shm && !s->rq->opts.leave_running)
 			r = journal_add_carried(&s->journal, NULL, f->path, f->dev, f->ino, err);
 	}

@@ -572,6 +572,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	if (!r)
 		r = source_note_held(s, t, err);
 	uint64_t looked_into = source_pages_read(s);
+	s->done.stop_pages = 0;
 	if (!r)
 		r = send_rest(s, t, err);
 	ph->last_pages = now_us() - times.captured_us;
@@ -579,7 +580,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	if (!r)
 		r = rebuild_there(s, t, err);
 	ph->rebuild = now_us() - t1;
-	s->done.stop_pages = source_pages_read(s) - looked_into;
+	s->done.stop_pages += source_pages_read(s) - looked_into;
 	t1 = now_us();
 	if (!r && s->rq->opts.verify == MSG_VERIFY_FULL)
 		r = verify_full(s, t, err);

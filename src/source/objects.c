@@ -12,14 +12,13 @@
 #include "model/layout.h"
 #include "resource/inside.h"
 #include "wire/page_digest.h"
+#include "source/carry_track.h"
 #include "source/source.h"
 
 enum {
 	LAST_ROUNDS_MAX = 3,
 	/* fewer pages than a further look is worth */
 	FEW_WRITTEN = 256,
-	/* less is compared sooner than marks are put there */
-	MARKED_MIN_BYTES = 1 << 20,
 };
 
 /* ---- what is known of it ---- */
@@ -60,7 +59,7 @@ static bool may_be_marked(const struct source *s, const struct tree *t, uint32_t
 		if (t->files[k].object == i && t->files[k].flags & O_NOATIME)
 			return false;
 	return (so->kind == OBJ_MEMFD || so->kind == OBJ_UNLINKED) && s->marks_work >= 0 &&
-	       !s->objects.v[i].unmarkable && so->size >= MARKED_MIN_BYTES;
+	       !s->objects.v[i].unmarkable && so->size >= SOURCE_MARKED_MIN_BYTES;
 }
 
 static bool may_be_tracked(const struct source *s, const struct tree *t, uint32_t i)
@@ -76,18 +75,16 @@ static void on_opened(int watch, void *arg)
 	vec_foreach (o, &s->objects)
 		if (watch < 0 || o->watch == watch)
 			o->opened = true;
+	carry_track_opened(s, watch);
 }
 
-/* From here on it is noted if somebody opens it. */
-static bool is_watched(struct source *s, uint32_t i)
+bool source_watches(struct source *s, int fd, int *watch)
 {
-	struct source_object *o = &s->objects.v[i];
-
 	if (s->openings < 0)
 		s->openings = openwatch_new();
-	if (!o->watch && s->openings >= 0)
-		o->watch = openwatch_add(s->openings, s->object_fds.list.v[i]);
-	return o->watch > 0;
+	if (!*watch && s->openings >= 0)
+		*watch = openwatch_add(s->openings, fd);
+	return *watch > 0;
 }
 
 /* From here on it shows if pages are taken out. */
@@ -114,18 +111,23 @@ static bool marks_work(struct source *s)
 
 /* Once: whoever outside comes to it later opens it, which is watched already, or is given a
  * descriptor of the tree's. One that he has may hide accesses. */
-static bool can_be_marked(struct source *s, const struct tree *t, uint32_t i)
+bool source_can_mark(struct source *s, const struct tree *t, int fd, const char *name)
 {
-	const struct shared_object *so = &t->objects[i];
-	int fd = s->object_fds.list.v[i], how = fcntl(fd, F_GETFL);
-	char name[PATH_MAX + 8];
+	int how = fcntl(fd, F_GETFL);
 	struct stat st;
-
-	snprintf(name, sizeof(name), "%s%s", so->kind == OBJ_MEMFD ? "/memfd:" : "", so->name);
 
 	/* to read it is an access, too */
 	return marks_work(s) && tmpfs_has(fd) && how >= 0 && !fcntl(fd, F_SETFL, how | O_NOATIME) &&
 	       !fstat(fd, &st) && !outside_holder(t, false, name, st.st_dev, st.st_ino);
+}
+
+static bool can_be_marked(struct source *s, const struct tree *t, uint32_t i)
+{
+	const struct shared_object *so = &t->objects[i];
+	char name[PATH_MAX + 8];
+
+	snprintf(name, sizeof(name), "%s%s", so->kind == OBJ_MEMFD ? "/memfd:" : "", so->name);
+	return source_can_mark(s, t, s->object_fds.list.v[i], name);
 }
 
 /* From here on it shows if it is written or mapped by a descriptor. */
@@ -148,7 +150,7 @@ static bool has_marks(struct source *s, const struct tree *t, uint32_t i)
 /* Is everything else that could be done to it watched? What does not depend on who has it. */
 static bool is_guarded(struct source *s, const struct tree *t, uint32_t i)
 {
-	if (!is_watched(s, i))
+	if (!source_watches(s, s->object_fds.list.v[i], &s->objects.v[i].watch))
 		return false;
 	return is_unreachable(t, i) ? has_witness(s, i, t->objects[i].size) : has_marks(s, t, i);
 }
@@ -174,15 +176,19 @@ static void begin_look(struct source *s, const struct tree *t, uint32_t i)
 	o->looked = true;
 }
 
-/* Of which object that is a mapping; -1: of none that is looked at. */
-static int object_of(const struct source *s, const struct process *p, const struct shm_mapping *m)
+/* Of what that is a mapping; NULL: of nothing that is looked at. */
+static struct shared_look *look_of(struct source *s, const struct tree *t, const struct process *p,
+				   const struct shm_mapping *m)
 {
 	const struct vma *v = layout_find(p->mm.vmas, p->mm.n_vmas, m->start);
 
-	if (!v || v->kind != VMA_SHARED_OBJ || v->start != m->start || v->end != m->end ||
-	    v->object >= s->objects.n || !s->objects.v[v->object].looked)
-		return -1;
-	return (int)v->object;
+	if (!v || v->start != m->start || v->end != m->end || !shm_mapping_can_write(m))
+		return NULL;
+	if (v->kind != VMA_SHARED_OBJ)
+		return carry_track_look(s, t, v, m);
+	if (v->object >= s->objects.n || !s->objects.v[v->object].looked)
+		return NULL;
+	return &s->objects.v[v->object].now;
 }
 
 static bool has_one(const struct source *s, const struct process *p)
@@ -190,15 +196,17 @@ static bool has_one(const struct source *s, const struct process *p)
 	for (size_t i = 0; i < p->mm.n_vmas; i++) {
 		const struct vma *v = &p->mm.vmas[i];
 
-		if (v->kind == VMA_SHARED_OBJ && v->object < s->objects.n &&
-		    s->objects.v[v->object].looked)
+		if (v->kind == VMA_FILE_SHARED ||
+		    (v->kind == VMA_SHARED_OBJ && v->object < s->objects.n &&
+		     s->objects.v[v->object].looked))
 			return true;
 	}
 	return false;
 }
 
 /* A process of which nothing can be told has ended: its mappings are missed. */
-static int look_at_process(struct source *s, const struct process *p, struct cr_err *err)
+static int look_at_process(struct source *s, const struct tree *t, const struct process *p,
+			   struct cr_err *err)
 {
 	const struct source_proc *sp = source_find(s, p->pid);
 	_cleanup_free_ struct shm_mapping *list = NULL;
@@ -208,10 +216,10 @@ static int look_at_process(struct source *s, const struct process *p, struct cr_
 	if (shmview_read(s->env->shared, p->pid, &list, &n, &ignored))
 		return 0;
 	for (size_t k = 0; k < n; k++) {
-		int i = shm_mapping_can_write(&list[k]) ? object_of(s, p, &list[k]) : -1;
-		struct shared_mapping *slot = i < 0 ? NULL : vec_push(&s->objects.v[i].now.maps);
+		struct shared_look *l = look_of(s, t, p, &list[k]);
+		struct shared_mapping *slot = l ? vec_push(&l->maps) : NULL;
 
-		if (i >= 0 && !slot)
+		if (l && !slot)
 			return cr_err_oom(err);
 		if (slot)
 			*slot = (struct shared_mapping){
@@ -240,6 +248,10 @@ int source_look_at_objects(struct source *s, const struct tree *t, enum source_l
 	bool any = false;
 	int r = 0;
 
+	if (which == SOURCE_LOOK_BEHIND)
+		carry_track_leave_out(s);
+	else
+		any = carry_track_begin(s, t, which == SOURCE_LOOK_STOP);
 	for (uint32_t i = 0; i < s->objects.n && i < t->n_objects; i++) {
 		struct source_object *o = &s->objects.v[i];
 
@@ -255,13 +267,14 @@ int source_look_at_objects(struct source *s, const struct tree *t, enum source_l
 	openwatch_read(s->openings, on_opened, s);
 	for (size_t k = 0; k < t->n_procs && !r; k++)
 		if (!t->procs[k].zombie && has_one(s, &t->procs[k]))
-			r = look_at_process(s, &t->procs[k], err);
+			r = look_at_process(s, t, &t->procs[k], err);
 	vec_foreach (o, &s->objects)
 		if (o->looked) {
 			o->now.opened = o->opened;
 			o->opened = false;
 			shared_look_judge(&o->now, &o->before);
 		}
+	carry_track_judge(s);
 	return r;
 }
 
@@ -413,7 +426,7 @@ int source_send_objects(struct source *s, const struct tree *t, bool final, stru
 	for (uint32_t i = 0; i < t->n_objects && i < s->objects.n && !r; i++)
 		if (!s->objects.v[i].behind)
 			r = send_object(s, i, t->objects[i].size, final, err);
-	return r;
+	return r || final ? r : source_carry_round(s, err);
 }
 
 uint64_t source_objects_written(const struct source *s)
@@ -423,7 +436,7 @@ uint64_t source_objects_written(const struct source *s)
 	vec_foreach (o, &s->objects)
 		if (!o->behind)
 			n += o->written;
-	return n;
+	return n + carry_track_written(s);
 }
 
 /* ---- right before the stop ---- */
@@ -433,7 +446,7 @@ static bool any_tracked(const struct source *s)
 	vec_foreach (o, &s->objects)
 		if (o->before.known && !o->behind)
 			return true;
-	return false;
+	return carry_track_any(s);
 }
 
 /* Of those that are tracked, was all that is not marked known to be as it was? */
@@ -442,7 +455,7 @@ static bool all_followed(const struct source *s)
 	vec_foreach (o, &s->objects)
 		if (o->before.known && !o->behind && !o->followed)
 			return false;
-	return true;
+	return carry_track_all_followed(s);
 }
 
 int source_last_object_rounds(struct source *s, struct cr_err *err)

@@ -17,6 +17,7 @@
  *   hook.c      commands that the user has run at stages
  *   serve.c     pages out of the stopped tasks, until the destination has all
  *   carry.c     files that come along
+ *   carry_track.c  what was written of those that are shared memory
  *   netmove.c   addresses that move along, connections that go on
  *
  * All of it runs in one thread: ptrace(2) wants that. */
@@ -287,6 +288,11 @@ int source_object_written(struct source_object *o, bool protect, struct shared_p
 			  struct cr_err *err) must_check;
 int source_send_objects(struct source *s, const struct tree *t, bool final,
 			struct cr_err *err) must_check;
+enum { SOURCE_MARKED_MIN_BYTES = 1 << 20 }; /* less is compared sooner than marks are put there */
+/* Memory in a file, fd, which whoever has it maps by that name: is it noted from here on who opens
+ * it, and can marks show its use (kernel/filemark.h)? */
+bool source_watches(struct source *s, int fd, int *watch);
+bool source_can_mark(struct source *s, const struct tree *t, int fd, const char *name);
 /* Pages that the last round had to send. */
 uint64_t source_objects_written(const struct source *s);
 /* As close to the stop as can be: what comes and goes until then costs a comparison of all. */

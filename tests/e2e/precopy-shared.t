@@ -44,6 +44,8 @@ ok "likewise of a memfd that stays open" few_at_the_stop dirty --shared --of mem
 kill_workload
 ok "and of a removed file in /dev/shm" few_at_the_stop dirty --shared --of removed --mib 256 --rate 2
 kill_workload
+ok "and of POSIX shared memory" few_at_the_stop dirty --shared --of shm --mib 256 --rate 2
+kill_workload
 
 all_at_the_stop() {
 	start_workload alpha dirty --shared --mib 64 && runs_on && move_workload beta --no-bpf && stopped_for '. >= 16384' && finish_workload
