@@ -29,6 +29,29 @@ int bpf_with_types(bpf_types_fn *fn, void *arg, struct cr_err *err)
 	return r;
 }
 
+int bpf_view_new(struct bpf_view **ret, size_t size, bpf_types_fn *load, struct cr_err *err)
+{
+	struct bpf_view *v = calloc(1, size);
+
+	if (!v)
+		return cr_err_oom(err);
+	v->prog = -1;
+	int r = bpf_with_types(load, v, err);
+	if (!r)
+		*ret = v;
+	else
+		bpf_view_free(v);
+	return r;
+}
+
+void bpf_view_free(struct bpf_view *v)
+{
+	if (!v)
+		return;
+	close_fdp(&v->prog);
+	free(v);
+}
+
 /* Also within structures and unions that have no name of their own. */
 static const struct btf_member *find_in(const struct btf *btf, const struct btf_type *t,
 					const char *name, uint32_t bits_before, uint32_t *ret_bits)

@@ -39,6 +39,16 @@ struct bpf_member {
 int bpf_locate_member(const struct btf *btf, const char *type, const char *name,
 		      struct bpf_member *ret, struct cr_err *err) must_check;
 
+/* What a program was loaded for; first member of whatever else is to be known for that. */
+struct bpf_view {
+	int prog; /* -1: none */
+};
+/* size: of that whole, made of zeros but for this. load is given it, and frees what it has put
+ * there if it fails. -ENOMEM, and what load and bpf_with_types() return. */
+int bpf_view_new(struct bpf_view **ret, size_t size, bpf_types_fn *load,
+		 struct cr_err *err) must_check;
+void bpf_view_free(struct bpf_view *v); /* the whole; takes NULL */
+
 struct bpf_jumps { /* whose targets are not known yet */
 	size_t at[8], n;
 };

@@ -82,7 +82,7 @@ static const struct {
 };
 
 struct pendview {
-	int prog;
+	struct bpf_view view;
 	struct kread *mem; /* NULL: packets cannot be told of */
 	struct bpf_member at[N_OF_PACKET];
 	size_t buffer, upid; /* sizes */
@@ -203,7 +203,7 @@ static int load(const struct btf *btf, void *arg, struct cr_err *err)
 	int r = emit_all(&p, btf, err);
 
 	if (!r)
-		r = bpf_iter_load(btf, "task_file", &p, &v->prog, err);
+		r = bpf_iter_load(btf, "task_file", &p, &v->view.prog, err);
 	if (!r)
 		r = find_all(v, btf, err);
 	return r ? r : kread_new(&v->mem, btf, err);
@@ -211,26 +211,19 @@ static int load(const struct btf *btf, void *arg, struct cr_err *err)
 
 int pendview_new(struct pendview **ret, struct cr_err *err)
 {
-	struct pendview *v = calloc(1, sizeof(*v));
+	struct bpf_view *v;
+	int r = bpf_view_new(&v, sizeof(**ret), load, err);
 
-	if (!v)
-		return cr_err_oom(err);
-	v->prog = -1;
-	int r = bpf_with_types(load, v, err);
 	if (!r)
-		*ret = v;
-	else
-		pendview_free(v);
+		*ret = (struct pendview *)v;
 	return r;
 }
 
 void pendview_free(struct pendview *v)
 {
-	if (!v)
-		return;
-	close_fdp(&v->prog);
-	kread_free(v->mem);
-	free(v);
+	if (v)
+		kread_free(v->mem);
+	bpf_view_free((struct bpf_view *)v);
 }
 
 /* ---- sockets ---- */
@@ -266,7 +259,7 @@ int pendview_read(const struct pendview *v, pid_t pid, struct pending_list *ret,
 	const union bpf_iter_link_info of = {.task = {.tid = (uint32_t)pid}};
 	_cleanup_free_ void *buf = NULL;
 	size_t bytes = 0;
-	int r = bpf_iter_read(v->prog, &of, goes_on, sizeof(struct record), &buf, &bytes, err);
+	int r = bpf_iter_read(v->view.prog, &of, goes_on, sizeof(struct record), &buf, &bytes, err);
 
 	*ret = (struct pending_list){0};
 	if (r)

@@ -67,7 +67,7 @@ static const struct {
 };
 
 struct reqview {
-	int prog;
+	struct bpf_view view;
 	size_t bytes; /* of a record: the request, and its listener's cookie */
 	uint32_t bits[N_MEMBERS];
 };
@@ -167,7 +167,7 @@ int reqview_read(const struct reqview *v, struct handshakes *ret, struct cr_err 
 	const union bpf_iter_link_info all = {0};
 	void *buf = NULL;
 	size_t bytes = 0;
-	int r = bpf_iter_read(v->prog, &all, NULL, 0, &buf, &bytes, err);
+	int r = bpf_iter_read(v->view.prog, &all, NULL, 0, &buf, &bytes, err);
 	_cleanup_free_ uint8_t *records = buf;
 
 	if (r)
@@ -194,28 +194,20 @@ static int load(const struct btf *btf, void *arg, struct cr_err *err)
 	if (r)
 		return r;
 	emit_all(&p, v, cookie_off);
-	return bpf_iter_load(btf, "tcp", &p, &v->prog, err);
+	return bpf_iter_load(btf, "tcp", &p, &v->view.prog, err);
 }
 
 int reqview_new(struct reqview **ret, struct cr_err *err)
 {
-	struct reqview *v = calloc(1, sizeof(*v));
+	struct bpf_view *v;
+	int r = bpf_view_new(&v, sizeof(**ret), load, err);
 
-	if (!v)
-		return cr_err_oom(err);
-	v->prog = -1;
-	int r = bpf_with_types(load, v, err);
 	if (!r)
-		*ret = v;
-	else
-		reqview_free(v);
+		*ret = (struct reqview *)v;
 	return r;
 }
 
 void reqview_free(struct reqview *v)
 {
-	if (!v)
-		return;
-	close_fdp(&v->prog);
-	free(v);
+	bpf_view_free((struct bpf_view *)v);
 }

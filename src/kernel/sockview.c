@@ -17,7 +17,7 @@ enum {
 };
 
 struct sockview {
-	int prog;
+	struct bpf_view view;
 };
 
 /* What the program writes for each descriptor; pointers are told apart, not followed. */
@@ -547,7 +547,7 @@ int sockview_read(const struct sockview *v, pid_t pid, struct sock_facts_list *r
 	const union bpf_iter_link_info of = {.task = {.tid = (uint32_t)pid}};
 	_cleanup_free_ void *buf = NULL;
 	size_t bytes = 0;
-	int r = bpf_iter_read(v->prog, &of, goes_on, sizeof(struct record), &buf, &bytes, err);
+	int r = bpf_iter_read(v->view.prog, &of, goes_on, sizeof(struct record), &buf, &bytes, err);
 
 	*ret = (struct sock_facts_list){0};
 	if (r)
@@ -576,28 +576,20 @@ static int load(const struct btf *btf, void *arg, struct cr_err *err)
 	const struct making m = {&p, btf};
 	int r = emit_all(&m, err);
 
-	return r ? r : bpf_iter_load(btf, "task_file", &p, &v->prog, err);
+	return r ? r : bpf_iter_load(btf, "task_file", &p, &v->view.prog, err);
 }
 
 int sockview_new(struct sockview **ret, struct cr_err *err)
 {
-	struct sockview *v = calloc(1, sizeof(*v));
+	struct bpf_view *v;
+	int r = bpf_view_new(&v, sizeof(**ret), load, err);
 
-	if (!v)
-		return cr_err_oom(err);
-	v->prog = -1;
-	int r = bpf_with_types(load, v, err);
 	if (!r)
-		*ret = v;
-	else
-		sockview_free(v);
+		*ret = (struct sockview *)v;
 	return r;
 }
 
 void sockview_free(struct sockview *v)
 {
-	if (!v)
-		return;
-	close_fdp(&v->prog);
-	free(v);
+	bpf_view_free((struct bpf_view *)v);
 }
