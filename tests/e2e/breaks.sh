@@ -9,11 +9,6 @@
 
 : "${work:?is of lib.sh: start_testbed comes first}" "${build:?}" "${testbed:?}" "${hosts_file:?}"
 
-# postcopied: what the last event says of it, by jq's path.
-postcopied() {
-	jq -r ".postcopy$1" <<<"$mig_done"
-}
-
 # What fetches all of its memory within milliseconds gets it over a slow link: SLOW, a rate of tc-tbf(8).
 # The rest then comes fast (end_slow). SLOWER: once the tasks are there, so that it is not over before all has been tried,
 # however busy the machine is.

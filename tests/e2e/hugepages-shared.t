@@ -9,16 +9,9 @@ set -uo pipefail
 take_pool 48 # 16 for either host; what a task has removed is reserved for nobody
 # shellcheck source=tests/e2e/breaks.sh
 . "$e2e/breaks.sh"
+# shellcheck source=tests/e2e/fetched.sh
+. "$e2e/fetched.sh"
 
-right() {
-	[ "$(postcopied '| [.lost, .asked_again, .reconnects] | @text')" = '[0,0,0]' ] || { diag "$mig_done"; return 1; }
-}
-
-fetched_case() {
-	local mode=$1
-	shift
-	start_workload alpha "$@" && runs_on && move_workload beta --mode "$mode" && right && finish_workload
-}
 for mode in hybrid postcopy; do
 	for name in "shared --of huge" "shared --of huge --steady --pause-us 0" "shared --of huge --workers 0" \
 		"shared --of huge --mib 4 --workers 8" "shared --of huge-memfd --pause-us 500" \
@@ -29,11 +22,6 @@ for mode in hybrid postcopy; do
 	done
 done
 
-back_case() {
-	start_workload alpha "$@" && runs_on && move_workload beta --mode postcopy && right &&
-		move_workload alpha --mode hybrid && right && move_workload beta --mode hybrid && right &&
-		move_workload alpha && finish_workload
-}
 for name in "shared --of huge" "shared --of huge-memfd --steady"; do
 	# shellcheck disable=SC2086
 	ok "moved there, back, there and back again: $name" back_case $name

@@ -244,6 +244,11 @@ migrate() {
 	return $mig_status
 }
 
+# postcopied: what the last event says of it, by jq's path.
+postcopied() {
+	jq -r ".postcopy$1" <<<"$mig_done"
+}
+
 say_migration() {
 	diag "cr-migrate exited with $mig_status"
 	diag "$(grep -v '"event":"round"' "$work/events" | tail -n 6)" "$(tail -n 6 "$work/errors")"

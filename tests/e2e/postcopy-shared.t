@@ -5,21 +5,9 @@ set -uo pipefail
 # shellcheck source=tests/e2e/lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 start_testbed
+# shellcheck source=tests/e2e/fetched.sh
+. "$e2e/fetched.sh"
 
-# postcopied: what the last event says of it, by jq's path.
-postcopied() {
-	jq -r ".postcopy$1" <<<"$mig_done"
-}
-
-right() {
-	[ "$(postcopied '| [.lost, .asked_again, .reconnects] | @text')" = '[0,0,0]' ] || { diag "$mig_done"; return 1; }
-}
-
-fetched_case() {
-	local mode=$1
-	shift
-	start_workload alpha "$@" && runs_on && move_workload beta --mode "$mode" && right && finish_workload
-}
 for mode in hybrid postcopy; do
 	for name in "shared" "shared --steady --pause-us 0" "shared --workers 0" "shared --mib 2 --workers 8" \
 		"shared --workers 6 --pause-us 500" "shared --of memfd" "shared --of memfd --steady --pause-us 0" \
@@ -31,11 +19,6 @@ for mode in hybrid postcopy; do
 	done
 done
 
-back_case() {
-	start_workload alpha "$@" && runs_on && move_workload beta --mode postcopy && right &&
-		move_workload alpha --mode hybrid && right && move_workload beta --mode hybrid && right &&
-		move_workload alpha && finish_workload
-}
 for name in "shared" "shared --steady"; do
 	# shellcheck disable=SC2086
 	ok "moved there, back, there and back again: $name" back_case $name

@@ -6,11 +6,6 @@ set -uo pipefail
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 start_testbed
 
-# postcopied: what the last event says of it, by jq's path.
-postcopied() {
-	jq -r ".postcopy$1" <<<"$mig_done"
-}
-
 # fetched_case MODE NAME OPTS…: moved, and what was fetched adds up.
 fetched_case() {
 	local mode=$1
