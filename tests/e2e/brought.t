@@ -86,6 +86,24 @@ case_of "the destination's agent dies while it builds: nothing stays there" dies
 case_of "the destination's agent dies prepared: nothing stays there" dies beta dest-prepared
 case_of "the source's agent dies: nothing stays there" dies alpha source-prepared
 
+no_traces() {
+	[ -z "$(on beta find /tmp /dev/shm -name '.cr-*' </dev/null)" ] && [ -z "$(on alpha ls /dev/shm </dev/null)" ]
+}
+
+# What the one that was undone had made there is in nobody's way: directories above all.
+again() {
+	start_private && runs_on || return 1
+	CR_FAULT=$2:kill "$testbed" agent "$1" restart
+	migrate alpha beta --pid "$wl_pid" --copy-files
+	"$testbed" agent "$1" restart
+	{ [ "$mig_status" != 0 ] && moved_to alpha && until_true 30 nothing_in beta; } || return 1
+	runs_on && move_workload beta --copy-files || return 1
+	[ "$(on beta stat -c '%a %u %g' $place </dev/null)" = "2750 12 34" ] || { diag "the directory has another mode"; return 1; }
+	no_traces && runs_on && finish_workload
+}
+case_of "the destination's agent dies prepared, and it moves the next time" again beta dest-prepared
+case_of "the source's agent dies, and it moves the next time" again alpha source-prepared
+
 decided() {
 	start_private && runs_on || return 1
 	CR_FAULT=$2:kill "$testbed" agent "$1" restart
@@ -93,9 +111,6 @@ decided() {
 	"$testbed" agent "$1" restart
 	wl_host=beta
 	moved_to beta && until_true 30 no_traces && finish_workload
-}
-no_traces() {
-	[ -z "$(on beta find /tmp /dev/shm -name '.cr-*' </dev/null)" ] && [ -z "$(on alpha ls /dev/shm </dev/null)" ]
 }
 case_of "the destination's agent dies with the decision" decided beta dest-commit
 case_of "the source's agent dies with the decision" decided alpha source-commit
