@@ -57,8 +57,10 @@ struct lazy {
 	int dump_control;  /* -1; the holder of dumps ends with the last who has it */
 	int (*take_over)(void *arg);
 	void *take_over_arg;
-	unsigned int restarts;
-	unsigned int looks; /* at the cgroup: somebody was forked */
+	unsigned int restarts; /* since a page has arrived */
+	uint64_t left_before;  /* pages, at the last of them */
+	unsigned int deaths;   /* of page-servers */
+	unsigned int looks;    /* at the cgroup: somebody was forked */
 };
 
 /* stats_path: a file for the numbers, made here and removed by lazy_free(), unless keeps_stats.

@@ -17,7 +17,12 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-enum { NOBODY = 65534, RESTARTS_MAX = 200, FETCH_PRIORITY = 30 };
+enum {
+	NOBODY = 65534,
+	RESTARTS_MAX = 200, /* of fetchers, in which no page has arrived */
+	DEATHS_MAX = 20,    /* of page-servers */
+	FETCH_PRIORITY = 30,
+};
 
 static int map_stats(struct lazy *l, struct cr_err *err)
 {
@@ -43,6 +48,8 @@ static void start_page_server(struct lazy *l)
 {
 	struct cr_err err = {0};
 
+	if (l->deaths >= DEATHS_MAX)
+		return;
 	if (ps_child_start(&l->page_server, &err))
 		log_warn("%s; fetching pages without a page-server", err.msg);
 }
@@ -52,6 +59,20 @@ static void end_page_server(struct lazy *l)
 	if (l->shared)
 		l->shared->page_server = -1;
 	ps_child_stop(&l->page_server);
+}
+
+/* Nothing is lost with one, but the fetcher ends with it, and the connections do: one that cannot
+ * live here is not started for ever. */
+static void note_death(struct lazy *l)
+{
+	siginfo_t si = {0};
+
+	if (!l->page_server.pid ||
+	    waitid(P_PID, (id_t)l->page_server.pid, &si, WEXITED | WNOHANG | WNOWAIT) || !si.si_pid)
+		return;
+	if (++l->deaths == DEATHS_MAX)
+		log_warn("the page-server died %u times; fetching pages without a page-server",
+			 l->deaths);
 }
 
 /* The fetcher never waits for it. */
@@ -252,12 +273,16 @@ int lazy_fetcher_ended(struct lazy *l, struct cr_err *err)
 	if (l->fetcher > 0 && waitpid(l->fetcher, &st, 0) < 0)
 		return cr_err_sys(err, "waiting for the fetcher");
 	l->fetcher = 0;
+	note_death(l);
 	end_page_server(l); /* first: it has the connections, too */
 	close_connections(l);
 	close_own(l->shared);
 	if (WIFEXITED(st) && WEXITSTATUS(st) == 0)
 		return 1;
 	log_warn("the fetcher ended (status %#x), another one takes over", st);
+	if (l->stats->left != l->left_before)
+		l->restarts = 0;
+	l->left_before = l->stats->left;
 	if (++l->restarts > RESTARTS_MAX)
 		return cr_err_set(err, CR_ERR_BUG, ELOOP, "the fetcher died %u times", l->restarts);
 	return spawn(l, true, err);

@@ -58,6 +58,30 @@ kill_workload
 SLOW=8mbit
 ok "the one that takes what is pushed is killed five times: shared" server_case beta shared --steady --pause-us 1000
 kill_workload
+# One that cannot live here is done without at last.
+said_without() {
+	grep -q 'the page-server died .* times; fetching pages without a page-server' "$state/beta/agent.log"
+}
+
+server_or_without() {
+	server_or_over beta || said_without
+}
+
+keeps_dying_case() {
+	local n
+	start_workload alpha "$@" && runs_on && begin_slow && slow_link 256kbit || return 1
+	for ((n = 0; n < 40; n++)); do
+		until_true 30 server_or_without || { diag "no page-server"; return 1; }
+		said_without && break
+		fetching || break
+		strike_server beta
+	done
+	said_without || { diag "still one after $n"; return 1; }
+	after_slow && (($(postcopied .pushed) > 0))
+}
+SLOW=8mbit
+ok "the one that takes what is pushed is killed again and again: it goes without" keeps_dying_case dirty --mib 64 --rate 2
+kill_workload
 ok "others took over" grep -q 'another one takes over' "$state/beta/agent.log"
 ok "the keeper is killed three times" struck_case keeper 3 dirty --mib 64 --rate 2
 kill_workload
