@@ -19,7 +19,9 @@ struct serving_tasks {
 	VEC(pid_t) pids;
 	VEC(int) mems;
 	VEC(struct serve_file) files;
-	VEC(struct serve_range) recent;
+	struct ranges {
+		VEC(struct serve_range) list;
+	} has, recent;
 	struct pss_in in;
 };
 
@@ -103,14 +105,14 @@ static int add_tasks(struct serving_tasks *t, struct cr_err *err)
 	return 0;
 }
 
-static int add_recent(struct serving_tasks *t, struct cr_err *err)
+static int add_ranges(struct ranges *to, const struct pss_msg *m, struct cr_err *err)
 {
-	for (size_t i = 0; i < t->in.m.n; i++) {
-		struct serve_range *g = vec_push(&t->recent);
+	for (size_t i = 0; i < m->n; i++) {
+		struct serve_range *g = vec_push(&to->list);
 
 		if (!g)
 			return cr_err_oom(err);
-		*g = t->in.ranges[i];
+		*g = m->ranges[i];
 	}
 	return 0;
 }
@@ -133,8 +135,10 @@ static int serve(struct serving_tasks *t, struct cr_err *err)
 	t->sv.n_pids = t->pids.n;
 	t->sv.files = t->files.v;
 	t->sv.n_files = t->files.n;
-	t->sv.recent = t->recent.v;
-	t->sv.n_recent = t->recent.n;
+	t->sv.has = t->has.list.v;
+	t->sv.n_has = t->has.list.n;
+	t->sv.recent = t->recent.list.v;
+	t->sv.n_recent = t->recent.list.n;
 	t->sv.result = (struct msg_postcopy){0};
 	int r = serve_on(&t->sv, &links, &ended.err);
 	ended.result = t->sv.result;
@@ -160,8 +164,10 @@ static int take_message(struct serving_tasks *t, struct cr_err *err)
 	switch (t->in.m.type) {
 	case PSS_TASKS:
 		return add_tasks(t, err);
+	case PSS_HAS:
+		return add_ranges(&t->has, &t->in.m, err);
 	case PSS_RECENT:
-		return add_recent(t, err);
+		return add_ranges(&t->recent, &t->in.m, err);
 	case PSS_LIMIT:
 		t->sv.max_bandwidth = t->in.m.value;
 		return 0;

@@ -279,6 +279,7 @@ int lazy_source_supervise(struct lazy_source *ls, struct lazy *l, const char *cg
 				      {.fd = lazy_notice_fd(l), .events = POLLIN}};
 		struct cr_err why = {0};
 
+		lazy_dumps_watch(l, cgroup); /* more often than it asks for */
 		if (poll(p, 2, again ? LAZY_LOOK_MS : LOOK_MS) > 0 && p[0].revents) {
 			r = lazy_fetcher_ended(l, err);
 			ls->given_us = r ? ls->given_us : 0;

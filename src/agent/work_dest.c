@@ -38,9 +38,10 @@ static struct link *next_peer(struct dest *d, int listener, struct link *client,
 		struct pollfd p[3] = {{.fd = listener, .events = POLLIN},
 				      {.fd = promised ? -1 : link_fd(client), .events = POLLIN},
 				      {.fd = promised ? -1 : life_fd, .events = POLLIN}};
-		int n = poll(p, 3, promised ? -1 : FIRST_TIMEOUT_MS);
+		int watch = d->lazy ? lazy_dumps_watch(d->lazy, d->journal.cgroup) : -1;
+		int n = poll(p, 3, promised ? watch : FIRST_TIMEOUT_MS);
 
-		if (n < 0 && errno == EINTR)
+		if ((n < 0 && errno == EINTR) || (n == 0 && promised))
 			continue;
 		if (n <= 0 || p[1].revents || p[2].revents)
 			return NULL;
@@ -165,12 +166,13 @@ static void fetch_pages(const struct fetching *fe)
 
 	while (!r) {
 		bool again = lazy_tie_more(l, d->journal.cgroup);
+		int watch = lazy_dumps_watch(l, d->journal.cgroup);
 		struct pollfd p[4] = {{.fd = fe->listener, .events = POLLIN},
 				      {.fd = lazy_fd(l), .events = POLLIN},
 				      {.fd = lazy_keeper_fd(l), .events = POLLIN},
 				      {.fd = lazy_notice_fd(l), .events = POLLIN}};
 
-		if (poll(p, 4, again ? LAZY_LOOK_MS : -1) <= 0)
+		if (poll(p, 4, again ? LAZY_LOOK_MS : watch) <= 0)
 			continue;
 		if (p[1].revents)
 			r = lazy_fetcher_ended(l, &err);

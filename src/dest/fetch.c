@@ -133,7 +133,7 @@ static int tell_missing_of(struct fetch *f, pid_t origin)
 		const struct lazy_seg *v = lazy_segs(f->sh, sp, &n);
 
 		for (uint32_t k = 0; sp->used && sp->origin == origin && k < n && !r; k++)
-			for (uint64_t p = 0; p < v[k].pages; p++) {
+			for (uint64_t p = 0; p < v[k].pages && !v[k].object; p++) {
 				uint64_t src = v[k].src + p * CR_PAGE_SIZE;
 
 				if (!lazy_test(f->sh, sp, v[k].bit0 + p))

@@ -8,7 +8,11 @@
 #include "kernel/uffd.h"
 #include "model/lazy.h"
 
-enum { TRIES_MAX = 64 /* for a page out of the pool that is reserved for nobody */ };
+enum {
+	TRIES_MAX = 64, /* for a page out of the pool that is reserved for nobody */
+	/* at a time: more than can be on the way, of connections of which one is slow */
+	STAGED_MAX = 1024,
+};
 
 /* Is a huge page missing in this space, that was at src at the source? *va: where it is here. */
 static bool is_missing(struct fetch *f, struct lazy_space *sp, uint64_t src, uint64_t *va,
@@ -210,8 +214,12 @@ int huge_put(struct fetch *f, const struct lazy_frame *fr, const uint8_t *data, 
 	if (fill == FILL_POISON) {
 		r = put_everywhere(&p, fr->pid, src);
 	} else {
+		if (f->staged.n >= STAGED_MAX && !find_staged(f, fr->pid, src)) {
+			/* beside the pages themselves: it would take as much memory again */
+			f->lost_why = "parts of too many huge pages, and none of them whole";
+			return 1;
+		}
 		struct staged *s = stage(f, fr->pid, src);
-
 		if (!s)
 			return -ENOMEM;
 		note_pages(s, first, fr->npages, data);

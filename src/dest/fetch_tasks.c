@@ -102,8 +102,15 @@ int tasks_wait_for(struct fetch *f, struct lazy_space *sp, uint64_t va, pid_t or
 {
 	bool asked = false;
 
-	vec_foreach (w, &f->waiters)
-		asked |= w->origin == origin && w->src == src;
+	f->st->faults++;
+	vec_foreach (w, &f->waiters) {
+		bool same = w->origin == origin && w->src == src;
+
+		/* another thread; or the same, which faults again after each signal */
+		if (same && w->space == sp && w->va == va)
+			return 0;
+		asked |= same;
+	}
 	struct waiter *w = vec_push(&f->waiters);
 	if (!w)
 		return -ENOMEM;
@@ -113,7 +120,6 @@ int tasks_wait_for(struct fetch *f, struct lazy_space *sp, uint64_t va, pid_t or
 			     .src = src,
 			     .npages = npages,
 			     .since_us = now_us()};
-	f->st->faults++;
 	return asked ? 0 : fetch_want(f, origin, src, npages);
 }
 

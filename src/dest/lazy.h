@@ -53,8 +53,12 @@ struct lazy {
 	pid_t fetcher;               /* 0: none runs */
 	pid_t keeper;                /* 0: none */
 	int keeper_pidfd;
-	pid_t dump_holder; /* 0: none that is ours to wait for */
-	int dump_control;  /* -1; the holder of dumps ends with the last who has it */
+	struct lazy_dumps dumps; /* until there is `shared` */
+	pid_t dump_holder;       /* 0: none that is ours to wait for */
+	pid_t dump_gone;         /* one that was; 0: it has been waited for */
+	uint64_t dumps_seen_us;  /* when it was looked at last, and what it had counted up to */
+	uint32_t dumps_seen_beats;
+	unsigned int dumps_silent, dumps_restarts;
 	int (*take_over)(void *arg);
 	void *take_over_arg;
 	unsigned int restarts; /* since a page has arrived */
@@ -154,6 +158,11 @@ void lazy_dumps_begin(struct lazy *l, const char *cgroup);
  * once; lazy_dumps_looked() waits until it has, but not for long. */
 void lazy_dumps_look(struct lazy *l);
 void lazy_dumps_looked(struct lazy *l);
+/* By the supervisor, all the time once that was done: should the holder not answer for two seconds,
+ * in which everybody waits who opens a file beside a task's core, it is ended, and another one
+ * takes its place, as for one that was killed. Returns within how many milliseconds it has to be
+ * called again; -1: never. */
+int lazy_dumps_watch(struct lazy *l, const char *cgroup);
 /* After the userfaultfds: as long as one is open, what a dump finds missing in shared memory is
  * missing in it, there or not. */
 void lazy_dumps_end(struct lazy *l);

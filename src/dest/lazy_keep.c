@@ -64,9 +64,10 @@ static void keep(struct lazy *l)
 	log_warn("the supervisor of the fetcher ended, its keeper takes over");
 	prctl(PR_SET_NAME, "cr-agent"); /* another one is the keeper now */
 	end_fetcher_of_other(l);
-	l->fetcher = l->keeper = l->dump_holder = l->page_server.pid = 0;
+	l->fetcher = l->keeper = l->dump_holder = l->dump_gone = l->page_server.pid = 0;
 	lazy_close(&l->shared->page_server);
 	l->keeper_pidfd = -1;
+	l->dumps_silent = 0;
 	if (lazy_keep(l, l->take_over, l->take_over_arg, &err))
 		log_error("no keeper behind this one: %s", err.msg);
 	int st = l->take_over(l->take_over_arg);

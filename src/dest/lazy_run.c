@@ -94,7 +94,8 @@ int lazy_new(struct lazy **ret, const char *stats_path, const char *cgroup, uint
 
 	if (!l)
 		return cr_err_oom(err);
-	l->keeper_pidfd = l->dump_control = -1;
+	l->keeper_pidfd = -1;
+	l->dumps = (struct lazy_dumps){-1, -1};
 	l->timeout_ms = timeout_ms;
 	snprintf(l->stats_path, sizeof(l->stats_path), "%s", stats_path);
 	int r = map_stats(l, err);
@@ -143,7 +144,10 @@ void lazy_free(struct lazy *l)
 	vec_foreach (o, &l->objects)
 		close_fdp(&o->fd);
 	vec_done(&l->objects);
+	if (l->shared)
+		l->dumps = l->shared->dumps;
 	lazy_state_free(l->shared);
+	l->shared = NULL;
 	lazy_dumps_end(l); /* after all userfaultfds */
 	if (l->stats)
 		munmap(l->stats, sizeof(*l->stats));
@@ -218,6 +222,8 @@ int lazy_start(struct lazy *l, const struct tree *t, struct cr_err *err)
 {
 	int r = lazy_make_spaces(l, t, err);
 
+	if (!r)
+		l->shared->dumps = l->dumps;
 	for (size_t i = 0; i < LAZY_SPACES && !r; i++)
 		l->stats->pages_lazy += lazy_count(l->shared, &l->shared->spaces[i]);
 	if (!r)

@@ -54,6 +54,7 @@ int lazy_state_new(struct lazy_shared **ret, uint64_t segs, uint64_t pages, uint
 	s->urgent_fd = s->supervisor_pidfd = s->fetcher_pidfd = -1;
 	s->control = s->fetcher_control = s->page_server = -1;
 	s->tie_hold = s->tie_read = -1;
+	s->dumps = (struct lazy_dumps){-1, -1};
 	for (size_t i = 0; i < LAZY_TIES; i++)
 		s->ties[i].fd = -1;
 	for (size_t i = 0; i < LAZY_BULK_MAX; i++)

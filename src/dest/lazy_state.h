@@ -71,6 +71,14 @@ struct lazy_stats {
 	uint32_t n_losses;              /* more are in the log, and in `lost` */
 	struct lazy_loss losses[LAZY_LOSSES];
 	uint32_t guarding; /* see struct lazy_shared: nothing more will come */
+	/* of the holder of dumps (lazy_dump.c): counts on for as long as it answers; it has ended
+	 * by itself */
+	uint32_t dump_beats, dump_over;
+};
+
+struct lazy_dumps {  /* the holder of dumps */
+	int control; /* it ends with the last who has it; -1: none */
+	int pidfd;   /* -1: none */
 };
 
 struct lazy_tie { /* see lazy_tie.c */
@@ -97,6 +105,7 @@ struct lazy_shared {
 	pid_t fetcher;                /* written before it runs */
 	int tie_hold, tie_read;       /* of the pipe; -1 */
 	struct lazy_tie ties[LAZY_TIES];
+	struct lazy_dumps dumps; /* of the supervisor, and whoever takes its place */
 	/* Shared memory has pages that are lost with the source: who touches them is to get SIGBUS
 	 * for as long as anybody can, and nothing but a userfaultfd sees to that. */
 	uint32_t guarding;

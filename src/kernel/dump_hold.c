@@ -46,7 +46,36 @@ static int let_go(int group, int fd, struct cr_err *err)
 	return n == sizeof(r) ? 0 : cr_err_sys(err, "answering fanotify");
 }
 
-int dump_hold_answer(int group, dump_hold_is_ours is_ours, void *arg, struct cr_err *err)
+static bool is_ours(pid_t pid, dump_hold_list list, void *arg)
+{
+	_cleanup_free_ pid_t *pids = NULL;
+	ssize_t n = list(arg, &pids);
+	bool is = false;
+
+	for (ssize_t i = 0; i < n && !is; i++)
+		is = pids[i] == pid;
+	return is;
+}
+
+static bool one_is_dumping(dump_hold_list list, void *arg)
+{
+	_cleanup_free_ pid_t *pids = NULL;
+	ssize_t n = list(arg, &pids);
+	bool is = false;
+
+	for (ssize_t i = 0; i < n && !is; i++)
+		is = is_dumping(pids[i]);
+	return is;
+}
+
+static bool has_to_wait(const struct fanotify_event_metadata *m, dump_hold_list list, void *arg)
+{
+	if (m->mask & FAN_OPEN_EXEC_PERM)
+		return one_is_dumping(list, arg);
+	return is_dumping(m->pid) && is_ours(m->pid, list, arg);
+}
+
+int dump_hold_answer(int group, dump_hold_list list, void *arg, struct cr_err *err)
 {
 	_Alignas(struct fanotify_event_metadata) char buf[4096];
 	ssize_t n = read(group, buf, sizeof(buf));
@@ -62,7 +91,7 @@ int dump_hold_answer(int group, dump_hold_is_ours is_ours, void *arg, struct cr_
 		if (m->fd < 0)
 			continue;
 		/* the descriptor of who has to wait stays: its number is the event's name */
-		if (!is_dumping(m->pid) || !is_ours(m->pid, arg))
+		if (!has_to_wait(m, list, arg))
 			r = let_go(group, m->fd, err);
 	}
 	return r;
@@ -82,6 +111,20 @@ bool dump_hold_where(const char *pattern, pid_t pid, char *ret, size_t size)
 	return n > 0 && (size_t)n < size;
 }
 
+bool dump_hold_program(const char *pattern, char *ret, size_t size)
+{
+	size_t n;
+
+	if (*pattern++ != '|' || *pattern != '/')
+		return false;
+	n = strcspn(pattern, " \n");
+	if (n >= size || memchr(pattern, '%', n))
+		return false;
+	memcpy(ret, pattern, n);
+	ret[n] = 0;
+	return true;
+}
+
 /* Where a file is opened with nothing locked: file systems that open as they look up (NFS, FUSE and
  * other remote ones) have the directory locked all the while, and others would have to wait. Cores
  * are not made on the kernel's own, where whoever answers reads files. */
@@ -99,10 +142,9 @@ static bool is_local(const char *path)
 	return is;
 }
 
-static int watch_dir(int group, const char *path, struct cr_err *err)
+static int watch(int group, const char *path, unsigned int flags, uint64_t mask, struct cr_err *err)
 {
-	if (!is_local(path) ||
-	    !fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_ONLYDIR, MASK, AT_FDCWD, path) ||
+	if (!is_local(path) || !fanotify_mark(group, FAN_MARK_ADD | flags, mask, AT_FDCWD, path) ||
 	    errno == ENOENT || errno == ESRCH || errno == ENOTDIR)
 		return 0;
 	return cr_err_sys(err, "watching for core dumps in %s", path);
@@ -116,9 +158,11 @@ int dump_hold_watch(int group, const pid_t *pids, size_t n, struct cr_err *err)
 
 	if (!f || !fgets(pattern, sizeof(pattern), f))
 		return cr_err_sys(err, "reading core_pattern");
+	if (dump_hold_program(pattern, path, sizeof(path)))
+		return watch(group, path, 0, FAN_OPEN_EXEC_PERM, err);
 	for (size_t i = 0; i < n && dump_hold_where(pattern, pids[i], path, sizeof(path)); i++) {
 		struct cr_err why = {0};
-		int r = watch_dir(group, path, &why);
+		int r = watch(group, path, FAN_MARK_ONLYDIR, MASK, &why);
 
 		if (r && !first) {
 			first = r;
@@ -130,11 +174,11 @@ int dump_hold_watch(int group, const pid_t *pids, size_t n, struct cr_err *err)
 
 /* ---- does it work? ---- */
 
-static bool nobody(pid_t pid, void *arg)
+static ssize_t nobody(void *arg, pid_t **ret)
 {
-	(void)pid;
 	(void)arg;
-	return false;
+	(void)ret;
+	return 0;
 }
 
 /* Opens path in a process of its own, which may have to wait for us. *ret: whether it had to. */

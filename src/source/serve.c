@@ -447,6 +447,7 @@ static int server_new(struct server **ret, struct serve *sv, struct serve_links 
 	init_lock(&s->lock);
 	s->in = malloc(2 * IN_BYTES);
 	int r = s->in ? take_memories(s, err) : cr_err_oom(err);
+	left_allow(s, sv->has, sv->n_has);
 	if (!r)
 		r = take_links(s, links, err);
 	if (!r)

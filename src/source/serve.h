@@ -22,6 +22,11 @@ struct serve {
 	size_t n_pids;
 	const struct serve_file *files;
 	size_t n_files;
+	/* All that may be said to be missing: whole chunks (LAZY_CHUNK_SPAN), those of one pid, or
+	 * file, in a row and ascending. The destination can make us take memory for no more: of
+	 * anything else no note is taken, and if it is much, that is the end. */
+	const struct serve_range *has;
+	size_t n_has;
 	uint64_t max_bandwidth; /* bytes/s of what is pushed; 0: no limit */
 	const struct serve_range
 	    *recent; /* what was written last, the latest first: pushed first */

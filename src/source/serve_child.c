@@ -73,6 +73,20 @@ static int tell_files(const struct serve_child *c, const struct serve *sv, struc
 	return r;
 }
 
+static int tell_ranges(const struct serve_child *c, enum pss_type type, const struct serve_range *v,
+		       size_t n, struct cr_err *err)
+{
+	int r = 0;
+
+	for (size_t at = 0; at < n && !r; at += PSS_RANGES_MAX) {
+		struct pss_msg m = {
+		    .type = type, .ranges = v + at, .n = at_most(n - at, PSS_RANGES_MAX)};
+
+		r = pss_send(c->ps.socket, &m, NULL, 0, err);
+	}
+	return r;
+}
+
 static int tell(const struct serve_child *c, const struct serve *sv, struct pss_in *buf,
 		struct cr_err *err)
 {
@@ -81,14 +95,10 @@ static int tell(const struct serve_child *c, const struct serve *sv, struct pss_
 
 	if (!r)
 		r = tell_files(c, sv, err);
-
-	for (size_t at = 0; at < sv->n_recent && !r; at += PSS_RANGES_MAX) {
-		struct pss_msg m = {.type = PSS_RECENT,
-				    .ranges = sv->recent + at,
-				    .n = at_most(sv->n_recent - at, PSS_RANGES_MAX)};
-
-		r = pss_send(c->ps.socket, &m, NULL, 0, err);
-	}
+	if (!r)
+		r = tell_ranges(c, PSS_HAS, sv->has, sv->n_has, err);
+	if (!r)
+		r = tell_ranges(c, PSS_RECENT, sv->recent, sv->n_recent, err);
 	return r ? r : pss_send(c->ps.socket, &limit, NULL, 0, err);
 }
 

@@ -18,20 +18,20 @@ struct memory *left_memory_of(struct server *s, pid_t pid)
 	return NULL;
 }
 
-static struct lazy_chunk *chunk_of(struct lazy_chunk *v, size_t n, uint64_t va)
+static struct left_chunk *chunk_of(struct memory *m, uint64_t va)
 {
-	uint64_t start = va - va % (512 * CR_PAGE_SIZE);
-	size_t lo = 0, hi = n;
+	uint64_t start = va - va % LAZY_CHUNK_SPAN;
+	size_t lo = 0, hi = m->chunks.n;
 
 	while (lo < hi) {
 		size_t mid = lo + (hi - lo) / 2;
 
-		if (v[mid].start < start)
+		if (m->chunks.v[mid].start < start)
 			lo = mid + 1;
 		else
 			hi = mid;
 	}
-	return lo < n && v[lo].start == start ? &v[lo] : NULL;
+	return lo < m->chunks.n && m->chunks.v[lo].start == start ? &m->chunks.v[lo] : NULL;
 }
 
 static unsigned int index_of(uint64_t va)
@@ -39,33 +39,79 @@ static unsigned int index_of(uint64_t va)
 	return (unsigned int)(va / CR_PAGE_SIZE % 512);
 }
 
-static bool is_set(const struct lazy_chunk *c, unsigned int i)
+static bool test(const uint64_t bits[8], unsigned int i)
 {
-	return c && c->bits[i / 64] >> (i % 64) & 1;
+	return bits[i / 64] >> (i % 64) & 1;
 }
 
-static void take(struct server *s, struct lazy_chunk *c, unsigned int i)
+static bool is_left(const struct left_chunk *c, unsigned int i)
 {
-	if (!is_set(c, i))
+	return c && test(c->left, i);
+}
+
+static void take(struct server *s, struct left_chunk *c, unsigned int i)
+{
+	if (!is_left(c, i))
 		return;
-	c->bits[i / 64] &= ~(1ull << (i % 64));
+	c->left[i / 64] &= ~(1ull << (i % 64));
 	s->left--;
+}
+
+/* ---- what is missing ---- */
+
+void left_allow(struct server *s, const struct serve_range *has, size_t n)
+{
+	for (size_t i = 0, end; i < n; i = end) {
+		struct memory *m = left_memory_of(s, has[i].pid);
+		uint64_t bytes = 0;
+
+		for (end = i; end < n && has[end].pid == has[i].pid; end++)
+			bytes += has[end].end - has[end].start;
+		if (!m)
+			continue;
+		m->has = has + i;
+		m->n_has = end - i;
+		m->most = bytes / LAZY_CHUNK_SPAN;
+		s->most += m->most;
+	}
+}
+
+static bool is_there(const struct memory *m, uint64_t va)
+{
+	size_t lo = 0, hi = m->n_has;
+
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (m->has[mid].end <= va)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < m->n_has && m->has[lo].start <= va;
 }
 
 static int by_start(const void *a, const void *b)
 {
-	const struct lazy_chunk *x = a, *y = b;
+	const struct left_chunk *x = a, *y = b;
 
 	return x->start < y->start ? -1 : x->start > y->start;
 }
 
 int left_add(struct server *s, struct memory *m, const struct lazy_chunk *c)
 {
-	struct lazy_chunk *slot = vec_push(&m->left);
-
+	/* Destinations of before tell such things, if few: offsets of shared memory, of those who
+	 * have it mapped. */
+	if (!is_there(m, c->start))
+		return m->strays++ < s->most ? 0 : -EPROTO;
+	if (m->chunks.n == m->most)
+		return -EPROTO;
+	struct left_chunk *slot = vec_push(&m->chunks);
 	if (!slot)
 		return -ENOMEM;
-	*slot = *c;
+	slot->start = c->start;
+	memcpy(slot->left, c->bits, sizeof(c->bits));
+	memcpy(slot->told, c->bits, sizeof(c->bits));
 	for (int k = 0; k < 8; k++)
 		s->left += (uint64_t)__builtin_popcountll(c->bits[k]);
 	return 0;
@@ -74,16 +120,12 @@ int left_add(struct server *s, struct memory *m, const struct lazy_chunk *c)
 int left_sort(struct server *s)
 {
 	vec_foreach (m, &s->memories) {
-		if (!m->left.n)
+		if (!m->chunks.n)
 			continue;
-		qsort(m->left.v, m->left.n, sizeof(*m->left.v), by_start);
-		for (size_t i = 0; i < m->left.n; i++) {
-			struct lazy_chunk *c = vec_push(&m->told);
-
-			if (!c)
-				return -ENOMEM;
-			*c = m->left.v[i];
-		}
+		qsort(m->chunks.v, m->chunks.n, sizeof(*m->chunks.v), by_start);
+		for (size_t i = 1; i < m->chunks.n; i++)
+			if (m->chunks.v[i].start == m->chunks.v[i - 1].start)
+				return -EPROTO;
 	}
 	return 0;
 }
@@ -92,42 +134,49 @@ void left_done(struct server *s)
 {
 	vec_foreach (m, &s->memories) {
 		serve_known_done(&m->known);
-		vec_done(&m->left);
-		vec_done(&m->told);
+		vec_done(&m->chunks);
 	}
 	vec_done(&s->memories);
 }
 
 bool left_was_told(struct memory *m, uint64_t va)
 {
-	return is_set(chunk_of(m->told.v, m->told.n, va), index_of(va));
+	const struct left_chunk *c = chunk_of(m, va);
+
+	return c && test(c->told, index_of(va));
 }
 
 void left_take(struct server *s, struct memory *m, uint64_t va)
 {
-	take(s, chunk_of(m->left.v, m->left.n, va), index_of(va));
+	take(s, chunk_of(m, va), index_of(va));
 }
 
 uint32_t left_take_run(struct server *s, struct memory *m, uint64_t va, uint32_t most)
 {
-	struct lazy_chunk *c = chunk_of(m->left.v, m->left.n, va);
+	struct left_chunk *c = chunk_of(m, va);
 	unsigned int i = index_of(va);
 	uint32_t n = 0;
 
-	while (n < most && i + n < 512 && is_set(c, i + n))
+	while (n < most && i + n < 512 && is_left(c, i + n))
 		take(s, c, i + n++);
 	return n;
 }
 
 /* ---- what was asked for ---- */
 
-static void heat(struct server *s, size_t memory, uint64_t va, uint32_t pages)
+/* The last comes first, but for a huge page of which a part has been pushed: it is of no use there
+ * before the rest comes, and has to be kept. */
+static void heat(struct server *s, struct hot h)
 {
 	if (s->n_hot == HOT_MAX) {
 		memmove(s->hot, s->hot + 1, (HOT_MAX - 1) * sizeof(*s->hot));
 		s->n_hot--;
 	}
-	s->hot[s->n_hot++] = (struct hot){memory, va, pages};
+	struct hot *top = s->n_hot ? &s->hot[s->n_hot - 1] : NULL;
+	bool below = top && top->huge && top->begun;
+	if (below)
+		top[1] = *top;
+	s->hot[s->n_hot++ - below] = h;
 }
 
 /* Requests that follow one another: as long as they do, more and more is sent with each. */
@@ -164,10 +213,15 @@ uint32_t left_asked(struct server *s, struct memory *m, uint64_t va, uint32_t np
 	size_t memory = (size_t)(m - s->memories.v);
 
 	if (npages > LAZY_PAGES_MAX) { /* a huge page: no use in parts of the next */
-		heat(s, memory, va + npages * CR_PAGE_SIZE, npages);
+		heat(s, (struct hot){.memory = memory,
+				     .va = va + npages * CR_PAGE_SIZE,
+				     .pages = npages,
+				     .huge = true});
 		return 0;
 	}
-	heat(s, memory, va > before ? va - before : 0, HOT_BEFORE_PAGES + HOT_BEHIND_PAGES);
+	heat(s, (struct hot){.memory = memory,
+			     .va = va > before ? va - before : 0,
+			     .pages = HOT_BEFORE_PAGES + HOT_BEHIND_PAGES});
 	return reads_ahead(s, memory, va + (npages - 1) * CR_PAGE_SIZE);
 }
 
@@ -186,6 +240,7 @@ static uint32_t next_hot(struct server *s, struct memory **m, uint64_t *va)
 					  h->pages < PUSH_PAGES ? h->pages : PUSH_PAGES);
 			h->va += (n ? n : 1) * CR_PAGE_SIZE;
 			h->pages -= n ? n : 1;
+			h->begun |= n > 0;
 		}
 		if (!h->pages)
 			s->n_hot--;
@@ -222,14 +277,14 @@ static uint32_t next_recent(struct server *s, struct memory **ret, uint64_t *va)
 static uint32_t next_in_order(struct server *s, struct memory **ret, uint64_t *va)
 {
 	vec_foreach (m, &s->memories)
-		for (; m->at < m->left.n; m->at++) {
-			struct lazy_chunk *c = &m->left.v[m->at];
+		for (; m->at < m->chunks.n; m->at++) {
+			const struct left_chunk *c = &m->chunks.v[m->at];
 
 			for (unsigned int i = 0; i < 8; i++) {
-				if (!c->bits[i])
+				if (!c->left[i])
 					continue;
 				unsigned int bit =
-				    i * 64 + (unsigned int)__builtin_ctzll(c->bits[i]);
+				    i * 64 + (unsigned int)__builtin_ctzll(c->left[i]);
 				*ret = m;
 				*va = c->start + bit * CR_PAGE_SIZE;
 				return left_take_run(s, m, *va, PUSH_PAGES);
@@ -243,10 +298,12 @@ bool left_sweep(struct server *s, pid_t *pid, struct lazy_chunk *ret)
 	for (; s->swept < s->memories.n; s->swept++, s->swept_at = 0) {
 		const struct memory *m = &s->memories.v[s->swept];
 
-		if (!m->known.map || s->swept_at >= m->left.n)
+		if (!m->known.map || s->swept_at >= m->chunks.n)
 			continue;
+		const struct left_chunk *c = &m->chunks.v[s->swept_at++];
 		*pid = m->pid;
-		*ret = m->left.v[s->swept_at++];
+		ret->start = c->start;
+		memcpy(ret->bits, c->left, sizeof(ret->bits));
 		return true;
 	}
 	return false;
@@ -254,15 +311,15 @@ bool left_sweep(struct server *s, pid_t *pid, struct lazy_chunk *ret)
 
 bool left_take_clean(struct server *s, struct memory *m, size_t *at, struct lazy_chunk *ret)
 {
-	for (; serve_known_tells(&m->known) && *at < m->left.n; ++*at) {
-		struct lazy_chunk *c = &m->left.v[*at];
+	for (; serve_known_tells(&m->known) && *at < m->chunks.n; ++*at) {
+		struct left_chunk *c = &m->chunks.v[*at];
 		uint64_t any = 0;
 
 		*ret = (struct lazy_chunk){.start = c->start};
 		serve_known_clean(&m->known, c->start, ret->bits);
 		for (unsigned int i = 0; i < 8; i++) {
-			any |= ret->bits[i] &= c->bits[i];
-			c->bits[i] &= ~ret->bits[i];
+			any |= ret->bits[i] &= c->left[i];
+			c->left[i] &= ~ret->bits[i];
 			s->left -= (uint64_t)__builtin_popcountll(ret->bits[i]);
 		}
 		if (any)

@@ -8,7 +8,7 @@
 #include <time.h>
 #include "base/clock.h"
 #include "base/log.h"
-#include "kernel/procfs.h"
+#include "source/serve_has.h"
 #include "wire/link.h"
 
 enum {
@@ -96,15 +96,6 @@ static bool is_done_there(const struct serve_peer *p)
 
 /* ---- the tasks ---- */
 
-static bool is_gone(const struct serve *sv, size_t i)
-{
-	uint64_t start;
-	struct cr_err ignored = {0};
-
-	return sv->starts &&
-	       (proc_starttime(sv->pids[i], &start, &ignored) || start != sv->starts[i]);
-}
-
 /* Of who has ended nothing can be read: what is missing of it is lost, and of nobody else. A zombie
  * has no memory that could be opened (ESRCH); what was opened before its end reads nothing. */
 static int open_memory(const struct serve *sv, size_t i, struct cr_err *err)
@@ -115,7 +106,8 @@ static int open_memory(const struct serve *sv, size_t i, struct cr_err *err)
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0 && errno != ESRCH && errno != ENOENT)
 		return cr_err_sys(err, "opening %s", path);
-	if (fd >= 0 && !is_gone(sv, i)) /* in this order: it was not gone when it was opened */
+	if (fd >= 0 &&
+	    !serve_is_gone(sv, i)) /* in this order: it was not gone when it was opened */
 		return fd;
 	close_fdp(&fd);
 	fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -138,6 +130,8 @@ static void close_memories(struct serve *sv, int *mems)
 	for (size_t i = 0; i < sv->n_pids; i++)
 		close_fdp(&mems[i]);
 	sv->mems = NULL;
+	sv->has = NULL;
+	sv->n_has = 0;
 }
 
 /* ---- the loop ---- */
@@ -230,12 +224,15 @@ int serve_run(struct serve *sv, const struct serve_peer *peer, struct serve_chil
 	      struct cr_err *err)
 {
 	_cleanup_free_ int *mems = malloc((sv->n_pids + 1) * sizeof(*mems));
+	_cleanup_(serve_has_done) struct serve_has has = {0};
 
 	if (!mems)
 		return cr_err_oom(err);
 	memset(mems, 0xff, sv->n_pids * sizeof(*mems));
 	sv->lifeline = -1;
 	int r = open_memories(sv, mems, err);
+	if (!r)
+		r = serve_has_find(&has, sv, err);
 	if (!r)
 		r = serve_until_complete(sv, peer, child, err);
 	serve_child_stop(child);

@@ -19,19 +19,28 @@ enum {
 	    32, /* sent with a page that was asked for, if it looks like one of many */
 };
 
+struct left_chunk {
+	uint64_t start; /* multiple of LAZY_CHUNK_SPAN */
+	uint64_t left[8], told[8];
+};
+
 struct memory {                 /* of one process: what is still to be sent */
 	const struct serve *sv; /* who may read it in our place */
 	pid_t pid;
 	int mem; /* not ours */
 	struct serve_known known;
-	VEC(struct lazy_chunk) left, told; /* ascending once all is said */
-	size_t at;                         /* chunks before it are empty */
+	const struct serve_range *has; /* of sv->has; what is missing lies in them */
+	size_t n_has;
+	uint64_t most, strays;         /* chunks in them; that were told and are not */
+	VEC(struct left_chunk) chunks; /* ascending once all is said */
+	size_t at;                     /* chunks before it are empty */
 };
 
 struct hot { /* where to push first */
 	size_t memory;
 	uint64_t va;
 	uint32_t pages;
+	bool huge, begun;
 };
 
 struct reading { /* a task that seems to read in order */
@@ -60,6 +69,7 @@ struct server {
 	size_t swept, swept_at; /* memories before it, and chunks of it, have been swept */
 	struct reading reads[READS_MAX];
 	uint64_t requests, left;
+	uint64_t most; /* chunks of all memories */
 	struct token_bucket bucket;
 	/* the rest is the serving thread's own */
 	struct pusher *pushers[LAZY_BULK_MAX];
@@ -79,8 +89,11 @@ struct server {
 /* ---- serve_left.c; what changes holds the lock ---- */
 
 struct memory *left_memory_of(struct server *s, pid_t pid);
+/* Before anything is added, and once: serve.h. has stays the caller's, and in use. */
+void left_allow(struct server *s, const struct serve_range *has, size_t n);
+/* -EPROTO: so much cannot be missing. What is not there is passed over. */
 int left_add(struct server *s, struct memory *m, const struct lazy_chunk *c) must_check;
-/* All was said: now it can be looked up. -ENOMEM. */
+/* All was said: now it can be looked up. -EPROTO: something was said twice. */
 int left_sort(struct server *s) must_check;
 void left_done(struct server *s);
 /* The next chunk, from *at on, of which pages are known to be as they were sent before: these are

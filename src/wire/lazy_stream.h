@@ -20,6 +20,7 @@ enum {
 	LAZY_WANT_MAX = 512,    /* a huge page; more than 64 only where huge pages stay behind */
 	LAZY_CHUNKS_MAX = 1024, /* of a MISSING or CLEAN */
 	LAZY_CHUNK_BYTES = 72,  /* address, and a bit for each of the 512 pages from there */
+	LAZY_CHUNK_SPAN = 512 * 4096,
 	LAZY_STATS_BYTES = 10 * 8,
 	LAZY_PAYLOAD_MAX = LAZY_PAGES_MAX * 4096,
 	LAZY_BULK_MAX = 4, /* connections on which pages are pushed */

@@ -5,7 +5,7 @@
 #include "wire/lazy_stream.h"
 #include "wire/le.h"
 
-static const uint8_t magic[4] = {'C', 'R', 'S', '4'};
+static const uint8_t magic[4] = {'C', 'R', 'S', '5'};
 
 enum {
 	HDR_BYTES = 16,
@@ -106,10 +106,9 @@ static int decode(struct pss_in *in, size_t len, struct cr_err *err)
 				 .value = le_get64(b + 8),
 				 .ranges = in->ranges};
 	bool ended = in->m.type == PSS_ENDED;
-	size_t most = in->m.type == PSS_TASKS    ? PSS_TASKS_MAX
-		      : in->m.type == PSS_RECENT ? PSS_RANGES_MAX
-						 : 0;
-	if (in->m.type < PSS_READY || in->m.type > PSS_FEED || in->m.n > most ||
+	bool ranges = in->m.type == PSS_RECENT || in->m.type == PSS_HAS;
+	size_t most = in->m.type == PSS_TASKS ? PSS_TASKS_MAX : ranges ? PSS_RANGES_MAX : 0;
+	if (in->m.type < PSS_READY || in->m.type > PSS_HAS || in->m.n > most ||
 	    len != HDR_BYTES + in->m.n * RANGE_BYTES + (ended ? ENDED_BYTES : 0) ||
 	    (in->m.type == PSS_TASKS && in->n_fds != in->m.n))
 		return bad(err);

@@ -1,7 +1,7 @@
 /* Between an agent and the page-server that it starts while pages are fetched: one message per
  * packet of a SOCK_SEQPACKET socketpair, descriptors attached. Layout in proto/PAGES.md.
  *
- *   agent -> page-server   TASKS…, RECENT…, LIMIT; then, for each time that it has connected, SERVE
+ *   agent -> page-server   TASKS…, HAS…, RECENT…, LIMIT; then SERVE each time that it has connected
  *   page-server -> agent   READY once it has given up all that it does not need; LEFT now and then,
  *                          and ENDED for each SERVE
  *
@@ -31,6 +31,7 @@ enum pss_type {
 	PSS_ENDED,  /* kind CR_ERR_NONE: the destination has all */
 	PSS_FEED,   /* descriptors: a connection on which pages are pushed, and the memory of a
 		     * lazy_ring to leave them in */
+	PSS_HAS,    /* n ranges, after those before: all that can be missing, serve.h */
 };
 
 struct serve_range {

@@ -169,7 +169,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static struct serve_file object[2] = {{OBJECT, -1}, {OBJECT | SERVE_KNOWN, -1}};
 	const pid_t pid = PID;
 	const struct serve_range recent = {.pid = PID, .start = FIRST, .end = FIRST + 0x4000};
+	/* more than there is, so that its bounds are passed as well */
+	const struct serve_range has[] = {{PID, FIRST, FIRST + 4 * LAZY_CHUNK_SPAN},
+					  {PID, FIRST << 8, (FIRST << 8) + LAZY_CHUNK_SPAN},
+					  {OBJECT, 0, LAZY_CHUNK_SPAN}};
 	struct serve sv = {.pids = &pid,
+			   .has = has,
+			   .n_has = sizeof(has) / sizeof(*has),
 			   .n_pids = 1,
 			   .files = object,
 			   .n_files = size && data[0] & 0x80 ? 2 : 1,

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -37,12 +38,14 @@ static void dump_when_told(const char *dir, int order)
 	_exit(1);
 }
 
+/* And stay so: tests that write it wait for those that lock it. */
 static bool cores_are_files(void)
 {
 	char c = '|';
-	_cleanup_fd_ int fd = open("/proc/sys/kernel/core_pattern", O_RDONLY | O_CLOEXEC);
+	int fd = open("/proc/sys/kernel/core_pattern", O_RDONLY | O_CLOEXEC); /* for good */
 
-	return fd >= 0 && read(fd, &c, 1) == 1 && c != '|' && c != '@' && c != '/';
+	return fd >= 0 && !flock(fd, LOCK_SH) && read(fd, &c, 1) == 1 && c != '|' && c != '@' &&
+	       c != '/';
 }
 
 static int begin(void **state)
@@ -89,20 +92,23 @@ static int end(void **state)
 	return 0;
 }
 
-static bool is_it(pid_t pid, void *arg)
+static ssize_t is_it(void *arg, pid_t **ret)
 {
-	return pid == *(const pid_t *)arg;
+	*ret = malloc(sizeof(**ret));
+	assert_non_null(*ret);
+	**ret = *(const pid_t *)arg;
+	return 1;
 }
 
-static bool no_one(pid_t pid, void *arg)
+static ssize_t no_one(void *arg, pid_t **ret)
 {
-	(void)pid;
 	(void)arg;
-	return false;
+	(void)ret;
+	return 0;
 }
 
 /* Until somebody has been told of, and answered. */
-static void answer_one(struct place *p, dump_hold_is_ours ours)
+static void answer_one(struct place *p, dump_hold_list ours)
 {
 	struct pollfd q = {.fd = p->group, .events = POLLIN};
 	struct cr_err err = {0};
@@ -240,10 +246,38 @@ static void the_pattern_tells_the_directory(void **state)
 	assert_false(dump_hold_where("core", 1234567, small, sizeof(small)));
 }
 
+static void assert_program(const char *pattern, const char *want)
+{
+	char path[16];
+	bool known = dump_hold_program(pattern, path, sizeof(path));
+
+	assert_true(known == (want != NULL));
+	if (known)
+		assert_string_equal(path, want);
+}
+
+static void the_pattern_tells_the_program(void **state)
+{
+	(void)state;
+	assert_program("|/usr/bin/take %p %P\n", "/usr/bin/take");
+	assert_program("|/take\n", "/take");
+	assert_program("|/usr/bin/takes-s\n", NULL);
+	assert_program("|/usr/%e/take\n", NULL);
+	assert_program("|take %p\n", NULL);
+	assert_program("| /take\n", NULL);
+	assert_program("|", NULL);
+	assert_program("/take\n", NULL);
+	assert_program("core\n", NULL);
+	assert_program("\n", NULL);
+	assert_program("", NULL);
+	assert_program("@/take\n", NULL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(the_pattern_tells_the_directory),
+	    cmocka_unit_test(the_pattern_tells_the_program),
 	    cmocka_unit_test_setup_teardown(who_dumps_waits_until_the_group_is_closed, begin, end),
 	    cmocka_unit_test_setup_teardown(sigkill_ends_the_wait, begin, end),
 	    cmocka_unit_test_setup_teardown(one_that_is_not_ours_goes_on, begin, end),

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <libgen.h>
 #include <poll.h>
 #include <pthread.h>
@@ -43,6 +44,7 @@ struct fixture {
 	pid_t task;
 	int mem;
 	struct serve sv;
+	struct serve_range has;
 	struct serve_child child;
 	char program[600];
 	int urgent, bulk; /* the destination's ends */
@@ -91,7 +93,10 @@ static int setup(void **state)
 	snprintf(path, sizeof(path), "/proc/%d/mem", f->task);
 	f->mem = open(path, O_RDONLY | O_CLOEXEC);
 	must(f->mem);
-	f->sv = (struct serve){.pids = &f->task, .mems = &f->mem, .n_pids = 1};
+	f->has =
+	    (struct serve_range){f->task, (uintptr_t)f->map, (uintptr_t)f->map + 2 * CHUNK_BYTES};
+	f->sv = (struct serve){
+	    .pids = &f->task, .mems = &f->mem, .n_pids = 1, .has = &f->has, .n_has = 1};
 	f->urgent = f->bulk = -1;
 	*state = f;
 	return 0;
@@ -303,8 +308,10 @@ static void test_tells_what_is_clean(void **state)
 	sentmap_init(&sent, &budget);
 	assert_int_equal(serve_known_make(&sent, 0, PAGES, &written, &known, &f->err), 0);
 	const struct serve_file files[] = {{OBJECT, fd}, {OBJECT | SERVE_KNOWN, known}};
+	const struct serve_range has = {OBJECT, 0, CHUNK_BYTES};
 	f->sv.files = files;
 	f->sv.n_files = 2;
+	f->sv.has = &has;
 	for (int round = 0; round < 2; round++) { /* it is told anew over each connection */
 		begin(f);
 		hear(f->urgent, &h, payload);
@@ -431,13 +438,38 @@ static void bad_chunk(struct fixture *f)
 		 b);
 }
 
+static void tell_chunk(struct fixture *f, uint64_t start)
+{
+	struct lazy_chunk c = {.start = start, .bits = {1}};
+	uint8_t b[LAZY_CHUNK_BYTES];
+
+	lazy_chunk_encode(b, &c);
+	say_with(f,
+		 (struct lazy_frame){
+		     .type = LAZY_MISSING, .pid = f->task, .npages = 1, .payload = sizeof(b)},
+		 b);
+}
+
+static void nothing_there(struct fixture *f)
+{
+	for (int i = 0; i < 3; i++) /* two might be a mistake */
+		tell_chunk(f, f->has.end);
+}
+
+static void twice_missing(struct fixture *f)
+{
+	tell_chunk(f, f->has.start);
+	tell_missing(f);
+}
+
 static void pages_here(struct fixture *f)
 {
 	say_with(f, (struct lazy_frame){.type = LAZY_ZEROS, .pid = f->task, .npages = 1}, NULL);
 }
 
-static void (*const nonsense[])(struct fixture *) = {
-    random_bytes, unknown_task, want_first, want_much, twice_all, bad_chunk, pages_here};
+static void (*const nonsense[])(struct fixture *) = {random_bytes,  unknown_task,  want_first,
+						     want_much,     twice_all,     bad_chunk,
+						     nothing_there, twice_missing, pages_here};
 
 /* Each ends the process; the task is as it was, and another process serves it. */
 static void test_nonsense(void **state)
@@ -456,6 +488,66 @@ static void test_nonsense(void **state)
 	serve_all(f);
 	int st;
 	assert_int_equal(waitpid(f->task, &st, WNOHANG | WCONTINUED), 0);
+}
+
+static uint64_t peak_kb(pid_t pid)
+{
+	char path[40], line[200];
+	uint64_t kb = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	_cleanup_file_ FILE *s = fopen(path, "re");
+	while (s && fgets(line, sizeof(line), s))
+		if (sscanf(line, "VmHWM: %" SCNu64, &kb) == 1)
+			return kb;
+	return 0;
+}
+
+/* Returns whether it was taken. */
+static bool tell_frame(struct fixture *f, uint64_t first, uint64_t step)
+{
+	static uint8_t all[LAZY_HDR_BYTES + LAZY_CHUNKS_MAX * LAZY_CHUNK_BYTES];
+	const struct lazy_frame h = {.type = LAZY_MISSING,
+				     .pid = f->task,
+				     .npages = LAZY_CHUNKS_MAX,
+				     .payload = LAZY_CHUNKS_MAX * LAZY_CHUNK_BYTES};
+
+	lazy_frame_encode(all, &h);
+	for (uint64_t i = 0; i < LAZY_CHUNKS_MAX; i++) {
+		const struct lazy_chunk c = {.start = first + i * step, .bits = {1}};
+
+		lazy_chunk_encode(all + LAZY_HDR_BYTES + i * LAZY_CHUNK_BYTES, &c);
+	}
+	return send(f->urgent, all, sizeof(all), MSG_NOSIGNAL) == (ssize_t)sizeof(all);
+}
+
+/* The destination never stops telling what is missing: it costs no memory, and comes to its end. */
+static void endless_missing(struct fixture *f, uint64_t step)
+{
+	enum { FRAMES = 2000 /* 140 MiB */, MOST_KB = 32 * 1024 };
+	uint64_t kb, most = 0, first = f->has.start;
+	int sent = 0;
+
+	begin(f);
+	hear_start(f);
+	for (; sent < FRAMES && tell_frame(f, first, step); sent++) {
+		first += step * LAZY_CHUNKS_MAX;
+		kb = peak_kb(f->child.ps.pid);
+		most = kb > most ? kb : most;
+	}
+	if (most > MOST_KB || sent == FRAMES)
+		fail_msg("%d frames were taken, %" PRIu64 " KiB", sent, most);
+	assert_int_equal(end(f), -EPROTO);
+	assert_int_equal(f->child.ps.pid, 0);
+}
+
+static void test_endless_missing(void **state)
+{
+	struct fixture *f = *state;
+
+	endless_missing(f, 0); /* the same again and again */
+	endless_missing(f, CHUNK_BYTES);
+	serve_all(f);
 }
 
 static void test_killed(void **state)
@@ -692,6 +784,7 @@ int main(void)
 	    serve_test(test_connections_break),
 	    serve_test(test_many_tasks),
 	    serve_test(test_nonsense),
+	    serve_test(test_endless_missing),
 	    serve_test(test_killed),
 	    serve_test(test_none_there),
 	    serve_test(test_privileges),

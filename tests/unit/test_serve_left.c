@@ -9,13 +9,24 @@
 
 #define CHUNK (512 * CR_PAGE_SIZE)
 
-static struct memory *memory_with(struct server *s, pid_t pid, uint64_t start)
+static const struct serve_range has[] = {
+    {7, CHUNK, 4 * CHUNK}, {7, 6 * CHUNK, 7 * CHUNK}, {LAZY_OBJECT + 3, 0, CHUNK}};
+
+static struct memory *add_memory(struct server *s, pid_t pid)
 {
 	struct memory *m = vec_push(&s->memories);
-	struct lazy_chunk c = {.start = start};
 
 	assert_non_null(m);
 	*m = (struct memory){.pid = pid, .mem = -1};
+	left_allow(s, has, ARRAY_SIZE(has));
+	return m;
+}
+
+static struct memory *memory_with(struct server *s, pid_t pid, uint64_t start)
+{
+	struct memory *m = add_memory(s, pid);
+	struct lazy_chunk c = {.start = start};
+
 	memset(c.bits, 0xff, sizeof(c.bits));
 	assert_int_equal(left_add(s, m, &c), 0);
 	assert_int_equal(left_sort(s), 0);
@@ -89,11 +100,9 @@ static void test_huge(void **state)
 {
 	struct serve sv = {0};
 	struct server s = {.sv = &sv};
-	struct memory *m = vec_push(&s.memories);
+	struct memory *m = add_memory(&s, 7);
 
 	(void)state;
-	assert_non_null(m);
-	*m = (struct memory){.pid = 7, .mem = -1};
 	for (uint64_t i = 1; i <= 3; i++) {
 		struct lazy_chunk c = {.start = i * CHUNK};
 
@@ -107,6 +116,35 @@ static void test_huge(void **state)
 	for (uint64_t va = 3 * CHUNK; va < 4 * CHUNK; va += PUSH_PAGES * CR_PAGE_SIZE)
 		takes(&s, va, PUSH_PAGES);
 	takes(&s, CHUNK, PUSH_PAGES);
+	left_done(&s);
+}
+
+/* One that was begun comes to its end first: whoever gets it can use it only whole. */
+static void test_huge_whole(void **state)
+{
+	struct serve sv = {0};
+	struct server s = {.sv = &sv};
+	struct memory *m = add_memory(&s, 7);
+
+	(void)state;
+	for (uint64_t i = 1; i <= 3; i++) {
+		struct lazy_chunk c = {.start = i * CHUNK};
+
+		memset(c.bits, 0xff, sizeof(c.bits));
+		assert_int_equal(left_add(&s, m, &c), 0);
+	}
+	assert_int_equal(left_sort(&s), 0);
+	assert_int_equal(left_asked(&s, m, CHUNK, 512), 0);
+	left_asked(&s, m, CHUNK + 100 * CR_PAGE_SIZE, 1); /* nothing of it was pushed yet */
+	takes(&s, CHUNK + 92 * CR_PAGE_SIZE, PUSH_PAGES);
+	takes(&s, CHUNK + 156 * CR_PAGE_SIZE, 8);
+	takes(&s, 2 * CHUNK, PUSH_PAGES);
+	for (int i = 0; i < 2 * HOT_MAX; i++)
+		left_asked(&s, m, 3 * CHUNK + 100 * CR_PAGE_SIZE, 1);
+	for (uint64_t va = 2 * CHUNK; va < 3 * CHUNK - PUSH_PAGES * CR_PAGE_SIZE;
+	     va += PUSH_PAGES * CR_PAGE_SIZE)
+		takes(&s, va + PUSH_PAGES * CR_PAGE_SIZE, PUSH_PAGES);
+	takes(&s, 3 * CHUNK + 92 * CR_PAGE_SIZE, PUSH_PAGES);
 	left_done(&s);
 }
 
@@ -148,11 +186,57 @@ static void test_sweep(void **state)
 	left_done(&s);
 }
 
+static int says(struct server *s, struct memory *m, uint64_t start)
+{
+	const struct lazy_chunk c = {.start = start, .bits = {1}};
+
+	return left_add(s, m, &c);
+}
+
+/* Only what there is can be missing, and all of that. The rest is passed over, if it is little. */
+static void test_bounds(void **state)
+{
+	struct serve sv = {0};
+	struct server s = {.sv = &sv};
+	struct memory *m = add_memory(&s, 7);
+
+	(void)state;
+	assert_int_equal(says(&s, m, 0), 0);
+	assert_int_equal(says(&s, m, 4 * CHUNK), 0);
+	assert_int_equal(says(&s, m, 5 * CHUNK), 0);
+	assert_int_equal(says(&s, m, 7 * CHUNK), 0);
+	assert_int_equal(says(&s, m, 8 * CHUNK), -EPROTO);
+	assert_int_equal(m->chunks.n, 0);
+	assert_int_equal(says(&s, m, 6 * CHUNK), 0);
+	for (uint64_t i = 3; i >= 1; i--)
+		assert_int_equal(says(&s, m, i * CHUNK), 0);
+	assert_int_equal(says(&s, m, CHUNK), -EPROTO); /* more than there is */
+	assert_int_equal(m->chunks.n, 4);
+	assert_int_equal(left_sort(&s), 0);
+	assert_int_equal(s.left, 4);
+	assert_true(left_was_told(m, 6 * CHUNK));
+	left_done(&s);
+
+	struct server twice = {.sv = &sv};
+	m = add_memory(&twice, 7);
+	assert_int_equal(says(&twice, m, CHUNK), 0);
+	assert_int_equal(says(&twice, m, CHUNK), 0);
+	assert_int_equal(left_sort(&twice), -EPROTO);
+	left_done(&twice);
+
+	struct server none = {.sv = &sv}; /* of which nobody has said what there is */
+	m = add_memory(&none, 8);
+	assert_int_equal(says(&none, m, CHUNK), -EPROTO);
+	left_done(&none);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_order), cmocka_unit_test(test_ahead), cmocka_unit_test(test_huge),
-	    cmocka_unit_test(test_sweep), cmocka_unit_test(test_told),
+	    cmocka_unit_test(test_order),      cmocka_unit_test(test_ahead),
+	    cmocka_unit_test(test_huge),       cmocka_unit_test(test_sweep),
+	    cmocka_unit_test(test_told),       cmocka_unit_test(test_bounds),
+	    cmocka_unit_test(test_huge_whole),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
