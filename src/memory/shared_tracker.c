@@ -150,6 +150,16 @@ void shared_pages_mark(struct shared_pages *p, size_t page)
 	p->bits[page / 64] |= bit;
 }
 
+void shared_pages_unmark(struct shared_pages *p, size_t page)
+{
+	uint64_t bit = 1ull << page % 64;
+
+	if (page >= p->n)
+		return;
+	p->marked -= !!(p->bits[page / 64] & bit);
+	p->bits[page / 64] &= ~bit;
+}
+
 static void mark(const struct collecting *c, uint64_t start, uint64_t end)
 {
 	size_t i = (start - c->m->start) / CR_PAGE_SIZE + c->m->first;

@@ -66,5 +66,7 @@ int shared_look_collect(const struct shared_look *l, bool protect, struct shared
 			struct cr_err *err) must_check;
 /* One more that has to be looked at. */
 void shared_pages_mark(struct shared_pages *p, size_t page);
+/* One less. */
+void shared_pages_unmark(struct shared_pages *p, size_t page);
 /* The next run of marked pages at or behind page *at. Returns false if there is none; *at then. */
 bool shared_pages_next(const struct shared_pages *p, size_t *at, size_t *end);

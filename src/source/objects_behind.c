@@ -17,6 +17,7 @@
 enum {
 	LOOKS_MAX = 3, /* as in objects.c */
 	STEP_PAGES = 256,
+	FEW_PAGES = 1024,    /* compared in a millisecond */
 	ABORT_PAGES = 16384, /* between two looks whether the user has ended it */
 };
 
@@ -129,6 +130,25 @@ void source_forget_behind(struct source_object *o)
 	shared_pages_done(&o->differs);
 }
 
+/* A thread that was stopped between the fault of a write and the write itself has left a mark, and
+ * written nothing; it will there, and would ask for what it has. */
+static int pass_over_unwritten(const struct source *s, uint32_t i, struct shared_pages *p,
+			       struct cr_err *err)
+{
+	struct source_object *o = &s->objects.v[i];
+	_cleanup_free_ uint8_t *buf = aligned_alloc(CR_PAGE_SIZE, CR_PAGE_SIZE);
+	int r = buf ? 0 : cr_err_oom(err);
+
+	for (size_t at = 0, end; !r && shared_pages_next(p, &at, &end); at++) {
+		ssize_t n =
+		    pread(s->object_fds.list.v[i], buf, CR_PAGE_SIZE, (off_t)(at * CR_PAGE_SIZE));
+
+		if (n == (ssize_t)CR_PAGE_SIZE && is_as_sent(o, at * CR_PAGE_SIZE, buf))
+			shared_pages_unmark(p, at);
+	}
+	return r;
+}
+
 bool source_behind_written(const struct source *s, uint32_t i, struct shared_pages *ret)
 {
 	struct source_object *o = &s->objects.v[i];
@@ -137,6 +157,11 @@ bool source_behind_written(const struct source *s, uint32_t i, struct shared_pag
 	if (!s->lazy_clean || o->now.size != o->size || !shared_look_follows(&o->before, &o->now) ||
 	    source_object_written(o, false, ret, &gone))
 		return false;
+	/* all that was written so late: where it is much, one more does not matter */
+	if (ret->marked <= FEW_PAGES && pass_over_unwritten(s, i, ret, &gone)) {
+		shared_pages_done(ret);
+		return false;
+	}
 	for (size_t at = 0, end; shared_pages_next(&o->differs, &at, &end); at = end)
 		for (size_t page = at; page < end; page++)
 			shared_pages_mark(ret, page);

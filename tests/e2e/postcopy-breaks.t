@@ -103,6 +103,14 @@ for name in "shared --steady --pause-us 1000" "shared --pause-us 2000" "shared -
 	ok "supervisor and fetcher are killed at once, three times: $name" struck_case "supervisor fetcher" 3 $name
 	kill_workload
 done
+# Hybrid, where what is as it was sent is told over each connection anew.
+MODE=hybrid SLOW='' SLOWER=2mbit RATE=8M
+ok "hybrid: the fetcher is killed three times: shared" struck_case fetcher 3 shared --seldom 2000 --steady --pause-us 500
+kill_workload
+ok "hybrid: supervisor and fetcher are killed at once, three times: shared" \
+	struck_case "supervisor fetcher" 3 shared --seldom 2000 --steady --pause-us 500
+kill_workload
+MODE='' SLOW=8mbit SLOWER=2mbit RATE=1G
 ok "fetcher and keeper are killed at once, three times" struck_case "fetcher keeper" 3 dirty --mib 64 --rate 2 --threads 4
 kill_workload
 ok "the keeper took over" grep -q 'its keeper takes over' "$state/beta/agent.log"
