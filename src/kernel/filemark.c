@@ -134,7 +134,7 @@ static int try_writes(int fd, volatile char *page, struct cr_err *err)
 static int try_access(int fd, struct cr_err *err)
 {
 	const struct timespec long_ago[2] = {{.tv_sec = 1}, {.tv_nsec = UTIME_OMIT}};
-	struct filemark was, now;
+	struct filemark was = {0}, now = {0};
 
 	if (futimens(fd, long_ago))
 		return cr_err_sys(err, "times of a memfd");
