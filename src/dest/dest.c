@@ -199,6 +199,7 @@ static int reply_tree_ok(struct dest *d, bool built, bool more, struct cr_err *e
 		ok->lazy_memfds = ok->lazy_objects;
 		ok->lazy_huge_objects = true; /* whatever the kernel makes of ordinary pages */
 		ok->lazy_unlinked = ok->lazy_objects && unlinked_may_be_lazy(d);
+		ok->lazy_holes = ok->lazy_objects;
 		ok->lazy_huge = d->huge == DEST_HUGE_LAZY;
 		ok->lazy_clean = true;
 		r = dest_targets(d, &ok->targets, &ok->n_targets, err);
@@ -274,14 +275,23 @@ static int on_tree(struct dest *d, const struct msg_tree *mt, struct cr_err *err
 	return r || !final ? r : dest_leave_early(d, err);
 }
 
-/* All of it, and nothing else. */
+/* All of it, or what lies between its holes; never a part of a huge page. */
+static bool are_of_object(const struct shared_object *so, const struct msg_reset *rs)
+{
+	const uint64_t end = ALIGN_UP(so->size, (uint64_t)CR_PAGE_SIZE);
+	bool whole = rs->n_ranges == 1 && !rs->ranges[0].start && rs->ranges[0].end == end;
+	bool within = !so->page_bytes && !rs->taken_back;
+
+	for (size_t i = 0; i < rs->n_ranges && within; i++)
+		within = rs->ranges[i].end <= end;
+	return whole || within;
+}
+
 static bool is_object(const struct dest *d, const struct msg_reset *rs)
 {
 	return rs->object < d->objects.list.n && rs->object < d->tree->n_objects &&
-	       (rs->taken_back || object_is_lazy(d->tree, rs->object)) && rs->n_ranges == 1 &&
-	       !rs->ranges[0].start &&
-	       rs->ranges[0].end ==
-		   ALIGN_UP(d->tree->objects[rs->object].size, (uint64_t)CR_PAGE_SIZE);
+	       (rs->taken_back || object_is_lazy(d->tree, rs->object)) &&
+	       are_of_object(&d->tree->objects[rs->object], rs);
 }
 
 /* Pages that the tasks will fetch once they run here. */
@@ -304,8 +314,8 @@ static int on_reset(struct dest *d, const struct msg_reset *rs, struct cr_err *e
 	else if (!r && rs->taken_back)
 		lazy_take_back_object(d->lazy, rs->object);
 	else if (!r)
-		r = lazy_leave_object(d->lazy, rs->object, d->objects.list.v[rs->object].fd,
-				      &d->tree->objects[rs->object], err);
+		r = lazy_leave_object(d->lazy, d->objects.list.v[rs->object].fd,
+				      &d->tree->objects[rs->object], rs, err);
 	return r ? r : link_send(d->peer, &m, err);
 }
 

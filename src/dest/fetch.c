@@ -412,6 +412,8 @@ static int conclude(struct fetch *f)
 		return 0;
 	if (lazy_objects_any_lost(f->sh))
 		return guard_lost(f);
+	if (f->sh->phase != LAZY_FINISHED)
+		objects_trim(f);
 	finished(f);
 	if (!f->st->ended_us)
 		f->st->ended_us = now;

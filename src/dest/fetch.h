@@ -133,6 +133,8 @@ void objects_zeroed(struct fetch *f, const struct lazy_space *sp, uint64_t start
 void objects_wake(struct fetch *f, const struct lazy_space *sp);
 /* What is missing is lost. Says what. */
 void objects_lose_all(struct fetch *f);
+/* Nothing is missing any more, and nothing lost: what was a hole at the source is one again. */
+void objects_trim(const struct fetch *f);
 
 /* fr, of an object: chunks of pages that are as they were sent before. Without the lock. */
 int objects_clean(struct fetch *f, const struct lazy_frame *fr, const uint8_t *payload) must_check;

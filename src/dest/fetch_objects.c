@@ -362,6 +362,32 @@ int objects_clean(struct fetch *f, const struct lazy_frame *fr, const uint8_t *p
 
 /* ---- the end ---- */
 
+/* Memory that was taken for pages of which nobody has seen or sent anything: they were zeros and
+ * are. To lseek(2) they are holes as long as they do not show anywhere, and that is up to us. */
+static void trim(const struct lazy_object *o)
+{
+	const off_t end = (off_t)(o->pages * CR_PAGE_SIZE);
+
+	for (off_t at = 0, hole, data; at < end; at = data) {
+		hole = lseek(o->fd, at, SEEK_HOLE);
+		data = hole < 0 || hole >= end ? -1 : lseek(o->fd, hole, SEEK_DATA);
+		if (hole < 0 || hole >= end || (data < 0 && errno != ENXIO))
+			return;
+		data = data < 0 || data > end ? end : data;
+		hole = (off_t)ALIGN_UP((uint64_t)hole, CR_PAGE_SIZE);
+		if (hole < data)
+			punch(o, (uint64_t)hole / CR_PAGE_SIZE,
+			      (uint64_t)(data - hole) / CR_PAGE_SIZE);
+	}
+}
+
+void objects_trim(const struct fetch *f)
+{
+	for (uint32_t i = 0; i < f->sh->n_objects; i++)
+		if (f->sh->objects[i].unit == 1)
+			trim(&f->sh->objects[i]);
+}
+
 static void say_mapping(struct fetch *f, const struct lazy_space *sp, const struct lazy_seg *seg)
 {
 	const struct lazy_object *o = &f->sh->objects[seg->object - 1];

@@ -36,7 +36,8 @@ struct lazy_behind { /* shared memory */
 	uint32_t index;
 	int fd;
 	uint64_t bytes;
-	bool huge; /* of huge pages */
+	uint64_t *left; /* a bit for each page */
+	bool huge;      /* of huge pages */
 	bool taken_back;
 };
 
@@ -80,11 +81,11 @@ void lazy_free(struct lazy *l);
 /* The pages of rs stay behind: what the shell has there of old is discarded. */
 int lazy_leave(struct lazy *l, struct shell *sh, const struct msg_reset *rs,
 	       struct cr_err *err) must_check;
-/* All of an object stays behind, whatever is there of it; fd stays the caller's. Can this host do
- * that with ordinary pages? */
+/* An object stays behind, whatever is there of it, as far as it is not holes; fd stays the
+ * caller's. Can this host do that with ordinary pages? */
 bool lazy_has_objects(void);
-int lazy_leave_object(struct lazy *l, uint32_t index, int fd, const struct shared_object *so,
-		      struct cr_err *err) must_check;
+int lazy_leave_object(struct lazy *l, int fd, const struct shared_object *so,
+		      const struct msg_reset *rs, struct cr_err *err) must_check;
 /* It is sent after all. */
 void lazy_take_back_object(struct lazy *l, uint32_t index);
 /* The same for pages that were never placed: nothing has to be discarded. */

@@ -176,29 +176,51 @@ static const struct lazy_behind *behind_of(struct lazy *l, const struct vma *v)
 	return o && !o->taken_back ? o : NULL;
 }
 
-/* Each of its pages has to be there, see lazy_state.h. */
-int lazy_leave_object(struct lazy *l, uint32_t index, int fd, const struct shared_object *so,
-		      struct cr_err *err)
+static struct lazy_behind *new_behind(struct lazy *l, uint32_t index, int fd,
+				      const struct shared_object *so, struct cr_err *err)
 {
 	const uint64_t bytes = ALIGN_UP(so->size, (uint64_t)CR_PAGE_SIZE);
-	struct lazy_behind *o = behind(l, index);
+	_cleanup_fd_ int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	_cleanup_free_ uint64_t *left = calloc(bytes / CR_PAGE_SIZE / 64 + 1, sizeof(*left));
+	struct lazy_behind *o = own < 0 || !left ? NULL : vec_push(&l->objects);
 
 	if (!o) {
-		_cleanup_fd_ int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-
 		if (own < 0)
-			return cr_err_sys(err, "dup");
-		o = vec_push(&l->objects);
-		if (!o)
-			return cr_err_oom(err);
-		*o = (struct lazy_behind){.index = index, .fd = take_fd(&own)};
+			cr_err_sys(err, "dup");
+		else
+			cr_err_oom(err);
+		return NULL;
 	}
-	o->bytes = bytes;
-	o->huge = so->page_bytes != 0;
+	*o = (struct lazy_behind){.index = index,
+				  .fd = take_fd(&own),
+				  .bytes = bytes,
+				  .left = take_ptr(left),
+				  .huge = so->page_bytes != 0};
+	return o;
+}
+
+/* Each page that may be missing has to be there, see lazy_state.h; the others must not. */
+int lazy_leave_object(struct lazy *l, int fd, const struct shared_object *so,
+		      const struct msg_reset *rs, struct cr_err *err)
+{
+	struct lazy_behind *o = behind(l, rs->object);
+
+	if (!o)
+		o = new_behind(l, rs->object, fd, so, err);
+	if (!o)
+		return -err->code;
+	if (ALIGN_UP(so->size, (uint64_t)CR_PAGE_SIZE) != o->bytes)
+		return cr_err_set(err, CR_ERR_PEER, EPROTO, "shared memory has another size now");
 	o->taken_back = false;
-	if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes))
-		return cr_err_sys(err, "memory for %llu bytes of shared memory",
-				  (unsigned long long)bytes);
+	for (size_t i = 0; i < rs->n_ranges; i++) {
+		const struct msg_range *g = &rs->ranges[i];
+
+		if (fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)g->start, (off_t)(g->end - g->start)))
+			return cr_err_sys(err, "memory for %llu bytes of shared memory",
+					  (unsigned long long)(g->end - g->start));
+		for (uint64_t p = g->start / CR_PAGE_SIZE; p < g->end / CR_PAGE_SIZE; p++)
+			o->left[p / 64] |= 1ull << p % 64;
+	}
 	return 0;
 }
 
@@ -587,8 +609,11 @@ static int add_objects(struct lazy *l, const struct tree *t, struct cr_err *err)
 		if (!object_is_lazy(t, o->index))
 			return cr_err_set(err, CR_ERR_PEER, EPROTO,
 					  "shared memory %u cannot stay behind", o->index);
+		if (o->bytes != ALIGN_UP(t->objects[o->index].size, (uint64_t)CR_PAGE_SIZE))
+			return cr_err_set(err, CR_ERR_PEER, EPROTO,
+					  "shared memory %u has another size now", o->index);
 		if (lazy_object_add(l->shared, o->index, o->fd, o->bytes / CR_PAGE_SIZE,
-				    o->huge ? LAZY_HUGE_PAGES : 1))
+				    o->huge ? LAZY_HUGE_PAGES : 1, o->left))
 			return cr_err_set(err, CR_ERR_UNSUPPORTED, E2BIG,
 					  "more than %d pieces of shared memory are missing; use "
 					  "--mode precopy",

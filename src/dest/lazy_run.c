@@ -141,8 +141,10 @@ void lazy_free(struct lazy *l)
 		sentmap_done(&p->left);
 	}
 	vec_done(&l->procs);
-	vec_foreach (o, &l->objects)
+	vec_foreach (o, &l->objects) {
+		free(o->left);
 		close_fdp(&o->fd);
+	}
 	vec_done(&l->objects);
 	if (l->shared)
 		l->dumps = l->shared->dumps;

@@ -322,7 +322,8 @@ static uint64_t *object_bits(struct lazy_shared *s, const struct lazy_object *o,
 	return (uint64_t *)all + (lost ? s->object_words : 0) + o->word0;
 }
 
-int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t pages, uint32_t unit)
+int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t pages, uint32_t unit,
+		    const uint64_t *missing)
 {
 	const struct lazy_object *last = s->n_objects ? &s->objects[s->n_objects - 1] : NULL;
 	uint64_t word0 = last ? ALIGN_UP(last->word0 + (last->pages + 63) / 64, 8ull) : 0;
@@ -335,9 +336,10 @@ int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t page
 	    .index = index, .fd = fd, .pages = pages, .word0 = word0, .unit = unit};
 	uint64_t *bits = object_bits(s, o, false);
 	for (uint64_t i = 0; i < words; i++)
-		bits[i] = ~0ull;
+		if (missing[i]) /* memory is taken where it is touched */
+			bits[i] = missing[i];
 	if (pages % 64)
-		bits[words - 1] = ~(~0ull << pages % 64);
+		bits[words - 1] &= ~(~0ull << pages % 64);
 	s->n_objects++;
 	return 0;
 }

@@ -34,7 +34,8 @@ struct lazy_seg {
 /* Shared memory. What is missing of it is there all the same, with old contents or zeros, but in no
  * task's page tables: whoever touches it waits (userfaultfd's minor faults). So the kernel tells it
  * from what a task has removed, madvise(2) MADV_REMOVE: that is there no more, and not missing.
- * What is missing is never made: a page that is not there stays so until a task touches it. */
+ * What is missing is never made: a page that is not there stays so until a task touches it. Holes
+ * that it had at the source are not there, either. */
 struct lazy_object {
 	uint32_t index; /* at the source */
 	int fd;
@@ -147,9 +148,9 @@ uint64_t lazy_count(struct lazy_shared *s, const struct lazy_space *sp);
 
 /* ---- shared memory ---- */
 
-/* All of its pages are missing; fd becomes the state's. -ENOSPC. */
-int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t pages,
-		    uint32_t unit) must_check;
+/* missing: a bit for each of its pages; fd becomes the state's. -ENOSPC. */
+int lazy_object_add(struct lazy_shared *s, uint32_t index, int fd, uint64_t pages, uint32_t unit,
+		    const uint64_t *missing) must_check;
 /* NULL: there is none. */
 struct lazy_object *lazy_object_of(struct lazy_shared *s, uint32_t index);
 bool lazy_object_missing(struct lazy_shared *s, const struct lazy_object *o, uint64_t page);

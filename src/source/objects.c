@@ -484,6 +484,7 @@ void source_objects_done(struct source *s)
 		shared_look_done(&o->now);
 		shared_pages_done(&o->differs);
 		witness_done(&o->witness);
+		vec_done(&o->left);
 	}
 	vec_done(&s->objects);
 	close_fdp(&s->openings);

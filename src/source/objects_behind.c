@@ -65,10 +65,20 @@ static int compare(struct source *s, uint32_t i, const struct shared_pages *page
 	return r;
 }
 
-static void mark_all(struct shared_pages *p)
+/* Of what is mostly holes only what is none, as of now. */
+static int mark_all(struct source *s, uint32_t i, struct shared_pages *p, struct cr_err *err)
 {
-	for (size_t page = 0; page < p->n; page++)
-		shared_pages_mark(p, page);
+	const struct source_object *o = &s->objects.v[i];
+	const struct addr_range whole = {0, p->n * CR_PAGE_SIZE};
+	const int r = o->holes ? source_tell_between_holes(s, i, err) : 0;
+
+	for (size_t k = 0; k < (o->holes ? o->left.n : 1) && !r; k++) {
+		const struct addr_range *g = o->holes ? &o->left.v[k] : &whole;
+
+		for (uint64_t va = g->start; va < g->end; va += CR_PAGE_SIZE)
+			shared_pages_mark(p, va / CR_PAGE_SIZE);
+	}
+	return r;
 }
 
 /* What was written is protected again before it is compared: with what is written from then on,
@@ -88,8 +98,8 @@ static int look_into(struct source *s, uint32_t i, bool follows, struct cr_err *
 	if (!known)
 		source_forget_behind(o);
 	if (known && !follows)
-		mark_all(&pages);
-	if (known && !o->differs.bits)
+		r = mark_all(s, i, &pages, err);
+	if (known && !r && !o->differs.bits)
 		r = shared_pages_init(&o->differs, o->size, err);
 	if (known && !r)
 		r = compare(s, i, &pages, err);

@@ -3,7 +3,6 @@
  * these rounds get short whatever the tasks do, and with them what is left to be told at the stop.
  */
 #include <string.h>
-#include <sys/stat.h>
 #include "base/log.h"
 #include "model/lazy.h"
 #include "source/source.h"
@@ -110,15 +109,6 @@ static int tell_object(struct source *s, uint32_t i, bool taken_back, struct cr_
 	return r;
 }
 
-/* Twice its size would be taken there, for a while, of what is mostly holes. Huge pages are
- * reserved there in any case. */
-static bool is_dense(int fd, uint64_t size)
-{
-	struct stat st;
-
-	return !fstat(fd, &st) && (uint64_t)st.st_blocks * 512 * 2 >= size;
-}
-
 bool source_object_may_be_lazy(const struct source *s, const struct tree *t, uint32_t i)
 {
 	const struct shared_object *so = &t->objects[i];
@@ -129,16 +119,23 @@ bool source_object_may_be_lazy(const struct source *s, const struct tree *t, uin
 	return can && object_is_lazy(t, i);
 }
 
-static bool may_stay(const struct source *s, const struct tree *t, uint32_t i)
+/* To know where its holes are costs time at the stop, too. What is hardly any, and huge pages,
+ * whose memory is reserved, stay as a whole. */
+static void leave_object(struct source *s, uint32_t i)
 {
-	return source_object_may_be_lazy(s, t, i) &&
-	       (t->objects[i].page_bytes || is_dense(s->object_fds.list.v[i], t->objects[i].size));
+	const struct shared_object *so = &s->tree->objects[i];
+	struct source_object *o = &s->objects.v[i];
+
+	if (o->behind || !source_object_may_be_lazy(s, s->tree, i))
+		return;
+	o->holes = !so->page_bytes && !source_object_is_dense(s->object_fds.list.v[i], so->size);
+	o->behind = !o->holes || source_object_may_leave_holes(s, so);
 }
 
 static void leave_objects(struct source *s)
 {
 	for (uint32_t i = 0; i < s->objects.n && i < s->tree->n_objects; i++)
-		s->objects.v[i].behind |= may_stay(s, s->tree, i);
+		leave_object(s, i);
 }
 
 static int tell_objects(struct source *s, struct cr_err *err)
@@ -148,9 +145,9 @@ static int tell_objects(struct source *s, struct cr_err *err)
 	for (uint32_t i = 0; i < s->objects.n && !r; i++) {
 		struct source_object *o = &s->objects.v[i];
 
-		if (!o->behind || o->told)
+		if (!o->behind || (o->told && !o->holes))
 			continue;
-		r = tell_object(s, i, false, err);
+		r = o->holes ? source_tell_between_holes(s, i, err) : tell_object(s, i, false, err);
 		o->told = true;
 	}
 	return r;

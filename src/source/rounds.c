@@ -139,6 +139,7 @@ static int take_targets(struct source *s, const struct tree *t, const struct msg
 	s->lazy_huge_objects = ok->lazy_huge_objects;
 	s->lazy_unlinked = ok->lazy_unlinked;
 	s->lazy_clean = ok->lazy_clean;
+	s->lazy_holes = ok->lazy_holes;
 	for (size_t i = 0; i < ok->n_targets; i++) {
 		const struct msg_target *tg = &ok->targets[i];
 		struct source_proc *sp = tg->pid > 0 ? source_find(s, tg->pid) : NULL;

@@ -78,6 +78,8 @@ struct source_object { /* a shared memory object's pages */
 	uint64_t size; /* bytes, as the destination had it when pages were sent last */
 	bool behind;   /* it is not sent any more, but stays here; told: the destination knows */
 	bool told;
+	bool holes; /* … without its holes, and that is … */
+	struct addr_ranges left;
 	/* memory/shared_tracker.h: the look when its pages were sent last; the one for which that
 	 * is still to be done */
 	struct shared_look before, now;
@@ -137,6 +139,7 @@ struct source {
 	bool lazy_huge_objects; /* and objects of huge pages */
 	bool lazy_unlinked;     /* and files of a tmpfs that were removed */
 	bool lazy_clean;        /* it can be told what of objects is as it was sent */
+	bool lazy_holes;        /* and objects without their holes */
 	struct huge_forked huge_forked;
 	uint64_t hole_start, hole_end;
 	struct seizure *seizure;   /* while the tasks are stopped */
@@ -354,6 +357,15 @@ int source_serve_destination(struct source *s, struct cr_err *err) must_check;
 
 /* At the stop, if pages may be missing: what threads hold of robust mutexes, into the tree. */
 int source_note_held(struct source *s, struct tree *t, struct cr_err *err) must_check;
+
+/* ---- objects_holes.c ---- */
+
+/* Is hardly any of it holes? */
+bool source_object_is_dense(int fd, uint64_t size);
+/* Can it stay behind without its holes? */
+bool source_object_may_leave_holes(const struct source *s, const struct shared_object *so);
+/* Tell the destination what of it is no hole, as far as it does not know. */
+int source_tell_between_holes(struct source *s, uint32_t i, struct cr_err *err) must_check;
 
 /* ---- residual.c ---- */
 

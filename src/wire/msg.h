@@ -331,13 +331,14 @@ struct msg_tree_ok {
 	bool lazy_huge_objects; /* objects of huge pages may, memfds among them */
 	bool lazy_unlinked;     /* files of a tmpfs that were removed may */
 	bool lazy_clean;        /* whoever fetches knows CLEAN and TOLD, lazy_stream.h */
+	bool lazy_holes;        /* of objects, what is not a hole alone */
 };
 struct msg_range {
 	uint64_t start, end; /* page aligned, start < end */
 };
 struct msg_reset { /* pages that the destination must forget: discarded, or unknown what they are;
-		    * an object, in one range: whatever it holds of it, it asks before a task does
-		    */
+		    * an object, in one range, or without its holes in several messages: whatever it
+		    * holds of it, it asks before a task does */
 	pid_t pid; /* process; 0: an object … */
 	uint32_t
 	    object; /* … by index into tree.objects (ranges: offsets); UINT32_MAX for a process */

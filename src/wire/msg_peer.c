@@ -114,6 +114,7 @@ int msg_put_tree_ok(struct arena *a, const struct msg *m, void *p)
 	pb->lazy_huge_objects = in->lazy_huge_objects;
 	pb->lazy_unlinked = in->lazy_unlinked;
 	pb->lazy_clean = in->lazy_clean;
+	pb->lazy_holes = in->lazy_holes;
 	pb->refusals = pb_new(a, &wire__notes__descriptor);
 	pb->warnings = pb_new(a, &wire__notes__descriptor);
 	if (!pb->refusals || msg_put_notes(a, &in->refusals, pb->refusals) < 0)
@@ -137,6 +138,7 @@ int msg_get_tree_ok(struct arena *a, struct msg *m, void *p, struct cr_err *err)
 	out->lazy_huge_objects = pb->lazy_huge_objects;
 	out->lazy_unlinked = pb->lazy_unlinked;
 	out->lazy_clean = pb->lazy_clean;
+	out->lazy_holes = pb->lazy_holes;
 	out->targets = arena_array(a, struct msg_target, pb->n_targets);
 	if (!out->targets || msg_get_notes(a, &out->refusals, pb->refusals) < 0 ||
 	    msg_get_notes(a, &out->warnings, pb->warnings) < 0)

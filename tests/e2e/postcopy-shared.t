@@ -12,7 +12,8 @@ for mode in hybrid postcopy; do
 	for name in "shared" "shared --steady --pause-us 0" "shared --workers 0" "shared --mib 2 --workers 8" \
 		"shared --workers 6 --pause-us 500" "shared --of memfd" "shared --of memfd --steady --pause-us 0" \
 		"shared --of zero" "shared --of open-memfd" "shared --of removed" "shared --of removed --steady --pause-us 0" \
-		"shared --of open-removed"; do
+		"shared --of open-removed" "shared --mib 256 --one-in 16" "shared --mib 256 --one-in 16 --steady --pause-us 0" \
+		"shared --mib 128 --one-in 50 --of removed" "shared --mib 128 --one-in 50 --of memfd"; do
 		# shellcheck disable=SC2086
 		ok "$mode: $name" fetched_case $mode $name
 		kill_workload
@@ -38,6 +39,58 @@ ok "postcopy: it stays behind" behind_case
 kill_workload
 for of in memfd zero removed; do
 	ok "postcopy: it stays behind, of $of that was closed" behind_case --of $of
+	kill_workload
+done
+
+# blocks HOST: what memory the object takes there, in units of 512 bytes; its holes take none.
+blocks() {
+	# shellcheck disable=SC2016
+	on "$1" sh -c 'stat -Lc %b "/proc/$0/map_files/$(sed -n "s/^\($1-[^ ]*\) .*/\1/p" "/proc/$0/maps")"' \
+		"$wl_pid" "$(<"$wl_dir/memory")"
+}
+
+fits() {
+	((${1:-0} <= $2)) || { diag "$3: $1 blocks; at the source it were $2 at most"; return 1; }
+}
+
+# What is mostly holes takes no more memory at the destination than here, also while it is fetched.
+holes_case() {
+	local lazy had during
+	start_workload alpha shared --of memfd --mib 256 --one-in 32 --workers 0 --pause-us 20000 && runs_on || return 1
+	had=$(blocks alpha)
+	migrate alpha beta --pid "$wl_pid" --mode "$1" --max-bandwidth "$2" &
+	until_true 30 progress_is_from beta
+	during=$(blocks beta)
+	mig_status=0
+	wait $! || mig_status=$?
+	mig_done=$(tail -n 1 "$work/events")
+	wl_host=beta
+	if [ $mig_status != 0 ] || ! moved_to beta || ! right; then
+		say_migration
+		return 1
+	fi
+	lazy=$(postcopied .pages_lazy)
+	((lazy >= had / 8 * $3 / 100)) || { diag "$lazy pages of $((had / 8)) stayed behind"; return 1; }
+	# seldom it fills a hole
+	fits "$during" $((had + 512)) "while it is fetched" && fits "$(blocks beta)" $((had + 512)) "afterwards" && finish_workload
+}
+ok "postcopy: what is mostly holes stays behind without them" holes_case postcopy 4M 90
+kill_workload
+ok "hybrid: what is mostly holes stays behind without them" holes_case hybrid 16M 0
+kill_workload
+
+# What has some holes only has them again in the end.
+few_holes_case() {
+	local had
+	start_workload alpha shared --of "$2" --mib 64 --workers 0 --pause-us 20000 && runs_on || return 1
+	had=$(blocks alpha)
+	((had < 126000)) || { diag "$had blocks of 131072: hardly a hole"; return 1; }
+	move_workload beta --mode "$1" && right && fits "$(blocks beta)" $((had + 512)) "afterwards" && finish_workload
+}
+for of in memfd zero; do
+	ok "hybrid: holes of $of are holes again" few_holes_case hybrid $of
+	kill_workload
+	ok "postcopy: holes of $of are holes again" few_holes_case postcopy $of
 	kill_workload
 done
 

@@ -76,11 +76,13 @@ static void make_space(struct fetch *f)
 {
 	struct cr_err err = {0};
 	int fd = memfd_create("fuzz", MFD_CLOEXEC), uffd = new_uffd();
+	uint64_t all[SHARED_PAGES / 64 + 1];
 	struct lazy_shared *sh;
 
+	memset(all, 0xff, sizeof(all));
 	must(!lazy_state_new(&sh, 4, 2048, SHARED_PAGES, 1, &err));
 	must(fd >= 0 && !fallocate(fd, 0, 0, SHARED_PAGES * (off_t)CR_PAGE_SIZE));
-	must(!lazy_object_add(sh, OBJECT_INDEX, fd, SHARED_PAGES, 1));
+	must(!lazy_object_add(sh, OBJECT_INDEX, fd, SHARED_PAGES, 1, all));
 	memory.private = map(PRIVATE_PAGES, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	memory.huge = map(HUGE_PAGES, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	memory.shared = map(SHARED_PAGES, MAP_SHARED, fd);

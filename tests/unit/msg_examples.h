@@ -364,7 +364,7 @@ static inline void same_peer(const struct msg *a, const struct msg *b)
 		SAME(tree_ok.hole_start), SAME(tree_ok.hole_end), SAME(tree_ok.n_targets);
 		SAME(tree_ok.more), SAME(tree_ok.lazy_objects), SAME(tree_ok.lazy_huge);
 		SAME(tree_ok.lazy_memfds), SAME(tree_ok.lazy_huge_objects);
-		SAME(tree_ok.lazy_unlinked), SAME(tree_ok.lazy_clean);
+		SAME(tree_ok.lazy_unlinked), SAME(tree_ok.lazy_clean), SAME(tree_ok.lazy_holes);
 		assert_memory_equal(a->tree_ok.targets, b->tree_ok.targets, sizeof(some_targets));
 		break;
 	case MSG_FILES:

@@ -11,6 +11,7 @@
 #define HERE 0x10000000ull
 #define THERE 0x20000000ull
 
+static uint64_t whole[16]; /* a bit for each of 1,024 pages */
 static struct lazy_shared *sh;
 static struct lazy_space *space;
 
@@ -22,8 +23,9 @@ static int set_up(void **state)
 
 	(void)state;
 	assert_int_equal(lazy_state_new(&sh, 4, 64, 703, 2, &err), 0);
-	assert_int_equal(lazy_object_add(sh, 7, -1, 700, 1), 0);
-	assert_int_equal(lazy_object_add(sh, 9, -1, 3, 1), 0);
+	memset(whole, 0xff, sizeof(whole));
+	assert_int_equal(lazy_object_add(sh, 7, -1, 700, 1, whole), 0);
+	assert_int_equal(lazy_object_add(sh, 9, -1, 3, 1, whole), 0);
 	space = lazy_space_new(sh, -1, 1);
 	assert_non_null(space);
 	space->used = 1;
@@ -89,6 +91,23 @@ static void test_words(void **state)
 	assert_int_equal(lazy_object_clear_words(sh, b, 0, all), 3);
 	assert_int_equal(lazy_objects_count(sh), 703 - 1 - 3 - 60 - 3);
 	assert_true(lazy_object_missing(sh, a, 0));
+}
+
+/* What is a hole is not missing. */
+static void test_holes(void **state)
+{
+	const uint64_t left[11] = {[0] = 1, [1] = 1ull << 63, [10] = ~0ull};
+	struct cr_err err = {0};
+
+	(void)state;
+	lazy_state_free(sh);
+	assert_int_equal(lazy_state_new(&sh, 4, 64, 700, 1, &err), 0);
+	assert_int_equal(lazy_object_add(sh, 7, -1, 700, 1, left), 0);
+	const struct lazy_object *o = lazy_object_of(sh, 7);
+	assert_int_equal(lazy_objects_count(sh), 1 + 1 + (700 - 640));
+	assert_true(lazy_object_missing(sh, o, 0) && lazy_object_missing(sh, o, 127));
+	assert_false(lazy_object_missing(sh, o, 1) || lazy_object_missing(sh, o, 128));
+	assert_int_equal(lazy_object_run(sh, o, 640, 100), 60);
 }
 
 /* mremap(2): there, and here until it is unmapped; of nothing (an old size of 0): both stay. */
@@ -167,7 +186,7 @@ static void test_huge(void **state)
 	(void)state;
 	lazy_state_free(sh);
 	assert_int_equal(lazy_state_new(&sh, 4, 64, 1024, 1, &err), 0);
-	assert_int_equal(lazy_object_add(sh, 7, -1, 1024, 512), 0);
+	assert_int_equal(lazy_object_add(sh, 7, -1, 1024, 512, whole), 0);
 	space = lazy_space_new(sh, -1, 1);
 	assert_non_null(space);
 	space->used = 1;
@@ -205,6 +224,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test_setup_teardown(test_bits, set_up, tear_down),
 	    cmocka_unit_test_setup_teardown(test_words, set_up, tear_down),
+	    cmocka_unit_test_setup_teardown(test_holes, set_up, tear_down),
 	    cmocka_unit_test_setup_teardown(test_move, set_up, tear_down),
 	    cmocka_unit_test_setup_teardown(test_grown, set_up, tear_down),
 	    cmocka_unit_test_setup_teardown(test_unmapped, set_up, tear_down),

@@ -2,6 +2,8 @@
  * to their mappings of it meanwhile: discard, remove, move, double and protect pages, hand them to
  * system calls, fork, and end.
  *
+ * --one-in N: N - 1 of N pieces of 16 pages are holes; seldom, one in 64 steps, a page is touched
+ * there.
  * --seldom N: what changes their mappings, or is a fork, only happens once where it would N times.
  *
  * --mib N of the memory (default 16), --workers N besides the first process (default 3), --steady:
@@ -42,7 +44,7 @@ static int file; /* of a page for each of the memory */
 static pid_t workers[WORKERS_MAX];
 static sigjmp_buf on_bus;
 static volatile bool may_be_lost;
-static long seldom;
+static long seldom, one_in;
 
 static uint8_t *at(size_t p)
 {
@@ -268,10 +270,17 @@ static void something_else(size_t p)
 	}
 }
 
+static bool is_hole(size_t p)
+{
+	return p / PIECE % (size_t)one_in;
+}
+
 static void step(void)
 {
 	volatile size_t p = wl_rand(&seed) % pages;
 
+	if (is_hole(p) && wl_rand(&seed) % 64)
+		p -= p / PIECE % (size_t)one_in * PIECE;
 	if (!take(p))
 		return;
 	if (!notes[p].lost && sigsetjmp(on_bus, 1)) {
@@ -422,6 +431,7 @@ int main(int argc, char **argv)
 	const long pause = wl_opt("pause-us", 20);
 
 	seldom = wl_opt("seldom", 0);
+	one_in = wl_opt("one-in", 1);
 	wl_check(n_workers <= WORKERS_MAX, "too many workers");
 	pages = (size_t)wl_opt("mib", 16) << 8;
 	ctl = share(sizeof(*ctl), 0);
@@ -434,12 +444,14 @@ int main(int argc, char **argv)
 	file = open(wl_path(path, "pages"), O_RDWR | O_CREAT | O_TRUNC, 0644);
 	wl_must(file >= 0, "open");
 	for (size_t p = 0; p < pages; p++)
-		if (p % 16) /* some have never been written */
+		if (p % 16 && !is_hole(p)) /* some have never been written */
 			write_page(p);
 	for (int i = 0; i < n_workers; i++)
 		start_worker(i);
 	if (may_be_lost)
 		lock_private();
+	snprintf(text, sizeof(text), "%lx\n", (unsigned long)memory);
+	wl_write("memory", text);
 	wl_ready();
 	while (!wl_stop()) {
 		wl_tick();
