@@ -95,7 +95,8 @@ for name in "dirty --mib 64 --rate 2" "churn --seed 6"; do
 	kill_workload
 done
 SLOW=8mbit
-for name in "shared --steady --pause-us 1000" "shared --pause-us 2000" "shared --of removed --pause-us 1000"; do
+for name in "shared --steady --pause-us 1000" "shared --pause-us 2000" "shared --of removed --pause-us 1000" \
+	"shared --mib 128 --one-in 16 --pause-us 1000"; do
 	# shellcheck disable=SC2086
 	ok "the fetcher is killed five times: $name" struck_case fetcher 5 $name
 	kill_workload
@@ -255,6 +256,8 @@ ok "the source's worker is killed: a tree with zombies" source_worker_case forkt
 kill_workload
 SLOW='' RATE=10M
 ok "the source's worker is killed: a file in memory that was removed" source_worker_case shared --mib 32 --pause-us 1000 --of removed
+kill_workload
+ok "the source's worker is killed: shared memory with holes" source_worker_case shared --mib 512 --one-in 16 --pause-us 1000
 kill_workload
 
 ok "cr-migrate is killed" cli_case dirty --mib 64 --rate 20

@@ -70,7 +70,7 @@ holes_case() {
 		return 1
 	fi
 	lazy=$(postcopied .pages_lazy)
-	((lazy >= had / 8 * $3 / 100)) || { diag "$lazy pages of $((had / 8)) stayed behind"; return 1; }
+	((lazy >= had * $3 / 800)) || { diag "$lazy pages of $((had / 8)) stayed behind"; return 1; }
 	# seldom it fills a hole
 	fits "$during" $((had + 512)) "while it is fetched" && fits "$(blocks beta)" $((had + 512)) "afterwards" && finish_workload
 }
