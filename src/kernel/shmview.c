@@ -10,6 +10,7 @@
 
 struct shmview {
 	int prog;
+	bool counts_less; /* file_refs as the kernel has it is one less */
 };
 
 enum { PAGE = 4096, VM_SHARED = 8 };
@@ -37,7 +38,19 @@ static const struct way ways[] = {
     {TO(write_openings),
      {"vm_area_struct", "file", "inode"},
      {"vm_file", "f_inode", "i_writecount"}},
+    {TO(file), {"vm_area_struct"}, {"vm_file"}},
+    {TO(file_mode), {"vm_area_struct", "file"}, {"vm_file", "f_mode"}},
+    {TO(file_refs), {"vm_area_struct", "file"}, {"vm_file", "f_ref"}},
 };
+
+/* 6.13: a file_ref_t, 0 for one; before, f_count, 1 for one. */
+static const struct way refs_before = {
+    TO(file_refs), {"vm_area_struct", "file"}, {"vm_file", "f_count"}};
+
+static const struct way *way_here(const struct shmview *v, const struct way *w)
+{
+	return w->to == TO(file_refs) && !v->counts_less ? &refs_before : w;
+}
 
 /* Register 1 = what is at the end of the way from the mapping in register 6. */
 static int emit_way(struct bpf_code *p, const struct btf *btf, const struct way *w,
@@ -62,7 +75,8 @@ static int emit_way(struct bpf_code *p, const struct btf *btf, const struct way 
 	return 0;
 }
 
-static int emit_all(struct bpf_code *p, const struct btf *btf, struct cr_err *err)
+static int emit_all(const struct shmview *v, struct bpf_code *p, const struct btf *btf,
+		    struct cr_err *err)
 {
 	int r = 0;
 
@@ -71,7 +85,7 @@ static int emit_all(struct bpf_code *p, const struct btf *btf, struct cr_err *er
 	for (size_t i = 0; i < ARRAY_SIZE(ways) && !r; i++) {
 		const int at = (int)ways[i].to - (int)sizeof(struct shm_mapping);
 
-		r = emit_way(p, btf, &ways[i], err);
+		r = emit_way(p, btf, way_here(v, &ways[i]), err);
 		bpf_emit(p, BPF_STX | BPF_MEM | BPF_DW, BPF_REG_10, BPF_REG_1, at, 0);
 		if (ways[i].to != TO(flags))
 			continue;
@@ -89,7 +103,12 @@ static int load(const struct btf *btf, void *arg, struct cr_err *err)
 {
 	struct shmview *v = arg;
 	struct bpf_code p = {.n = 0};
-	int r = emit_all(&p, btf, err);
+	struct cr_err ignored = {0};
+	int32_t off;
+	size_t size;
+
+	v->counts_less = !bpf_find_member(btf, "file", "f_ref", &off, &size, &ignored);
+	int r = emit_all(v, &p, btf, err);
 
 	return r ? r : bpf_iter_load(btf, "task_vma", &p, &v->prog, err);
 }
@@ -101,6 +120,8 @@ int shmview_read(const struct shmview *v, pid_t pid, struct shm_mapping **ret, s
 	int r = bpf_iter_read_vmas(v->prog, pid, sizeof(**ret), &list, ret_n, err);
 
 	*ret = list;
+	for (size_t i = 0; !r && i < *ret_n; i++)
+		(*ret)[i].file_refs += v->counts_less;
 	return r;
 }
 
@@ -157,6 +178,30 @@ static int try_register(const struct shmview *v, char *page, struct cr_err *err)
 	return r || shm_mapping_is_tracked(&m) ? r : disbelieve("userfaultfd", err);
 }
 
+/* A mapping by an opening for writing, twice and with its descriptor, and alone. */
+static int try_opening(const struct shmview *v, const char *page, struct cr_err *err)
+{
+	struct shm_mapping with = {0}, alone = {0};
+	_cleanup_fd_ int fd = open_it(page);
+
+	if (fd < 0) /* nobody may, nor does the destination map by one */
+		return 0;
+	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		return cr_err_sys(err, "mapping shared memory");
+	int r = look_at(v, p, &with, err);
+	close_fdp(&fd);
+	if (!r)
+		r = look_at(v, p, &alone, err);
+	munmap(p, PAGE);
+	if (r)
+		return r;
+	return shm_mapping_is_opening(&alone) && alone.write_openings == 1 &&
+		       with.file == alone.file && with.file_refs == 2 && alone.file_refs == 1
+		   ? 0
+		   : disbelieve("by which file shared memory is mapped", err);
+}
+
 /* Each thing that is to show does, and a write alone shows nothing. */
 static int try_page(const struct shmview *v, char *page, struct cr_err *err)
 {
@@ -169,7 +214,7 @@ static int try_page(const struct shmview *v, char *page, struct cr_err *err)
 	if (!r && memcmp(&was, &now, sizeof(now)) != 0)
 		return disbelieve("the same twice", err);
 	if (!r && (!shm_mapping_can_write(&now) || shm_mapping_is_tracked(&now) ||
-		   now.writable_maps != 1 || now.write_openings))
+		   shm_mapping_is_opening(&now) || now.writable_maps != 1 || now.write_openings))
 		return disbelieve("who can write to shared memory", err);
 	if (!r && double_it(page))
 		return cr_err_sys(err, "mremap");
@@ -177,6 +222,8 @@ static int try_page(const struct shmview *v, char *page, struct cr_err *err)
 		r = look_at(v, page, &now, err);
 	if (!r && now.lock_seq == was.lock_seq)
 		return disbelieve("a mapping that came and went", err);
+	if (!r)
+		r = try_opening(v, page, err);
 	_cleanup_fd_ int fd = open_it(page);
 	if (!r)
 		r = look_at(v, page, &now, err);

@@ -21,9 +21,17 @@ struct shm_mapping {             /* a shared mapping of whatever file */
 				    munmap(2), mremap(2), brk(2), fork(2), … of the process */
 	uint64_t writable_maps;  /* mappings by which it can be written, of whatever process */
 	uint64_t write_openings; /* open(2) for writing that are not closed; 32 bits */
+	/* The open file (open(2)) by which it was mapped: one of these openings, or not; and how
+	 * many mappings, descriptors and others there are by which that is reached. */
+	uint64_t file, file_mode, file_refs;
 };
 
 enum { SHM_WRITE = 2 }; /* VM_WRITE */
+/* Linux: FMODE_WRITER, fs.h. */
+static inline bool shm_mapping_is_opening(const struct shm_mapping *m)
+{
+	return m->file_mode & 0x10000;
+}
 /* Linux: VM_SHARED and VM_MAYWRITE, mm.h. */
 static inline bool shm_mapping_can_write(const struct shm_mapping *m)
 {

@@ -67,20 +67,42 @@ static bool is_told_again(const struct shared_look *l, const struct shared_mappi
 	return false;
 }
 
+/* Openings for writing by which it is mapped, and that nothing but these mappings leads to any
+ * more: what was mapped by a descriptor that is closed, as all is that has been moved here. */
+static uint64_t openings_of_maps(const struct shared_look *l)
+{
+	uint64_t n = 0;
+
+	vec_foreach (s, &l->maps) {
+		uint64_t mappings = 0;
+		bool first = true;
+
+		vec_foreach (o, &l->maps) {
+			if (o->m.file != s->m.file)
+				continue;
+			mappings++;
+			first &= o >= s;
+		}
+		n += first && shm_mapping_is_opening(&s->m) && mappings == s->m.file_refs;
+	}
+	return n;
+}
+
 void shared_look_judge(struct shared_look *l, const struct shared_look *before)
 {
-	uint64_t bytes = 0;
+	uint64_t bytes = 0, openings;
 
 	l->known = false;
 	if (!l->maps.n || l->maps.n > MAPPINGS_MAX)
 		return;
+	openings = l->openings + openings_of_maps(l);
 	vec_foreach (s, &l->maps) {
 		const struct shm_mapping *first = &l->maps.v[0].m;
 
 		if ((may_be_written(s) && !is_tracked(s)) || is_told_again(l, s) ||
 		    s->m.inode != first->inode ||
 		    s->m.writable_maps != l->maps.n + l->maps_of_ours ||
-		    (!l->by_descriptor && s->m.write_openings != l->openings))
+		    (!l->by_descriptor && s->m.write_openings != openings))
 			return;
 		if (may_be_written(s))
 			bytes += s->m.end - s->m.start;

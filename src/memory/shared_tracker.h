@@ -6,8 +6,9 @@
  * what the kernel counts itself (kernel/shmview.h):
  *
  * - Each mapping by which it can be written (i_mmap_writable) is one of a process that is tracked,
- *   and registered. No descriptor that was opened for writing leads to it; or one does, as to a
- *   memfd, and neither has anybody written to it by any nor mapped it (kernel/filemark.h).
+ *   and registered. No descriptor that was opened for writing leads to it (an open file that
+ *   nothing has any more but these mappings is none); or one does, as to a memfd, and neither has
+ * anybody written to it by any nor mapped it (kernel/filemark.h).
  * - The address spaces that have it are the same as at the look before, and nothing in them was
  *   mapped, unmapped or moved, nor was any of them inherited by a child (mm_lock_seq). Nobody has
  *   opened it (inotify(7)) or attached it (shm_atime) since.

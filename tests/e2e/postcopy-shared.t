@@ -169,18 +169,19 @@ kill_workload
 # Where the kernel tells which pages were written, the destination hears of it before it asks for any: only those
 # are missing there, and asked for.
 only_written_case() {
-	local mib=$1 part=$2 most clean lazy
-	shift 2
+	local home=$1 mib=$2 part=$3 most clean lazy
+	shift 3
 	start_workload alpha partly --mib "$mib" --part "$part" "$@" && runs_on || return 1
-	move_workload beta --mode hybrid --max-bandwidth 8M && right || return 1
+	[ "$home" = alpha ] || move_workload beta || return 1
+	move_workload "$(other "$home")" --mode hybrid --max-bandwidth 8M && right || return 1
 	read -r clean lazy < <(postcopied '| [.asked_clean, .pages_lazy] | @tsv')
 	most=$((mib * 256 / part + 500)) # of each process's own some are written, too
 	((clean == 0 && lazy <= most)) || { diag "$clean were asked for that had not been written, $lazy of at most $most were missing: $mig_done"; return 1; }
 	finish_workload
 }
-for name in "128 16 --workers 3" "64 8 --workers 0" "64 64 --workers 7 --pause-us 1000"; do
+for name in "alpha 128 16 --workers 3" "alpha 64 8 --workers 0" "alpha 64 64 --workers 7 --pause-us 1000" "beta 64 16 --workers 3"; do
 	# shellcheck disable=SC2086
-	ok "hybrid: no page is asked for, or missing, that was not written since: $name" only_written_case $name
+	ok "hybrid: no page is asked for, or missing, that was not written since: from $name" only_written_case $name
 	kill_workload
 done
 done_testing

@@ -27,17 +27,27 @@ stopped_for() {
 }
 
 # Another try where something else came in between: whether it did is a matter of chance.
-few_at_the_stop() {
-	start_workload alpha "$@" && runs_on || return 1
+few_at_a_stop() {
 	for _ in 1 2 3 4 5 6; do
 		move_workload "$(other "$wl_host")" || return 1
 		! stopped_for '. < 10000' || { finish_workload; return; }
 	done
 	return 1
 }
+few_at_the_stop() {
+	start_workload alpha "$@" && runs_on && few_at_a_stop
+}
+few_once_moved() {
+	start_workload alpha "$@" && runs_on && move_workload beta && few_at_a_stop
+}
 ok "at the stop few pages of 512 MiB are looked into" few_at_the_stop dirty --shared --mib 512 --rate 2
 kill_workload
 ok "likewise of several processes that have it" few_at_the_stop shared --mib 128 --workers 6 --steady --pause-us 2000 --seldom 100000
+kill_workload
+
+ok "likewise of what has been moved before" few_once_moved dirty --shared --mib 128 --rate 2
+kill_workload
+ok "also of several processes" few_once_moved shared --mib 64 --workers 6 --steady --pause-us 2000 --seldom 100000
 kill_workload
 
 ok "likewise of a memfd that stays open" few_at_the_stop dirty --shared --of memfd --mib 256 --rate 2

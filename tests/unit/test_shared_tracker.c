@@ -68,6 +68,37 @@ static bool known(struct shared_look *l)
 	return l->known;
 }
 
+/* As all is that has been moved here: by an open file whose descriptors are closed. */
+static void what_maps_it_by_a_closed_descriptor(void **state)
+{
+	struct tracker t;
+	struct shared_look l = a_look(&t);
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		l.maps.v[i].m.write_openings = 2;
+		l.maps.v[i].m.file = 5;
+		l.maps.v[i].m.file_mode = 0x10003;
+		l.maps.v[i].m.file_refs = 2; /* both by the same, inherited */
+	}
+	assert_true(known(&l));
+	l.maps.v[0].m.file_refs = l.maps.v[1].m.file_refs = 3; /* a descriptor is left */
+	assert_false(known(&l));
+	l.maps.v[1].m.file = 6; /* each by its own, of which one is not the mappings' alone */
+	l.maps.v[0].m.write_openings = l.maps.v[1].m.write_openings = 3;
+	l.maps.v[0].m.file_refs = 1;
+	assert_false(known(&l));
+	l.maps.v[1].m.file_refs = 1;
+	assert_true(known(&l));
+	l.maps.v[0].m.write_openings = l.maps.v[1].m.write_openings = 4; /* somebody else's */
+	assert_false(known(&l));
+	l.maps.v[0].m.write_openings = l.maps.v[1].m.write_openings = 1;
+	assert_false(known(&l));
+	l.maps.v[0].m.file_mode = l.maps.v[1].m.file_mode = 3; /* mmap(2) without a file: none */
+	assert_true(known(&l));
+	shared_look_done(&l);
+}
+
 static void every_writer_has_to_be_tracked(void **state)
 {
 	const struct addr_range unsettled = {0x10000 + BYTES - CR_PAGE_SIZE, 0x20000 + BYTES};
@@ -440,6 +471,7 @@ static void whoever_opens_it_shows(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+	    cmocka_unit_test(what_maps_it_by_a_closed_descriptor),
 	    cmocka_unit_test(every_writer_has_to_be_tracked),
 	    cmocka_unit_test(nothing_may_come_and_go),
 	    cmocka_unit_test(use_of_a_descriptor_shows),
