@@ -173,14 +173,31 @@ static bool has_ended(struct files_ctx *x, uint32_t me)
 	       (poll(&pfd, 1, 0) == 1 && pfd.revents & POLLHUP);
 }
 
-/* A child that has it may end before it is found: it is looked for again. */
+/* What may be otherwise in a moment is looked at again, what is refused in any case not for long.
+ */
+static int looks_at_most(const struct files_ctx *x)
+{
+	return x->c->refused->list.n ? 1 : LOOKS;
+}
+
+static void pause_after(int look)
+{
+	const struct timespec pause = {.tv_nsec = 1000000l << look};
+
+	nanosleep(&pause, NULL);
+}
+
+/* A child that has it may end before it is found; and what it had may live on for as long as it
+ * waits for a processor in between: descriptors go first, and then what they lead to. */
 static bool may_be_inside(struct files_ctx *x, uint32_t me, uint64_t peer_ino)
 {
 	const struct file peer = {.dev = x->c->tree->files[me].dev, .ino = peer_ino};
 
-	for (int looks = 0; looks < LOOKS; looks++)
+	for (int i = 0; i < looks_at_most(x); i++) {
 		if (files_pipe_end_inside(x, &peer, true) || has_ended(x, me))
 			return true;
+		pause_after(i);
+	}
 	return false;
 }
 
@@ -222,21 +239,17 @@ static bool has_sent(struct files_ctx *x, uint32_t me)
 }
 
 /* Ahead it may have been accepted since, or the other end closed: then that has no inode any more
- * before this end is told of it, and whoever closes it may have lost the processor in between. What
- * is refused in any case need not be looked at for long. */
+ * before this end is told of it, and whoever closes it may have lost the processor in between. */
 static bool waits_still(const struct files_ctx *x, const struct file *f)
 {
-	int looks = x->c->refused->list.n ? 1 : LOOKS;
-
-	for (int i = 0; i < looks; i++) {
-		const struct timespec pause = {.tv_nsec = 1000000l << i};
+	for (int i = 0; i < looks_at_most(x); i++) {
 		struct unix_diag_info now = {0};
 		struct cr_err ignored = {0};
 
 		if (unix_diag_get(f->ino, &now, &ignored) || now.peer_ino ||
 		    now.shutdown == UNIX_SHUT_BOTH)
 			return false;
-		nanosleep(&pause, NULL);
+		pause_after(i);
 	}
 	return true;
 }
