@@ -140,18 +140,22 @@ rates_are_back() {
 	return 1
 }
 
+# Whoever has moved it ends once he has said so.
+is_bare() {
+	[ "$(processes "$1")" = "$bare_host" ]
+}
+
 # Nothing of the server is left in the other host, all of it is in this one, and the address with it.
 all_in() {
-	local host=$1 left now
+	local host=$1 left
 	left=$(other "$host")
 	on "$host" test -d "/proc/$server_pid" </dev/null || { diag "pid $server_pid is not in $host"; return 1; }
 	on "$host" ip -o addr show dev eth0 </dev/null | grep -F " $service/" >/dev/null || {
 		diag "$service is not in $host"
 		return 1
 	}
-	now=$(processes "$left")
-	[ "$now" = "$bare_host" ] || {
-		diag "$left has $now processes, without the server $bare_host"
+	until_true 10 is_bare "$left" || {
+		diag "$left had $bare_host processes without the server: $(on "$left" ps -e -o pid,ppid,stat,args </dev/null)"
 		return 1
 	}
 }
