@@ -530,6 +530,16 @@ static int run_on(struct source *s, struct cr_err *err)
 	return cr_err_ctx(err, "letting the source run on");
 }
 
+/* The last that is done beside the running tasks. */
+static int last_looks(struct source *s, struct cr_err *err)
+{
+	int r = s->lazy ? source_follow_behind(s, err) : 0;
+
+	if (!r)
+		r = source_last_object_rounds(s, err);
+	return r ? r : announce(s, err);
+}
+
 int source_switch_over(struct source *s, struct cr_err *err)
 {
 	struct msg_phases *ph = &s->done.phases;
@@ -542,11 +552,7 @@ int source_switch_over(struct source *s, struct cr_err *err)
 	source_request(s, &rq);
 	heap_warm(HEAP_BYTES + tree_count_threads(s->tree) * HEAP_BYTES_PER_THREAD);
 	page_tx_set_bandwidth(s->tx, 0); /* the limit is for what runs beside the tasks */
-	int r = s->lazy ? source_follow_behind(s, err) : 0;
-	if (!r)
-		r = source_last_object_rounds(s, err);
-	if (!r)
-		r = announce(s, err);
+	int r = last_looks(s, err);
 	source_real_time(true);
 	if (!r && s->lazy)
 		r = source_last_drop_rounds(s, err);

@@ -95,6 +95,17 @@ static void test_ahead(void **state)
 	left_done(&s);
 }
 
+static void add_three_huge(struct server *s, struct memory *m)
+{
+	for (uint64_t i = 1; i <= 3; i++) {
+		struct lazy_chunk c = {.start = i * CHUNK};
+
+		memset(c.bits, 0xff, sizeof(c.bits));
+		assert_int_equal(left_add(s, m, &c), 0);
+	}
+	assert_int_equal(left_sort(s), 0);
+}
+
 /* Whole ones follow a huge page that was asked for, and nothing is sent with it. */
 static void test_huge(void **state)
 {
@@ -103,13 +114,7 @@ static void test_huge(void **state)
 	struct memory *m = add_memory(&s, 7);
 
 	(void)state;
-	for (uint64_t i = 1; i <= 3; i++) {
-		struct lazy_chunk c = {.start = i * CHUNK};
-
-		memset(c.bits, 0xff, sizeof(c.bits));
-		assert_int_equal(left_add(&s, m, &c), 0);
-	}
-	assert_int_equal(left_sort(&s), 0);
+	add_three_huge(&s, m);
 	for (uint64_t va = 2 * CHUNK; va < 3 * CHUNK; va += CR_PAGE_SIZE)
 		left_take(&s, m, va);
 	assert_int_equal(left_asked(&s, m, 2 * CHUNK, 512), 0);
@@ -127,13 +132,7 @@ static void test_huge_whole(void **state)
 	struct memory *m = add_memory(&s, 7);
 
 	(void)state;
-	for (uint64_t i = 1; i <= 3; i++) {
-		struct lazy_chunk c = {.start = i * CHUNK};
-
-		memset(c.bits, 0xff, sizeof(c.bits));
-		assert_int_equal(left_add(&s, m, &c), 0);
-	}
-	assert_int_equal(left_sort(&s), 0);
+	add_three_huge(&s, m);
 	assert_int_equal(left_asked(&s, m, CHUNK, 512), 0);
 	left_asked(&s, m, CHUNK + 100 * CR_PAGE_SIZE, 1); /* nothing of it was pushed yet */
 	takes(&s, CHUNK + 92 * CR_PAGE_SIZE, PUSH_PAGES);
